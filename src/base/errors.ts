@@ -1,0 +1,38 @@
+// The one error type of SSI-HV. A code is `noun_state`, stable, part of the API; the message says
+// what happened and to what, `hint` says what to do. Places that print or map errors: src/cli/report.ts.
+
+export type ErrorCode =
+  | "abi_mismatched"
+  | "acpi_invalid"
+  | "address_invalid"
+  | "config_invalid"
+  | "console_failed"
+  | "cpu_incompatible"
+  | "engine_dead"
+  | "engine_failed"
+  | "flag_invalid"
+  | "guest_failed"
+  | "host_unfit"
+  | "initrd_invalid"
+  | "kernel_invalid"
+  | "key_invalid"
+  | "lab_failed"
+  | "library_unloadable"
+  | "memory_insufficient"
+  | "node_unreachable"
+  | "page_lost"
+  | "peer_refused"
+  | "topology_invalid"
+  | "vcpu_lost";
+
+export class SsihvError extends Error {
+  readonly code: ErrorCode;
+  readonly hint: string | undefined;
+
+  constructor(code: ErrorCode, message: string, options: { hint?: string; cause?: unknown } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = "SsihvError";
+    this.code = code;
+    this.hint = options.hint;
+  }
+}
