@@ -1,0 +1,179 @@
+//! Thin wrappers over the system calls the data plane makes: each returns a value or an error that
+//! carries no errno, with `last_errno` beside it for reports. No std.Io here: its start-up would take
+//! over signal handlers of the process that loaded us.
+
+const std = @import("std");
+const linux = std.os.linux;
+const posix = std.posix;
+
+/// errno of the newest failed call of this thread.
+pub threadlocal var last_errno: u32 = 0;
+
+pub const Error = error{SystemCall};
+
+pub fn check(result: usize) Error!usize {
+    const e = linux.errno(result);
+    if (e == .SUCCESS) return result;
+    last_errno = @intFromEnum(e);
+    return error.SystemCall;
+}
+
+pub fn ioctl(fd: i32, request: u32, arg: usize) Error!usize {
+    while (true) {
+        const r = linux.ioctl(fd, request, arg);
+        if (linux.errno(r) == .INTR) continue;
+        return check(r);
+    }
+}
+
+pub fn close(fd: i32) void {
+    if (fd >= 0) _ = linux.close(fd);
+}
+
+pub fn monotonicNs() u64 {
+    var ts: linux.timespec = undefined;
+    _ = linux.clock_gettime(.MONOTONIC, &ts);
+    return @as(u64, @intCast(ts.sec)) * std.time.ns_per_s + @as(u64, @intCast(ts.nsec));
+}
+
+pub fn realtimeSeconds() i64 {
+    var ts: linux.timespec = undefined;
+    _ = linux.clock_gettime(.REALTIME, &ts);
+    return ts.sec;
+}
+
+pub fn mapAnonymous(size: usize) Error![]align(std.heap.page_size_min) u8 {
+    const flags: linux.MAP = .{ .TYPE = .PRIVATE, .ANONYMOUS = true, .NORESERVE = true };
+    const r = try check(linux.mmap(null, size, .{ .READ = true, .WRITE = true }, flags, -1, 0));
+    const p: [*]align(std.heap.page_size_min) u8 = @ptrFromInt(r);
+    return p[0..size];
+}
+
+pub fn mapShared(fd: i32, size: usize) Error![]align(std.heap.page_size_min) u8 {
+    const flags: linux.MAP = .{ .TYPE = .SHARED };
+    const r = try check(linux.mmap(null, size, .{ .READ = true, .WRITE = true }, flags, fd, 0));
+    const p: [*]align(std.heap.page_size_min) u8 = @ptrFromInt(r);
+    return p[0..size];
+}
+
+pub fn unmap(memory: []align(std.heap.page_size_min) u8) void {
+    _ = linux.munmap(memory.ptr, memory.len);
+}
+
+pub fn eventfd() Error!i32 {
+    return @intCast(try check(linux.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK)));
+}
+
+/// Adds one to an eventfd counter; a full counter already means "wake up".
+pub fn eventfdSignal(fd: i32) void {
+    const one: u64 = 1;
+    _ = linux.write(fd, @ptrCast(&one), 8);
+}
+
+pub fn eventfdDrain(fd: i32) void {
+    var value: u64 = 0;
+    _ = linux.read(fd, @ptrCast(&value), 8);
+}
+
+/// Sleeps while `*word == expected`, at most `timeout_ns`. May wake early; callers loop.
+pub fn futexWait(word: *const std.atomic.Value(u32), expected: u32, timeout_ns: ?u64) void {
+    const op: linux.FUTEX_OP = .{ .cmd = .WAIT, .private = true };
+    if (timeout_ns) |ns| {
+        const ts: linux.timespec = .{
+            .sec = @intCast(ns / std.time.ns_per_s),
+            .nsec = @intCast(ns % std.time.ns_per_s),
+        };
+        _ = linux.futex_4arg(&word.raw, op, expected, &ts);
+    } else {
+        _ = linux.futex_4arg(&word.raw, op, expected, null);
+    }
+}
+
+pub fn futexWake(word: *const std.atomic.Value(u32), count: u31) void {
+    _ = linux.futex_3arg(&word.raw, .{ .cmd = .WAKE, .private = true }, count);
+}
+
+/// A futex mutex for state that several vCPU and device threads share. Never held across anything
+/// that may touch guest memory or block.
+pub const Mutex = struct {
+    /// 0 free, 1 held, 2 held with waiters.
+    state: std.atomic.Value(u32) = .init(0),
+
+    pub fn lock(self: *Mutex) void {
+        // Acquire pairs with the release in unlock.
+        if (self.state.cmpxchgStrong(0, 1, .acquire, .monotonic) == null) return;
+        while (self.state.swap(2, .acquire) != 0) futexWait(&self.state, 2, null);
+    }
+
+    pub fn unlock(self: *Mutex) void {
+        if (self.state.swap(0, .release) == 2) futexWake(&self.state, 1);
+    }
+};
+
+/// Blocks every signal in the calling thread; std.Thread.spawn children inherit the mask.
+pub fn blockSignals() posix.sigset_t {
+    var all = posix.sigfillset();
+    var old: posix.sigset_t = undefined;
+    posix.sigprocmask(std.c.SIG.BLOCK, &all, &old);
+    return old;
+}
+
+pub fn restoreSignals(old: posix.sigset_t) void {
+    posix.sigprocmask(std.c.SIG.SETMASK, &old, null);
+}
+
+/// The real-time signal that kicks a vCPU thread out of KVM_RUN.
+pub fn kickSignal() posix.SIG {
+    return @enumFromInt(std.c.sigrtmin() + 2);
+}
+
+pub fn unblockSignal(sig: posix.SIG) void {
+    var set = posix.sigemptyset();
+    posix.sigaddset(&set, sig);
+    posix.sigprocmask(std.c.SIG.UNBLOCK, &set, null);
+}
+
+/// Writes everything or reports the failure; a peer that went away is an error, not a signal.
+pub fn writeAll(fd: i32, bytes: []const u8) Error!void {
+    var rest = bytes;
+    while (rest.len > 0) {
+        const r = linux.write(fd, rest.ptr, rest.len);
+        switch (linux.errno(r)) {
+            .SUCCESS => rest = rest[r..],
+            .INTR => {},
+            .AGAIN => {
+                var p: [1]linux.pollfd = .{.{ .fd = fd, .events = linux.POLL.OUT, .revents = 0 }};
+                _ = linux.poll(&p, 1, 1000);
+            },
+            else => |e| {
+                last_errno = @intFromEnum(e);
+                return error.SystemCall;
+            },
+        }
+    }
+}
+
+test "mutex excludes" {
+    var mutex: Mutex = .{};
+    var counter: u64 = 0;
+    const Worker = struct {
+        fn run(m: *Mutex, c: *u64) void {
+            for (0..20_000) |_| {
+                m.lock();
+                c.* += 1;
+                m.unlock();
+            }
+        }
+    };
+    var threads: [3]std.Thread = undefined;
+    for (&threads) |*t| t.* = try std.Thread.spawn(.{}, Worker.run, .{ &mutex, &counter });
+    for (threads) |t| t.join();
+    try std.testing.expectEqual(@as(u64, 60_000), counter);
+}
+
+test "futex wait ends at its timeout and at a changed word" {
+    var word: std.atomic.Value(u32) = .init(7);
+    futexWait(&word, 7, 1_000_000);
+    futexWait(&word, 8, null);
+    try std.testing.expectEqual(@as(u32, 7), word.raw);
+}
