@@ -1,0 +1,161 @@
+// Control messages between `ssihv run` (parent) and `ssihv engine` (child), and the plan the child
+// builds its machine from. Everything here is plain JSON: bytes as numbers (exact to 2^53), keys as
+// hex, no bigint, so that the same plan can later cross hosts. The channel is ordered and reliable;
+// guest console bytes and telemetry do not travel here (pipes and the shared page do that).
+// Order: ready -> start -> started -> ... -> summary (once, if asked or at the end) -> stopped.
+// `failed` may replace any of them and is the last message.
+
+/** File descriptors of the child. */
+export const ENGINE_FDS = { consoleIn: 0, consoleOut: 1, stderr: 2, sharedPage: 3 } as const;
+
+/** One node's part of the machine. */
+export interface NodePlan {
+  readonly id: number;
+  readonly vcpus: number;
+  readonly memoryBytes: number;
+}
+
+/** How the engine reaches the engines of the other nodes; absent in a VM of one node. */
+export interface LanePlan {
+  /** Address this engine accepts lanes on: "host:port" or "unix:/path". */
+  readonly listen: string;
+  readonly peers: readonly { readonly node: number; readonly address: string }[];
+  /** 32-byte key of this VM in hex; never logged. */
+  readonly key: string;
+}
+
+export type PageTablesMode = "strict" | "replicated";
+
+export interface EngineOptions {
+  /** What a guest reset does: start the machine again, or end the run with reason "reset". */
+  readonly onReset: "restart" | "stop";
+  readonly pageTables: PageTablesMode;
+  /** Guest clocks run this many times slower; 1 on real hosts. */
+  readonly clockDilation: number;
+  readonly peerTimeoutMs: number;
+  readonly holdUsMax: number;
+  /** Pager off, plain RAM: one node only. */
+  readonly plainMemory: boolean;
+  readonly pinVcpus: boolean;
+  /** Collect what `--report` prints (hot pages); `systemMap` names them. */
+  readonly report: boolean;
+  readonly systemMap?: string;
+}
+
+export interface EnginePlan {
+  readonly name: string;
+  /** Which of `nodes` this engine is. */
+  readonly node: number;
+  readonly nodes: readonly NodePlan[];
+  /** Absolute paths, readable by the child. */
+  readonly kernel: string;
+  readonly initrd?: string;
+  readonly cmdline: string;
+  /** The CPU model of the VM as src/vmm/cpu-model.ts made it; absent: this host's own. */
+  readonly cpuModel?: unknown;
+  readonly lane?: LanePlan;
+  readonly options: EngineOptions;
+}
+
+export type ToEngine =
+  | { readonly type: "start"; readonly plan: EnginePlan }
+  | { readonly type: "pause" }
+  | { readonly type: "resume" }
+  | { readonly type: "stop" }
+  | { readonly type: "nmi" }
+  | { readonly type: "report" };
+
+/** What the child found on its host before it builds anything. */
+export interface EngineCapabilities {
+  readonly pid: number;
+  readonly abiHash: string;
+  readonly tscKhz: number;
+  /** What `--page-tables auto` resolves to on this host. */
+  readonly pageTables: PageTablesMode;
+  /** This host's CPU for src/vmm/cpu-model.ts intersect(). */
+  readonly hostCpu?: unknown;
+}
+
+export type StoppedReason =
+  | "powered_off"
+  | "reset"
+  | "triple_fault"
+  | "debug_exit"
+  | "requested"
+  | "internal_error"
+  | "vcpu_lost"
+  | "page_lost";
+
+export const STOPPED_REASONS: readonly StoppedReason[] = [
+  "powered_off",
+  "reset",
+  "triple_fault",
+  "debug_exit",
+  "requested",
+  "internal_error",
+  "vcpu_lost",
+  "page_lost",
+];
+
+/** The numbers of the run's last line; times in the unit the name says. */
+export interface EngineSummary {
+  readonly node: number;
+  readonly runSeconds: number;
+  readonly bootSeconds?: number;
+  readonly exits: number;
+  readonly exitsTypescript: number;
+  readonly remoteFaults: number;
+  readonly faultUsMedian: number;
+  readonly faultUsP99: number;
+  readonly pageTables: PageTablesMode;
+  readonly pageTableTransfers: number;
+  readonly longestStallUs: number;
+  /** Of the vCPUs' time, 0..1. */
+  readonly stalledShare: number;
+  readonly mismatches: number;
+  /** Hot pages for --report: transfers per guest page, most first. */
+  readonly hotPages?: readonly {
+    readonly gpa: number;
+    readonly transfers: number;
+    readonly symbol?: string;
+  }[];
+}
+
+export type FromEngine =
+  | { readonly type: "ready"; readonly capabilities: EngineCapabilities }
+  | { readonly type: "started" }
+  | {
+      readonly type: "stopped";
+      readonly reason: StoppedReason;
+      /** debug_exit: the value v the guest wrote. */
+      readonly code?: number;
+      readonly detail?: string;
+    }
+  | { readonly type: "notice"; readonly text: string }
+  | ({ readonly type: "summary" } & EngineSummary)
+  | {
+      readonly type: "failed";
+      /** An ErrorCode of src/base/errors.ts. */
+      readonly code: string;
+      readonly message: string;
+      readonly hint?: string;
+    };
+
+const FROM_TYPES = new Set(["ready", "started", "stopped", "notice", "summary", "failed"]);
+const TO_TYPES = new Set(["start", "pause", "resume", "stop", "nmi", "report"]);
+
+function typeOf(value: unknown): string | undefined {
+  if (typeof value !== "object" || value === null || !("type" in value)) return undefined;
+  return typeof value.type === "string" ? value.type : undefined;
+}
+
+/** Both ends are the same executable, so the tag is enough; anything else is not ours. */
+export function isFromEngine(value: unknown): value is FromEngine {
+  const type = typeOf(value);
+  return type !== undefined && FROM_TYPES.has(type);
+}
+
+export function isToEngine(value: unknown): value is ToEngine {
+  const type = typeOf(value);
+  return type !== undefined && TO_TYPES.has(type);
+}
