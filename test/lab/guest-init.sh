@@ -1,0 +1,30 @@
+#!/bin/busybox sh
+# First process of the guest under test: says what the kernel found, runs what the command line asks
+# for (`ssihv.run=` base64 of a shell script), then powers off with its status; without that, gives
+# a shell on the console. Nothing else, so that a boot measures the kernel.
+export PATH=/bin HOME=/ PS1='guest# '
+/bin/busybox mkdir -p /tmp
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs tmp /tmp
+cpus=$(grep -c ^processor /proc/cpuinfo)
+nodes=$(ls -d /sys/devices/system/node/node* 2>/dev/null | wc -l)
+read -r up rest </proc/uptime
+echo "ssihv-guest: ready cpus=$cpus nodes=$nodes uptime=$up"
+script=
+for word in $(cat /proc/cmdline); do
+    case $word in ssihv.run=*) script=${word#ssihv.run=} ;; esac
+done
+if [ -n "$script" ]; then
+    echo "$script" | base64 -d >/tmp/run
+    sh /tmp/run </dev/null
+    echo "ssihv-guest: exit $?"
+else
+    setsid cttyhack sh
+fi
+sync
+poweroff -f

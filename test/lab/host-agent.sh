@@ -1,0 +1,60 @@
+# Process 1 of an emulated host after boot: sets up the network, then takes orders from the lab over
+# a virtio-serial port, one per line: `run ID` starts /out/.lab/ID.sh, `kill ID` ends it. It answers
+# `ready` once and `exit ID STATUS` per job. Output goes to /out/.lab/ID.log.
+# When the lab goes away the port closes and the host powers itself off.
+busybox() { /run/lab/busybox "$@"; }
+stage() { read -r up rest </proc/uptime; echo "lab: $up s: $1"; }
+argument() { for word in $(busybox cat /proc/cmdline); do case $word in "lab.$1="*) echo "${word#*=}" ;; esac; done; }
+
+export LABNODE="$(argument node)" LABHOSTS="$(argument hosts)"
+export HOME=/root TERM=dumb LANG=C.UTF-8
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+checkout="$(argument checkout)"
+busybox hostname "lab$LABNODE"
+busybox ip link set lo up
+if [ -e /sys/class/net/eth0 ]; then
+    busybox ip link set eth0 mtu 9000 up
+    busybox ip addr add "10.9.0.$LABNODE/24" dev eth0
+    # Acknowledge at once on the segment: a held-back ACK costs a small message 40 ms.
+    busybox ip route del 10.9.0.0/24 dev eth0
+    ip route add 10.9.0.0/24 dev eth0 quickack 1 2>/dev/null || busybox ip route add 10.9.0.0/24 dev eth0
+fi
+# The emulated host's own modules, so that modprobe works in it; the machine's belong to its kernel.
+modules="$(argument modules)"
+[ -d /lib/modules ] || busybox mkdir -p /lib/modules
+[ -n "$modules" ] && busybox mount -o bind "$modules" /lib/modules
+echo 1 >/proc/sys/vm/unprivileged_userfaultfd
+
+for entry in /sys/class/virtio-ports/*; do
+    read -r name <"$entry/name"
+    [ "$name" = ssihv.lab ] && exec 3<>"/dev/${entry##*/}"
+done
+# The lab connects a moment after boot or long before it; only an end of file after its first word
+# means that it is gone.
+heard=
+start() {
+    cd "$checkout" || cd /
+    # Own session: `kill` reaches everything the job started in it.
+    /run/lab/busybox setsid /bin/bash "/out/.lab/$1.sh" </dev/null >"/out/.lab/$1.log" 2>&1 3>&- &
+    child=$!
+    echo "$child" >"/run/lab/$1.pid"
+    wait "$child"
+    echo "exit $1 $?" >&3
+}
+stage "ready"
+echo ready >&3
+while :; do
+    if ! read -r verb id <&3; then
+        [ -n "$heard" ] && break
+        busybox sleep 0.1
+        continue
+    fi
+    heard=1
+    case $verb in
+    run) start "$id" & ;;
+    kill) read -r group <"/run/lab/$id.pid" && kill -KILL "-$group" ;;
+    off) break ;;
+    esac
+done
+busybox sync
+busybox poweroff -f

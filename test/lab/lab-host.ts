@@ -1,0 +1,215 @@
+// One emulated host: a QEMU process, its serial console in a file, and orders to the agent inside
+// over a virtio-serial port that is QEMU's own stdin and stdout. That choice needs no socket and makes
+// the host power itself off when this process dies, however it dies.
+// Invariant: every `run` ends, with a status, at its time limit, or with the death of the host.
+
+import { closeSync, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
+import { checkout } from "./paths.ts";
+import type { HostImage } from "./host-image.ts";
+import { recordProcess } from "./run-directory.ts";
+import { hostAddress, networkArguments } from "./segment.ts";
+import { labError } from "./subprocess.ts";
+import type { Tool } from "./tools.ts";
+
+export interface HostOptions {
+  index: number;
+  hosts: number;
+  cpus: number;
+  memoryMiB: number;
+  directory: string;
+  image: HostImage;
+  qemu: Tool;
+}
+
+export interface CommandOptions {
+  limitSeconds?: number;
+  /** Called with output as it appears (checked ten times a second). */
+  onOutput?: (text: string) => void;
+}
+
+export interface CommandResult {
+  /** The command's exit status; 124 when it was ended at its time limit, as timeout(1) has it. */
+  exitCode: number;
+  timedOut: boolean;
+  log: string;
+  consolePath: string;
+  seconds: number;
+}
+
+const timedOutStatus = 124;
+
+export class LabHost {
+  readonly index: number;
+  readonly address: string;
+  readonly consolePath: string;
+  /** Resolves when the emulated machine is gone, for whatever reason. */
+  readonly exited: Promise<number>;
+  readonly #directory: string;
+  readonly #process: Bun.Subprocess<"pipe", "pipe", "pipe">;
+  readonly #waiting = new Map<string, (status: number) => void>();
+  readonly #ready = Promise.withResolvers<void>();
+  #jobs = 0;
+  #gone: number | undefined;
+  #words = "";
+
+  constructor(options: HostOptions) {
+    this.index = options.index;
+    this.address = hostAddress(options.index);
+    this.consolePath = `${options.directory}/console-${options.index}`;
+    this.#directory = options.directory;
+    this.#process = Bun.spawn(hostCommand(options, this.consolePath), {
+      cwd: options.directory,
+      env: options.qemu.env,
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    recordProcess(options.directory, this.#process.pid, `host-${options.index}`);
+    this.#ready.promise.catch(() => {}); // reported by whoever awaits `ready`
+    void this.#listen();
+    void this.#collectWords();
+    this.exited = this.#process.exited.then((status) => {
+      this.#gone = status;
+      const error = this.#lost();
+      this.#ready.reject(error);
+      for (const resolve of this.#waiting.values()) resolve(-1);
+      this.#waiting.clear();
+      return status;
+    });
+  }
+
+  get ready(): Promise<void> {
+    return this.#ready.promise;
+  }
+
+  /** Runs a bash script on the host; the result has its exit code and everything it printed. */
+  async run(script: string, options: CommandOptions = {}): Promise<CommandResult> {
+    await this.ready;
+    const id = `${this.index}-${++this.#jobs}`;
+    const base = `${this.#directory}/out/.lab/${id}`;
+    writeFileSync(`${base}.sh`, script);
+    writeFileSync(`${base}.log`, "");
+    const began = performance.now();
+    const ended = new Promise<number>((resolve) => this.#waiting.set(id, resolve));
+    const stopFollowing = follow(`${base}.log`, options.onOutput);
+    this.#order(`run ${id}`);
+    let timedOut = false;
+    const timer = setTimeout(() => {
+      timedOut = true;
+      this.#order(`kill ${id}`);
+    }, (options.limitSeconds ?? 300) * 1000);
+    const status = await ended;
+    clearTimeout(timer);
+    stopFollowing();
+    if (this.#gone !== undefined && status === -1) throw this.#lost();
+    return {
+      exitCode: timedOut ? timedOutStatus : status,
+      timedOut,
+      log: readFileSync(`${base}.log`, "utf8"),
+      consolePath: this.consolePath,
+      seconds: (performance.now() - began) / 1000,
+    };
+  }
+
+  /** Ends the machine at once, as a power cut would. */
+  kill(): void {
+    if (this.#gone === undefined) this.#process.kill("SIGKILL");
+  }
+
+  /** The last lines of the serial console: kernel messages and what the init script said. */
+  consoleTail(lines = 5): string {
+    try {
+      const text = readFileSync(this.consolePath, "utf8").replaceAll("\r", "").trimEnd();
+      return text.split("\n").slice(-lines).join("\n");
+    } catch {
+      return "";
+    }
+  }
+
+  #lost(): Error {
+    const tail = [this.#words.trim(), this.consoleTail()].filter((text) => text !== "").join("\n");
+    return labError(
+      `lab host ${this.index} is gone (QEMU status ${this.#gone}); its last words:\n${tail}`,
+      `console: ${this.consolePath}`,
+    );
+  }
+
+  #order(line: string): void {
+    if (this.#gone !== undefined) return;
+    this.#process.stdin.write(`${line}\n`);
+    this.#process.stdin.flush();
+  }
+
+  async #listen(): Promise<void> {
+    const decoder = new TextDecoder();
+    let pending = "";
+    for await (const chunk of this.#process.stdout) {
+      const lines = (pending + decoder.decode(chunk, { stream: true })).split("\n");
+      pending = lines.pop() ?? "";
+      for (const line of lines) this.#hear(line.trim());
+    }
+  }
+
+  #hear(line: string): void {
+    const [verb, id, status] = line.split(" ");
+    if (verb === "ready") this.#ready.resolve();
+    if (verb !== "exit" || id === undefined) return;
+    this.#waiting.get(id)?.(Number(status));
+    this.#waiting.delete(id);
+  }
+
+  async #collectWords(): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const chunk of this.#process.stderr) {
+      this.#words = (this.#words + decoder.decode(chunk, { stream: true })).slice(-4096);
+    }
+  }
+}
+
+// Output is a file of the shared folder: reading it here costs the emulated host nothing.
+function follow(path: string, onOutput: CommandOptions["onOutput"]): () => void {
+  if (onOutput === undefined) return () => {};
+  const file = openSync(path, "r");
+  const decoder = new TextDecoder();
+  const buffer = new Uint8Array(65536);
+  const drain = () => {
+    for (;;) {
+      const count = readSync(file, buffer, 0, buffer.length, null);
+      if (count === 0) return;
+      onOutput(decoder.decode(buffer.subarray(0, count), { stream: true }));
+    }
+  };
+  const timer = setInterval(drain, 100);
+  return () => {
+    clearInterval(timer);
+    drain();
+    closeSync(file);
+  };
+}
+
+function hostCommand(options: HostOptions, consolePath: string): string[] {
+  const { directory, image, index } = options;
+  const share = (tag: string, path: string, more: string) => [
+    "-fsdev", `local,id=${tag},path=${path},security_model=none,multidevs=remap${more}`,
+    "-device", `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`,
+  ];
+  const kernelLine = [
+    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check random.trust_cpu=on",
+    `lab.node=${index} lab.hosts=${options.hosts} lab.checkout=${checkout}`,
+    `lab.modules=${image.modules}`,
+  ];
+  return [
+    // The kernel ends QEMU with us, also when we are killed hard.
+    "setpriv", "--pdeathsig", "KILL", "--",
+    ...options.qemu.command,
+    "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", `${options.cpus}`,
+    "-m", `${options.memoryMiB}`, "-display", "none", "-no-reboot", "-nodefaults",
+    "-serial", `file:${consolePath}`,
+    "-chardev", "stdio,id=lab,signal=off", "-device", "virtio-serial-pci",
+    "-device", "virtserialport,chardev=lab,name=ssihv.lab",
+    ...networkArguments(index, options.hosts),
+    ...share("root", "/", ",readonly=on"),
+    ...share("out", `${directory}/out`, ""),
+    "-kernel", image.kernel, "-initrd", image.initrd, "-append", kernelLine.join(" "),
+  ];
+}

@@ -1,0 +1,190 @@
+// A lab: N emulated hosts on one segment, kept up while commands run in them. `startLab` for many
+// checks in one boot, `runLab` for one command. Everything a lab starts or writes ends with `close`,
+// except the run directory when something failed: consoles and logs are then the evidence.
+
+import { cp, rm } from "node:fs/promises";
+import { basename } from "node:path";
+import { hostImage } from "./host-image.ts";
+import { type CommandOptions, type CommandResult, LabHost } from "./lab-host.ts";
+import { lockLab } from "./lock.ts";
+import { createRunDirectory, recordProcess } from "./run-directory.ts";
+import { hubArguments } from "./segment.ts";
+import { labError } from "./subprocess.ts";
+import { findTool } from "./tools.ts";
+
+export interface LabOptions {
+  hosts?: number;
+  /** Emulated CPUs per host. */
+  cpus?: number;
+  memoryMiB?: number;
+  bootLimitSeconds?: number;
+  /** Files or folders copied to /out of all hosts before boot. */
+  files?: readonly string[];
+  /** netem arguments (`delay 1ms loss 1%`) for all hosts or, as an array, host by host. */
+  netem?: string | readonly (string | undefined)[];
+  /** Load Soft-RoCE and give every host an rxe0 on the segment. */
+  rdma?: boolean;
+  /** Run beside other labs of this checkout instead of waiting for them. */
+  parallel?: boolean;
+}
+
+export class Lab {
+  readonly hosts: readonly LabHost[];
+  readonly directory: string;
+  /** This machine's path of what the hosts see as /out. */
+  readonly out: string;
+  readonly bootSeconds: number;
+  readonly #release: () => Promise<void>;
+
+  constructor(parts: {
+    hosts: readonly LabHost[];
+    directory: string;
+    bootSeconds: number;
+    release: () => Promise<void>;
+  }) {
+    this.hosts = parts.hosts;
+    this.directory = parts.directory;
+    this.out = `${parts.directory}/out`;
+    this.bootSeconds = parts.bootSeconds;
+    this.#release = parts.release;
+  }
+
+  /** The host with this 1-based number. */
+  host(index: number): LabHost {
+    const host = this.hosts[index - 1];
+    if (host === undefined) throw new RangeError(`the lab has no host ${index}`);
+    return host;
+  }
+
+  /** The same script (or one per host) on all hosts at once. */
+  async run(
+    script: string | readonly string[],
+    options: CommandOptions & { onHostOutput?: (index: number, text: string) => void } = {},
+  ): Promise<CommandResult[]> {
+    const { onHostOutput } = options;
+    return Promise.all(
+      this.hosts.map((host, position) => {
+        const own = typeof script === "string" ? script : script[position];
+        if (own === undefined) throw new RangeError(`no script for host ${host.index}`);
+        const onOutput = onHostOutput && ((text: string) => onHostOutput(host.index, text));
+        return host.run(own, onOutput === undefined ? options : { ...options, onOutput });
+      }),
+    );
+  }
+
+  /** Ends all hosts; `keep` leaves the run directory with consoles and logs in place. */
+  async close(options: { keep?: boolean } = {}): Promise<void> {
+    await this.#release();
+    if (options.keep) await rm(`${this.directory}/pids`, { force: true });
+    else await rm(this.directory, { recursive: true, force: true });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+export async function startLab(options: LabOptions = {}): Promise<Lab> {
+  const count = options.hosts ?? 1;
+  if (!Number.isInteger(count) || count < 1 || count > 64) {
+    throw labError(`a lab has 1 to 64 hosts, not ${count}`);
+  }
+  const [image, qemu] = await Promise.all([hostImage(), findTool("qemu-system-x86_64")]);
+  const unlock = options.parallel ? async () => {} : await lockLab();
+  const directory = await createRunDirectory();
+  const began = performance.now();
+  for (const file of options.files ?? []) {
+    await cp(file, `${directory}/out/${basename(file)}`, { recursive: true });
+  }
+  const children: { kill: () => void; exited: Promise<unknown> }[] = [];
+  const release = async () => {
+    for (const child of children) child.kill();
+    await Promise.all(children.map((child) => child.exited));
+    await unlock();
+  };
+  try {
+    const hub = hubArguments(count);
+    if (hub !== undefined) {
+      const command = ["setpriv", "--pdeathsig", "KILL", "--", ...qemu.command, ...hub];
+      const child = Bun.spawn(command, { cwd: directory, env: qemu.env, stdio: ["ignore", "ignore", "ignore"] });
+      recordProcess(directory, child.pid, "hub");
+      children.push({ kill: () => child.kill("SIGKILL"), exited: child.exited });
+    }
+    const hosts = Array.from({ length: count }, (_, position) => {
+      const host = new LabHost({
+        index: position + 1,
+        hosts: count,
+        cpus: options.cpus ?? 1,
+        memoryMiB: options.memoryMiB ?? 2048,
+        directory,
+        image,
+        qemu,
+      });
+      children.push(host);
+      return host;
+    });
+    await within(options.bootLimitSeconds ?? 120, Promise.all(hosts.map((host) => host.ready)), hosts);
+    const bootSeconds = (performance.now() - began) / 1000;
+    const lab = new Lab({ hosts, directory, bootSeconds, release });
+    await prepare(lab, options);
+    return lab;
+  } catch (error) {
+    await release();
+    throw error;
+  }
+}
+
+async function within(seconds: number, work: Promise<unknown>, hosts: LabHost[]): Promise<void> {
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(() => {
+    const tails = hosts.map((host) => `host ${host.index} (${host.consolePath}):\n${host.consoleTail()}`);
+    late.reject(labError(`the lab did not boot within ${seconds} s\n${tails.join("\n")}`));
+  }, seconds * 1000);
+  try {
+    await Promise.race([work, late.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function prepare(lab: Lab, options: LabOptions): Promise<void> {
+  const scripts = lab.hosts.map((host, position) => {
+    const lines = [];
+    const netem = typeof options.netem === "string" ? options.netem : options.netem?.[position];
+    if (netem) lines.push(`modprobe sch_netem; tc qdisc add dev eth0 root netem ${netem}`);
+    if (options.rdma) lines.push("modprobe rdma_rxe ib_uverbs; rdma link add rxe0 type rxe netdev eth0");
+    return `set -e\n${lines.join("\n")}`;
+  });
+  if (scripts.every((script) => script === "set -e\n")) return;
+  const results = await lab.run(scripts, { limitSeconds: 60 });
+  const failed = results.findIndex((result) => result.exitCode !== 0);
+  if (failed >= 0) throw labError(`lab host ${failed + 1}: set-up failed: ${results[failed]?.log}`);
+}
+
+export interface RunLabOptions extends LabOptions {
+  command?: string;
+  commandPerHost?: readonly string[];
+  limitSeconds?: number;
+  onHostOutput?: (index: number, text: string) => void;
+  keep?: boolean;
+}
+
+export interface RunLabResult {
+  hosts: CommandResult[];
+  bootSeconds: number;
+  /** Where consoles and logs are kept, when they are: on failure or on request. */
+  kept: string | undefined;
+}
+
+/** Boots a lab, runs one command on every host, ends the lab. */
+export async function runLab(options: RunLabOptions): Promise<RunLabResult> {
+  const lab = await startLab(options);
+  let keep = true;
+  try {
+    const hosts = await lab.run(options.commandPerHost ?? options.command ?? "true", options);
+    keep = options.keep === true || hosts.some((host) => host.exitCode !== 0);
+    return { hosts, bootSeconds: lab.bootSeconds, kept: keep ? lab.directory : undefined };
+  } finally {
+    await lab.close({ keep });
+  }
+}
