@@ -8,6 +8,7 @@ export type ErrorCode =
   | "config_invalid"
   | "console_failed"
   | "cpu_incompatible"
+  | "defect_found"
   | "engine_dead"
   | "engine_failed"
   | "flag_invalid"
