@@ -133,6 +133,32 @@ pub fn unblockSignal(sig: posix.SIG) void {
     posix.sigprocmask(std.c.SIG.UNBLOCK, &set, null);
 }
 
+/// Pins the calling thread to one of the CPUs it may use: number `index` modulo their count.
+pub fn pinToCpu(index: u32) void {
+    var allowed: linux.cpu_set_t = @splat(0);
+    if (linux.errno(linux.sched_getaffinity(0, @sizeOf(linux.cpu_set_t), &allowed)) != .SUCCESS) return;
+    var count: u32 = 0;
+    for (allowed) |word| count += @popCount(word);
+    if (count == 0) return;
+    var wanted = index % count;
+    for (&allowed, 0..) |*word, w| {
+        var rest = word.*;
+        word.* = 0;
+        while (rest != 0) : (rest &= rest - 1) {
+            if (wanted == 0) allowed[w] |= rest & (~rest +% 1);
+            wanted -%= 1;
+        }
+    }
+    linux.sched_setaffinity(0, &allowed) catch {};
+}
+
+/// Real-time priority for service threads; without the privilege they stay as they are.
+pub fn setFifoPriority(priority: u32) bool {
+    if (priority == 0) return false;
+    const param: linux.sched_param = .{ .priority = @intCast(priority) };
+    return linux.errno(linux.sched_setscheduler(0, .{ .mode = .FIFO }, &param)) == .SUCCESS;
+}
+
 /// Writes everything or reports the failure; a peer that went away is an error, not a signal.
 pub fn writeAll(fd: i32, bytes: []const u8) Error!void {
     var rest = bytes;

@@ -1,0 +1,255 @@
+// The engine process: `ssihv engine`, one VM on one host. Takes a plan from its parent, builds the
+// machine (src/vmm, acpi), loads the Zig data plane and then sleeps; it wakes for rare device accesses,
+// reset and the end. The parent reads the shared page itself: nothing here is on a hot path.
+
+import { SsihvError } from "../base/errors.ts";
+import { constants, enums } from "../native/abi.gen.ts";
+import { dieWithParent, EngineHandle, hostCpuid, hostMsrs, plantCrash } from "../native/engine-handle.ts";
+import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
+import { type MachinePlan, planMachine } from "../vmm/machine.ts";
+import { hostCapabilities } from "./capabilities.ts";
+import {
+  ENGINE_FDS,
+  type EnginePlan,
+  type FromEngine,
+  isToEngine,
+  type StoppedReason,
+  type ToEngine,
+} from "./messages.ts";
+import { type Decision, PowerDevices } from "./power.ts";
+import { summarise } from "./summary.ts";
+
+type Send = (message: FromEngine) => void;
+
+const { EventKind, StopReason } = enums;
+
+/** Why the data plane stopped, in the words of the control messages. */
+const REASONS: Record<number, { reason: StoppedReason; words: string }> = {
+  [StopReason.requested]: { reason: "requested", words: "stopped on request" },
+  [StopReason.triple_fault]: { reason: "triple_fault", words: "triple fault" },
+  [StopReason.kvm_internal_error]: { reason: "internal_error", words: "KVM could not go on" },
+  [StopReason.mmio_in_ram]: {
+    reason: "internal_error",
+    words: "KVM reported an access to existing RAM as MMIO",
+  },
+  [StopReason.vcpu_lost]: { reason: "vcpu_lost", words: "a node with vCPUs is gone" },
+  [StopReason.page_lost]: { reason: "page_lost", words: "the only copy of a page is gone" },
+  [StopReason.halted_forever]: {
+    reason: "requested",
+    words: "every vCPU halted with interrupts off",
+  },
+};
+
+export class EngineProcess {
+  private readonly page: SharedPage;
+  private readonly doorbell = createDoorbell();
+  private readonly send: Send;
+  private readonly power = new PowerDevices();
+  private handle: EngineHandle | undefined;
+  private machine: MachinePlan | undefined;
+  private plan: EnginePlan | undefined;
+  private startedAt = 0;
+  /** What a pause was for: a reset goes on by itself, an operator's pause waits. */
+  private resetPending = false;
+  private ended = false;
+
+  constructor(sharedFd: number, send: Send) {
+    this.send = send;
+    this.page = SharedPage.map(sharedFd);
+    dieWithParent();
+  }
+
+  /** Reports what this host has and listens for events. */
+  async open(): Promise<void> {
+    await Bun.connect({
+      fd: this.doorbell.read,
+      socket: { data: () => this.drain() },
+    } as unknown as Parameters<typeof Bun.connect>[0]);
+    this.send({ type: "ready", capabilities: hostCapabilities() });
+  }
+
+  receive(message: ToEngine): void {
+    switch (message.type) {
+      case "start":
+        return this.start(message.plan);
+      case "pause":
+        return this.handle?.pause();
+      case "resume":
+        return this.handle?.resume();
+      case "stop":
+        return this.handle === undefined ? this.finish("requested") : this.handle.stop();
+      case "nmi":
+        return this.handle?.sendNmi();
+      case "report":
+        return this.sendSummary();
+    }
+  }
+
+  private start(plan: EnginePlan): void {
+    this.plan = plan;
+    const machine = planMachine(plan, { cpuid: hostCpuid(), msrs: hostMsrs() });
+    this.machine = machine;
+    this.handle = new EngineHandle({
+      ...machine.engineConfig,
+      shared_fd: this.page.fd,
+      console_in_fd: plan.node === 0 ? ENGINE_FDS.consoleIn : -1,
+      console_out_fd: plan.node === 0 ? ENGINE_FDS.consoleOut : -1,
+      doorbell_fd: this.doorbell.write,
+    });
+    for (const region of machine.busRegions) this.handle.addRegion(region);
+    for (const file of machine.registerFiles) this.handle.addRegisterFile(file);
+    machine.cpuid.forEach((entries, vcpu) => {
+      this.handle?.setCpuid(vcpu, entries);
+    });
+    this.loadImages();
+    this.startedAt = performance.now();
+    this.handle.start();
+    this.send({ type: "started" });
+  }
+
+  private loadImages(): void {
+    const { handle, machine } = this;
+    if (handle === undefined || machine === undefined || machine.boot === undefined) return;
+    for (const load of machine.boot.loads) handle.load(load);
+    handle.setBoot(machine.boot.registers);
+  }
+
+  private drain(): void {
+    for (const event of this.page.takeEvents()) this.event(event);
+  }
+
+  private event(event: EngineEvent): void {
+    switch (event.kind) {
+      case EventKind.io_request:
+        return this.ioRequest(event.vcpu);
+      case EventKind.register_event:
+        return this.decide(this.power.registerEvent(Number(event.a)));
+      case EventKind.paused:
+        return this.paused();
+      case EventKind.stopped:
+        return this.stopped(event);
+      case EventKind.notice:
+        return this.send({ type: "notice", text: noticeText(event) });
+    }
+  }
+
+  private ioRequest(vcpu: number): void {
+    const slot = this.page.ioSlot(vcpu);
+    const answer = this.power.answer({
+      device: slot.device,
+      isWrite: slot.is_write !== 0,
+      size: slot.size,
+      value: Number(slot.value & 0xffff_ffffn),
+    });
+    if (answer.debugByte !== undefined) this.debugByte(answer.debugByte);
+    this.handle?.completeIo(vcpu, BigInt(answer.value >>> 0));
+    this.decide(answer.decision);
+  }
+
+  private debugLine = "";
+
+  /** The debug console goes to the parent line by line. */
+  private debugByte(byte: number): void {
+    if (byte !== 10 && this.debugLine.length < 400) {
+      this.debugLine += String.fromCharCode(byte);
+      return;
+    }
+    this.send({ type: "notice", text: `debug console: ${this.debugLine}` });
+    this.debugLine = "";
+  }
+
+  private decide(decision: Decision | undefined): void {
+    if (decision === undefined || this.ended) return;
+    switch (decision.kind) {
+      case "power_off":
+        return this.finish("powered_off");
+      case "debug_exit":
+        return this.finish("debug_exit", { code: decision.value });
+      case "reset":
+        if (this.plan?.options.onReset === "stop") return this.finish("reset", { detail: decision.by });
+        if (this.resetPending) return;
+        this.resetPending = true;
+        this.send({ type: "notice", text: `guest reset by ${decision.by}` });
+        this.handle?.pause();
+    }
+  }
+
+  /** Every vCPU is parked: finish a reset, if that is what the pause was for. */
+  private paused(): void {
+    if (!this.resetPending) return;
+    this.resetPending = false;
+    this.handle?.reset();
+    this.loadImages();
+    this.handle?.applyBoot();
+    this.handle?.resume();
+  }
+
+  private stopped(event: EngineEvent): void {
+    const known = REASONS[Number(event.a)];
+    const reason = known?.reason ?? "internal_error";
+    const where = event.vcpu === 0xffff_ffff ? "" : ` (vCPU ${event.vcpu})`;
+    const detail = event.b === 0n ? "" : `, detail 0x${event.b.toString(16)}`;
+    this.finish(reason, { detail: `${known?.words ?? `stop reason ${event.a}`}${where}${detail}` });
+  }
+
+  private sendSummary(): void {
+    if (this.plan === undefined) return;
+    const seconds = this.startedAt === 0 ? 0 : (performance.now() - this.startedAt) / 1000;
+    const summary = summarise(this.page, this.plan, seconds);
+    this.send({ type: "summary", ...summary });
+  }
+
+  private finish(reason: StoppedReason, more: { code?: number; detail?: string } = {}): void {
+    if (this.ended) return;
+    this.ended = true;
+    this.sendSummary();
+    this.send({ type: "stopped", reason, ...more });
+    this.handle?.stop();
+  }
+}
+
+function noticeText(event: EngineEvent): string {
+  const bytes = new Uint8Array(40);
+  const view = new DataView(bytes.buffer);
+  [event.a, event.b, event.c, event.d, event.e].forEach((word, i) => {
+    view.setBigUint64(i * 8, word, true);
+  });
+  const end = bytes.indexOf(0);
+  return new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
+}
+
+/** Main of `ssihv engine`: fds as ENGINE_FDS, control by IPC. */
+export async function runEngineProcess(): Promise<void> {
+  const send: Send = (message) => {
+    process.send?.(message);
+  };
+  if (process.send === undefined) {
+    throw new SsihvError("engine_failed", "`ssihv engine` is started by `ssihv run`, not by hand", {
+      hint: "start a VM with: ssihv run --kernel FILE",
+    });
+  }
+  const planted = process.env.SSIHV_TEST_CRASH;
+  const engine = new EngineProcess(ENGINE_FDS.sharedPage, send);
+  if (planted !== undefined) plantCrash(Number(planted));
+  process.on("message", (message: unknown) => {
+    if (!isToEngine(message)) return;
+    try {
+      engine.receive(message);
+    } catch (error) {
+      send(failed(error));
+    }
+  });
+  await engine.open();
+}
+
+function failed(error: unknown): FromEngine {
+  if (error instanceof SsihvError) {
+    const hint = error.hint === undefined ? {} : { hint: error.hint };
+    return { type: "failed", code: error.code, message: error.message, ...hint };
+  }
+  const message = error instanceof Error ? (error.stack ?? error.message) : String(error);
+  return { type: "failed", code: "engine_failed", message };
+}
+
+/** Most vCPUs one engine can have. */
+export const VCPUS_MAX: number = constants.vcpus_max;

@@ -1,0 +1,32 @@
+// The numbers of a run's last line, from the shared page.
+
+import { constants } from "../native/abi.gen.ts";
+import type { SharedPage } from "../native/shared-page.ts";
+import { percentileUs } from "../telemetry/histogram.ts";
+import type { EnginePlan, EngineSummary } from "./messages.ts";
+
+export function summarise(page: SharedPage, plan: EnginePlan, runSeconds: number): EngineSummary {
+  const stats = page.stats();
+  const vcpus = plan.nodes[plan.node]?.vcpus ?? 0;
+  const exits = { all: 0, typescript: 0 };
+  for (let i = 0; i < Math.min(vcpus, constants.vcpus_max); i++) {
+    const vcpu = page.vcpuStats(i);
+    exits.all += Number(vcpu.exits);
+    exits.typescript += Number(vcpu.io_typescript);
+  }
+  const vcpuNs = runSeconds * 1e9 * Math.max(vcpus, 1);
+  return {
+    node: plan.node,
+    runSeconds,
+    exits: exits.all,
+    exitsTypescript: exits.typescript,
+    remoteFaults: Number(stats.faults_remote),
+    faultUsMedian: percentileUs(stats.fault_latency, 0.5),
+    faultUsP99: percentileUs(stats.fault_latency, 0.99),
+    pageTables: plan.options.pageTables,
+    pageTableTransfers: Number(stats.page_table_transfers),
+    longestStallUs: Number(stats.stall_ns_max) / 1000,
+    stalledShare: vcpuNs === 0 ? 0 : Number(stats.stalled_ns) / vcpuNs,
+    mismatches: Number(stats.replica_conflicts),
+  };
+}

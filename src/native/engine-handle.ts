@@ -1,0 +1,174 @@
+// Typed calls into the engine of this process: plain objects in, errors out. The only file that holds
+// raw pointers besides shared-page.ts and library.ts; buffers live until the call returns, since every
+// exported function copies what it needs.
+
+import { ptr } from "bun:ffi";
+import { closeSync, openSync } from "node:fs";
+import { SsihvError } from "../base/errors.ts";
+import { records } from "./abi.gen.ts";
+import { checked, library } from "./library.ts";
+import { concatRecords, decode, encode, type RecordOf } from "./record.ts";
+
+export type EngineConfig = RecordOf<typeof records.EngineConfig>;
+export type BusRegion = RecordOf<typeof records.BusRegion>;
+export type RegisterFile = RecordOf<typeof records.RegisterFile>;
+export type CpuidEntry = RecordOf<typeof records.CpuidEntry>;
+export type MsrEntry = RecordOf<typeof records.MsrEntry>;
+export type VcpuRecord = RecordOf<typeof records.VcpuRecord>;
+export type HostProbe = RecordOf<typeof records.HostProbe>;
+
+/** Guest bytes: in memory, or a range of a file that Zig copies itself. */
+export type Load =
+  | { readonly gpa: bigint; readonly bytes: Uint8Array }
+  | {
+      readonly gpa: bigint;
+      readonly file: string;
+      readonly offset: number;
+      readonly length: number;
+    };
+
+export class EngineHandle {
+  private readonly handle: number;
+
+  constructor(config: EngineConfig) {
+    const out = new Uint32Array(1);
+    const bytes = encode(records.EngineConfig, config);
+    checked(library().ssihv_engine_create(ptr(bytes), ptr(out)));
+    this.handle = out[0] ?? 0;
+  }
+
+  load(load: Load): void {
+    if ("bytes" in load) {
+      if (load.bytes.length === 0) return;
+      const status = library().ssihv_engine_load(
+        this.handle,
+        load.gpa,
+        ptr(load.bytes),
+        load.bytes.length,
+      );
+      return checked(status);
+    }
+    const fd = openFile(load.file);
+    try {
+      const { gpa, offset, length } = load;
+      const lib = library();
+      checked(lib.ssihv_engine_load_file(this.handle, gpa, fd, BigInt(offset), BigInt(length)));
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  addRegion(region: BusRegion): void {
+    checked(library().ssihv_engine_bus_add(this.handle, ptr(encode(records.BusRegion, region))));
+  }
+
+  addRegisterFile(file: RegisterFile): void {
+    const bytes = encode(records.RegisterFile, file);
+    checked(library().ssihv_engine_register_file(this.handle, ptr(bytes)));
+  }
+
+  setCpuid(vcpu: number, entries: readonly CpuidEntry[]): void {
+    const bytes = concatRecords(records.CpuidEntry, entries);
+    checked(library().ssihv_engine_cpuid(this.handle, vcpu, ptr(bytes), entries.length));
+  }
+
+  setBoot(record: VcpuRecord): void {
+    checked(library().ssihv_engine_boot(this.handle, ptr(encode(records.VcpuRecord, record))));
+  }
+
+  /** After a reset: gives the boot vCPU its record again. */
+  applyBoot(): void {
+    checked(library().ssihv_engine_apply_boot(this.handle));
+  }
+
+  start(): void {
+    checked(library().ssihv_engine_start(this.handle));
+  }
+
+  pause(): void {
+    checked(library().ssihv_engine_pause(this.handle));
+  }
+
+  resume(): void {
+    checked(library().ssihv_engine_resume(this.handle));
+  }
+
+  reset(): void {
+    checked(library().ssihv_engine_reset(this.handle));
+  }
+
+  stop(): void {
+    checked(library().ssihv_engine_stop(this.handle));
+  }
+
+  completeIo(vcpu: number, value: bigint): void {
+    checked(library().ssihv_io_complete(this.handle, vcpu, value));
+  }
+
+  sendNmi(): void {
+    checked(library().ssihv_nmi_send(this.handle));
+  }
+}
+
+function openFile(path: string): number {
+  try {
+    return openSync(path, "r");
+  } catch (cause) {
+    throw new SsihvError("kernel_invalid", `cannot open ${path}`, { cause });
+  }
+}
+
+/** Runs every host probe (`ssihv check`); takes up to a few seconds. */
+export function hostProbe(): HostProbe {
+  const bytes = new Uint8Array(records.HostProbe.size);
+  checked(library().ssihv_host_probe(ptr(bytes)), "host_unfit");
+  return decode(records.HostProbe, bytes);
+}
+
+function list<R extends (typeof records)["CpuidEntry" | "MsrEntry"]>(
+  record: R,
+  capacity: number,
+  call: (entries: ReturnType<typeof ptr>, count: ReturnType<typeof ptr>) => number,
+): RecordOf<R>[] {
+  const bytes = new Uint8Array(record.size * capacity);
+  const count = new Uint32Array(1);
+  checked(call(ptr(bytes), ptr(count)), "host_unfit");
+  const n = count[0] ?? 0;
+  return Array.from({ length: n }, (_, i) =>
+    decode(record, bytes.subarray(i * record.size, (i + 1) * record.size)),
+  ) as RecordOf<R>[];
+}
+
+/** KVM_GET_SUPPORTED_CPUID of this host. */
+export function hostCpuid(): CpuidEntry[] {
+  return list(records.CpuidEntry, 256, (p, n) => library().ssihv_host_cpuid(p, 256, n));
+}
+
+/** Feature MSRs KVM reports for this host. */
+export function hostMsrs(): MsrEntry[] {
+  return list(records.MsrEntry, 256, (p, n) => library().ssihv_host_msrs(p, 256, n));
+}
+
+/** This host's TSC frequency in kHz, as KVM reports it. */
+export function hostTscKhz(): number {
+  const out = new Uint32Array(1);
+  checked(library().ssihv_host_tsc_khz(ptr(out)), "host_unfit");
+  return out[0] ?? 0;
+}
+
+/** Whether the hardware's walk of a guest's page tables needs them writable (NPT, EPT with A/D). */
+export function hostWalksWrite(): boolean {
+  const out = new Uint32Array(1);
+  checked(library().ssihv_host_walks_write(ptr(out)), "host_unfit");
+  return out[0] !== 0;
+}
+
+/** Ends this process the hard way, for tests of last words: 1 = Zig panic, 2 = SIGSEGV. */
+export function plantCrash(kind: number): void {
+  checked(library().ssihv_crash_plant(kind));
+}
+
+/** This process ends with its parent. */
+export function dieWithParent(): void {
+  checked(library().ssihv_parent_death_signal(9));
+}

@@ -1,0 +1,297 @@
+//! One VM on one host, put together: KVM machine, RAM, vCPU threads, devices, interrupts, console.
+//! This is the only file that knows all parts; each part knows the engine through the few functions
+//! below. Life: create -> configure -> start -> (pause, reset, resume)* -> stop; commands return at
+//! once and their completion is an event, since a vCPU may sit in a fault that takes its time.
+
+const std = @import("std");
+const abi = @import("abi.zig");
+const sys = @import("base/sys.zig");
+const last_words = @import("base/last_words.zig");
+const Vm = @import("kvm/vm.zig").Vm;
+const Vcpu = @import("kvm/vcpu.zig").Vcpu;
+const Ram = @import("memory/ram.zig").Ram;
+const Lapic = @import("irq/lapic.zig").Lapic;
+const Board = @import("engine/board.zig").Board;
+const Bus = @import("engine/bus.zig").Bus;
+const Clock = @import("engine/clock.zig").Clock;
+const Console = @import("engine/console.zig").Console;
+const Events = @import("engine/events.zig").Events;
+const Router = @import("engine/router.zig").Router;
+const Signal = @import("engine/inbox.zig").Signal;
+const vcpu_thread = @import("engine/vcpu_thread.zig");
+const VcpuThread = vcpu_thread.VcpuThread;
+const hypervisor_port = @import("devices/hypervisor_port.zig");
+
+const Command = struct {
+    const run: u32 = 0;
+    const pause: u32 = 1;
+    const stop: u32 = 2;
+};
+
+/// APIC bus frequency every guest is told (what OVMF assumes).
+const bus_hz = 1_000_000_000;
+
+pub const Error = error{ ConfigInvalid, OutOfMemory, SystemCall, ThreadFailed } ||
+    @import("kvm/vm.zig").Error || @import("memory/ram.zig").Error;
+
+pub const Engine = struct {
+    allocator: std.mem.Allocator,
+    config: abi.EngineConfig,
+    shared: *abi.Shared,
+    vm: Vm,
+    ram: Ram,
+    clock: Clock,
+    events: Events,
+    router: Router,
+    board: Board,
+    bus: *Bus,
+    console: Console,
+    console_thread: ?std.Thread = null,
+    vcpus: []VcpuThread,
+    boot: ?abi.VcpuRecord = null,
+    started: bool = false,
+    command: std.atomic.Value(u32) = .init(Command.pause),
+    parked: std.atomic.Value(u32) = .init(0),
+    ended: std.atomic.Value(u32) = .init(0),
+    /// vCPUs halted with interrupts off: all of them means the guest is over.
+    stop_claimed: std.atomic.Value(bool) = .init(false),
+
+    pub fn create(allocator: std.mem.Allocator, config: *const abi.EngineConfig, shared: *abi.Shared) Error!*Engine {
+        if (config.vcpu_count > abi.vcpus_max or config.node >= config.node_count or
+            config.node_count > abi.nodes_max or config.ram_range_count > abi.ram_ranges_max)
+        {
+            return error.ConfigInvalid;
+        }
+        const self = try allocator.create(Engine);
+        errdefer allocator.destroy(self);
+        self.* = undefined;
+        self.allocator = allocator;
+        self.config = config.*;
+        self.shared = shared;
+        self.boot = null;
+        self.started = false;
+        self.console_thread = null;
+        self.command = .init(Command.pause);
+        self.parked = .init(0);
+        self.ended = .init(0);
+        self.stop_claimed = .init(false);
+        self.vm = try Vm.create();
+        errdefer self.vm.destroy();
+        self.ram = try Ram.init(config.ram[0..config.ram_range_count]);
+        errdefer self.ram.deinit();
+        try self.addSlots();
+        self.clock = Clock.init(config.clock_dilation);
+        self.events = .{ .shared = shared, .doorbell_fd = config.doorbell_fd };
+        self.router = .{ .node = config.node, .node_count = config.node_count };
+        const console_eventfd = try sys.eventfd();
+        errdefer sys.close(console_eventfd);
+        self.board = Board.init(&self.clock, &self.events, &self.router, console_eventfd);
+        self.bus = try allocator.create(Bus);
+        errdefer allocator.destroy(self.bus);
+        self.bus.* = .{ .node = config.node, .board = &self.board };
+        self.console = .{
+            .board = &self.board,
+            .stats = &shared.stats,
+            .in_fd = config.console_in_fd,
+            .out_fd = config.console_out_fd,
+            .eventfd = console_eventfd,
+        };
+        self.vcpus = try allocator.alloc(VcpuThread, config.vcpu_count);
+        errdefer allocator.free(self.vcpus);
+        try self.createVcpus();
+        vcpu_thread.installKickHandler();
+        return self;
+    }
+
+    fn addSlots(self: *Engine) Error!void {
+        var buffer: [abi.ram_ranges_max]@import("memory/ram.zig").Chunk = undefined;
+        for (self.ram.chunks(&buffer), 0..) |chunk, i| {
+            const memory = self.ram.memory[chunk.offset..][0..chunk.size];
+            try self.vm.setSlot(@intCast(i), chunk.gpa, memory);
+        }
+    }
+
+    fn createVcpus(self: *Engine) Error!void {
+        for (self.vcpus, 0..) |*v, i| {
+            const index: u32 = @intCast(i);
+            const apic_id = self.config.node << abi.apic_node_shift | index;
+            const boots = apic_id == 0;
+            v.* = .{
+                .engine = self,
+                .index = index,
+                .apic_id = apic_id,
+                .vcpu = try Vcpu.create(&self.vm, apic_id),
+                .lapic = Lapic.init(apic_id, boots),
+                .stats = &self.shared.vcpus[i],
+            };
+            self.router.add(&v.inbox);
+            v.publish();
+        }
+    }
+
+    /// CPUID of one vCPU; before start and after reset-with-a-new-model only.
+    pub fn setCpuid(self: *Engine, index: u32, entries: []const abi.CpuidEntry) Error!void {
+        const v = &self.vcpus[index];
+        self.allocator.free(v.cpuid);
+        v.cpuid = &.{};
+        v.cpuid = try self.allocator.dupe(abi.CpuidEntry, entries);
+        try v.vcpu.setCpuid(v.cpuid);
+    }
+
+    /// Starts vCPU threads; the boot vCPU of node 0 runs the loader's record, others wait for SIPI.
+    pub fn start(self: *Engine) Error!void {
+        try self.prepareVcpus();
+        self.command.store(Command.run, .seq_cst);
+        self.shared.stats.start_ns = sys.monotonicNs();
+        // Threads inherit a mask with everything blocked; each vCPU unblocks its kick alone.
+        const old = sys.blockSignals();
+        defer sys.restoreSignals(old);
+        for (self.vcpus) |*v| {
+            v.thread = std.Thread.spawn(.{}, VcpuThread.main, .{v}) catch return error.ThreadFailed;
+        }
+        if (self.config.console_in_fd >= 0 or self.config.console_out_fd >= 0) {
+            const thread = std.Thread.spawn(.{}, Console.run, .{&self.console});
+            self.console_thread = thread catch return error.ThreadFailed;
+        }
+        self.started = true;
+        self.setState(.running);
+    }
+
+    pub fn prepareVcpus(self: *Engine) Error!void {
+        for (self.vcpus) |*v| {
+            if (self.config.tsc_offset != 0) try v.vcpu.setTscOffset(self.config.tsc_offset);
+            if (v.apic_id == 0) {
+                const record = self.boot orelse return error.ConfigInvalid;
+                try v.vcpu.setBoot(&record, v.lapic.base());
+                v.state.store(.running, .monotonic);
+            } else {
+                try v.vcpu.setInit(v.lapic.base());
+            }
+        }
+    }
+
+    fn setState(self: *Engine, state: abi.EngineState) void {
+        @atomicStore(u32, &self.shared.state, @intFromEnum(state), .release);
+    }
+
+    pub fn pause(self: *Engine) void {
+        if (self.command.cmpxchgStrong(Command.run, Command.pause, .seq_cst, .seq_cst) != null) return;
+        self.kickAll();
+        if (self.vcpus.len == 0) self.events.simple(.paused, 0, 0, 0, 0);
+    }
+
+    pub fn continueRun(self: *Engine) void {
+        self.setState(.running);
+        self.parked.store(0, .seq_cst);
+        self.command.store(Command.run, .seq_cst);
+        sys.futexWake(&self.command, std.math.maxInt(u31));
+    }
+
+    /// All vCPUs are parked: a fresh KVM machine over the same RAM, devices at power-on, RAM cleared.
+    /// TypeScript then loads the images again and resumes.
+    pub fn reset(self: *Engine) Error!void {
+        for (self.vcpus) |*v| v.vcpu.destroy();
+        self.vm.destroy();
+        self.vm = try Vm.create();
+        try self.ram.clear();
+        try self.addSlots();
+        self.board.reset();
+        for (self.vcpus) |*v| {
+            v.vcpu = try Vcpu.create(&self.vm, v.apic_id);
+            v.lapic = Lapic.init(v.apic_id, v.apic_id == 0);
+            v.inbox.clear();
+            v.state.store(.wait_startup, .monotonic);
+            v.ready = false;
+            v.halted_masked = false;
+            v.tsc_adjust = 0;
+            v.deferred = .{ .signals = 0, .startup_vector = 0 };
+            v.publish();
+            try v.vcpu.setCpuid(v.cpuid);
+        }
+    }
+
+    pub fn stop(self: *Engine) void {
+        self.stopWith(.requested, 0xffff_ffff, 0);
+    }
+
+    /// Ends the VM, from any thread; the first reason is the one told.
+    pub fn stopWith(self: *Engine, reason: abi.StopReason, vcpu: u32, detail: u64) void {
+        if (self.stop_claimed.swap(true, .seq_cst)) return;
+        self.command.store(Command.stop, .seq_cst);
+        sys.futexWake(&self.command, std.math.maxInt(u31));
+        self.setState(.stopped);
+        self.kickAll();
+        self.console.stop();
+        self.events.simple(.stopped, vcpu, @intFromEnum(reason), detail, 0);
+    }
+
+    fn kickAll(self: *Engine) void {
+        for (self.vcpus) |*v| v.inbox.post(Signal.wake);
+    }
+
+    pub fn stopping(self: *const Engine) bool {
+        return self.command.load(.seq_cst) == Command.stop;
+    }
+
+    /// Called by each vCPU thread at the top of its loop: parks while paused; false means stop.
+    pub fn checkpoint(self: *Engine) bool {
+        if (self.command.load(.seq_cst) == Command.run) return true;
+        while (true) {
+            const command = self.command.load(.seq_cst);
+            if (command == Command.stop) return false;
+            if (command == Command.run) return true;
+            if (self.parked.fetchAdd(1, .seq_cst) + 1 == self.vcpus.len) {
+                self.setState(.paused);
+                self.events.simple(.paused, 0, 0, 0, 0);
+            }
+            while (self.command.load(.seq_cst) == Command.pause) {
+                sys.futexWait(&self.command, Command.pause, null);
+            }
+        }
+    }
+
+    pub fn threadEnded(self: *Engine) void {
+        _ = self.ended.fetchAdd(1, .seq_cst);
+    }
+
+    /// A vCPU halted with interrupts off. When every other one is too (or never started), nothing can
+    /// wake the guest but an NMI nobody will send: a guest that "halted" instead of powering off.
+    pub fn maskedHalt(self: *Engine, index: u32) void {
+        if (self.config.node_count > 1) return;
+        for (self.vcpus) |*v| {
+            switch (v.state.load(.monotonic)) {
+                .running => return,
+                .halted => if (!v.halted_masked) return,
+                .wait_startup => {},
+            }
+        }
+        self.stopWith(.halted_forever, index, 0);
+    }
+
+    pub fn endOfInterrupt(self: *Engine, vector: u8) void {
+        self.board.endOfInterrupt(vector);
+    }
+
+    /// Hands the vCPU's io request to the node that has the device.
+    pub fn forward(self: *Engine, vcpu: u32, node: u32) void {
+        _ = vcpu;
+        _ = node;
+        self.stopWith(.vcpu_lost, 0, 0);
+    }
+
+    pub fn completeIo(self: *Engine, vcpu: u32, value: u64) error{StateWrong}!void {
+        const slot = &self.shared.io_slots[vcpu];
+        if (@atomicLoad(u32, &slot.state, .acquire) != @intFromEnum(abi.IoState.posted)) {
+            return error.StateWrong;
+        }
+        slot.value = value;
+        // Release: the vCPU sees the value before the state.
+        @atomicStore(u32, &slot.state, @intFromEnum(abi.IoState.done), .release);
+        self.vcpus[vcpu].inbox.post(Signal.wake);
+    }
+
+    pub fn frequencies(self: *const Engine) hypervisor_port.Frequencies {
+        const tsc_hz = @as(u64, self.config.tsc_khz) * 1000 * @max(self.config.clock_dilation, 1);
+        return .{ .tsc_hz = tsc_hz, .bus_hz = bus_hz };
+    }
+};
