@@ -1,30 +1,37 @@
 // The one error type of SSI-HV. A code is `noun_state`, stable, part of the API; the message says
 // what happened and to what, `hint` says what to do. Places that print or map errors: src/cli/report.ts.
 
-export type ErrorCode =
-  | "abi_mismatched"
-  | "acpi_invalid"
-  | "address_invalid"
-  | "config_invalid"
-  | "console_failed"
-  | "cpu_incompatible"
-  | "defect_found"
-  | "engine_dead"
-  | "engine_failed"
-  | "flag_invalid"
-  | "guest_failed"
-  | "host_unfit"
-  | "initrd_invalid"
-  | "kernel_invalid"
-  | "key_invalid"
-  | "lab_failed"
-  | "library_unloadable"
-  | "memory_insufficient"
-  | "node_unreachable"
-  | "page_lost"
-  | "peer_refused"
-  | "topology_invalid"
-  | "vcpu_lost";
+export const ERROR_CODES = [
+  "abi_mismatched",
+  "acpi_invalid",
+  "address_invalid",
+  "config_invalid",
+  "console_failed",
+  "cpu_incompatible",
+  "defect_found",
+  "engine_dead",
+  "engine_failed",
+  "flag_invalid",
+  "guest_failed",
+  "host_unfit",
+  "initrd_invalid",
+  "kernel_invalid",
+  "key_invalid",
+  "lab_failed",
+  "library_unloadable",
+  "memory_insufficient",
+  "node_unreachable",
+  "page_lost",
+  "peer_refused",
+  "topology_invalid",
+  "vcpu_lost",
+] as const;
+
+export type ErrorCode = (typeof ERROR_CODES)[number];
+
+export function isErrorCode(code: string): code is ErrorCode {
+  return (ERROR_CODES as readonly string[]).includes(code);
+}
 
 export class SsihvError extends Error {
   readonly code: ErrorCode;

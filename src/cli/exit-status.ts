@@ -63,10 +63,6 @@ export function exitStatusOf(error: unknown): number {
   return error instanceof SsihvError ? STATUS_OF_CODE[error.code] : EXIT.defect;
 }
 
-export function isErrorCode(code: string): code is ErrorCode {
-  return Object.hasOwn(STATUS_OF_CODE, code);
-}
-
 /** As QEMU's isa-debug-exit device: (v << 1) | 1, of which the kernel keeps 8 bits. */
 export function debugExitStatus(value: number): number {
   return ((value << 1) | 1) & 0xff;
