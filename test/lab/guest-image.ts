@@ -3,11 +3,11 @@
 // from its content, so a path never changes its meaning.
 
 import { existsSync } from "node:fs";
-import { mkdir, readdir, rename, writeFile } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { cacheDirectory } from "./paths.ts";
 import { type CpioEntry, writeCpio } from "./cpio.ts";
 import { unpackedPackage } from "./debian.ts";
-import { contentKey } from "./content-key.ts";
+import { contentKey, writeWhole } from "./content.ts";
 import { labError } from "./subprocess.ts";
 import { findTool } from "./tools.ts";
 
@@ -48,11 +48,7 @@ export async function guestInitrd(files: readonly GuestFile[] = []): Promise<str
     ...files.map((file): CpioEntry => ({ kind: "file", mode: 0o755, ...file })),
   ]);
   const path = `${cacheDirectory}/guest-${contentKey([bytes])}.cpio`;
-  if (existsSync(path)) return path;
-  await mkdir(cacheDirectory, { recursive: true });
-  const scratch = `${path}.${process.pid}`;
-  await writeFile(scratch, bytes);
-  await rename(scratch, path);
+  if (!existsSync(path)) await writeWhole(path, bytes);
   return path;
 }
 

@@ -15,16 +15,22 @@ cpus=$(grep -c ^processor /proc/cpuinfo)
 nodes=$(ls -d /sys/devices/system/node/node* 2>/dev/null | wc -l)
 read -r up rest </proc/uptime
 echo "ssihv-guest: ready cpus=$cpus nodes=$nodes uptime=$up"
+# reboot(8) and poweroff(8) ask process 1 by signal, as busybox documents for its init.
+trap 'sync; busybox reboot -f' TERM
+trap 'sync; busybox poweroff -f' USR1 USR2
 script=
 for word in $(cat /proc/cmdline); do
     case $word in ssihv.run=*) script=${word#ssihv.run=} ;; esac
 done
+# In the background, because a shell runs its traps only between foreground commands.
 if [ -n "$script" ]; then
     echo "$script" | base64 -d >/tmp/run
-    sh /tmp/run </dev/null
+    sh /tmp/run </dev/null &
+    wait $!
     echo "ssihv-guest: exit $?"
 else
-    setsid cttyhack sh
+    setsid cttyhack sh <&0 &
+    wait $!
 fi
 sync
 poweroff -f

@@ -8,7 +8,10 @@ argument() { for word in $(busybox cat /proc/cmdline); do case $word in "lab.$1=
 
 export LABNODE="$(argument node)" LABHOSTS="$(argument hosts)"
 export HOME=/root TERM=dumb LANG=C.UTF-8
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# Last on the path: busybox for what this machine does not have (ping, modprobe).
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/lab/bin
+/run/lab/busybox mkdir /run/lab/bin
+/run/lab/busybox --install -s /run/lab/bin
 checkout="$(argument checkout)"
 busybox hostname "lab$LABNODE"
 busybox ip link set lo up
@@ -16,8 +19,10 @@ if [ -e /sys/class/net/eth0 ]; then
     busybox ip link set eth0 mtu 9000 up
     busybox ip addr add "10.9.0.$LABNODE/24" dev eth0
     # Acknowledge at once on the segment: a held-back ACK costs a small message 40 ms.
-    busybox ip route del 10.9.0.0/24 dev eth0
-    ip route add 10.9.0.0/24 dev eth0 quickack 1 2>/dev/null || busybox ip route add 10.9.0.0/24 dev eth0
+    # (Named by its path: this shell would take busybox's own ip, which knows no quickack.)
+    for ip in /usr/sbin/ip /sbin/ip /usr/bin/ip /bin/ip; do
+        [ -x $ip ] && $ip route change 10.9.0.0/24 dev eth0 src "10.9.0.$LABNODE" quickack 1 && break
+    done
 fi
 # The emulated host's own modules, so that modprobe works in it; the machine's belong to its kernel.
 modules="$(argument modules)"
@@ -52,7 +57,10 @@ while :; do
     heard=1
     case $verb in
     run) start "$id" & ;;
-    kill) read -r group <"/run/lab/$id.pid" && kill -KILL "-$group" ;;
+    kill)
+        until [ -s "/run/lab/$id.pid" ]; do busybox sleep 0.1; done
+        read -r group <"/run/lab/$id.pid" && kill -KILL "-$group"
+        ;;
     off) break ;;
     esac
 done

@@ -3,12 +3,12 @@
 // needed to reach the machine's root. Built once per kernel and script version, then only looked up.
 
 import { existsSync } from "node:fs";
-import { mkdir, readdir, rename, writeFile } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { cacheDirectory } from "./paths.ts";
-import { contentKey } from "./content-key.ts";
+import { contentKey, writeWhole } from "./content.ts";
 import { type CpioEntry, writeCpio } from "./cpio.ts";
 import { unpackedPackage } from "./debian.ts";
-import { labError, run, runText } from "./subprocess.ts";
+import { labError, run } from "./subprocess.ts";
 import { findTool } from "./tools.ts";
 
 export interface HostImage {
@@ -31,31 +31,18 @@ export async function hostImage(): Promise<HostImage> {
   const folder = await unpackedPackage("linux-image-amd64", "linux-image-[0-9].*-amd64");
   const [version] = await readdir(`${folder}/lib/modules`);
   if (version === undefined) throw labError(`${folder} holds no kernel modules`);
-  const init = await Bun.file(`${import.meta.dir}/host-init.sh`).bytes();
-  const agent = await Bun.file(`${import.meta.dir}/host-agent.sh`).bytes();
-  const self = await Bun.file(import.meta.path).bytes();
-  const key = contentKey([init, agent, self, new TextEncoder().encode(version)]);
-  const image: HostImage = {
-    kernel: `${cacheDirectory}/host-${key}/vmlinux`,
-    initrd: `${cacheDirectory}/host-${key}/initrd`,
-    modules: `${folder}/lib/modules`,
-  };
-  if (existsSync(image.initrd)) return image;
-  if (!existsSync(`${folder}/lib/modules/${version}/modules.dep`)) {
+  const tree = `${folder}/lib/modules/${version}`;
+  if (!existsSync(`${tree}/modules.dep.bin`)) {
     const depmod = await findTool("depmod");
     await run([...depmod.command, "-b", folder, version], { env: depmod.env });
   }
-  const scratch = `${cacheDirectory}/.host-${key}-${process.pid}`;
-  await mkdir(scratch, { recursive: true });
-  const busybox = await findTool("busybox");
-  const kernel = await Bun.file(`${folder}/boot/vmlinuz-${version}`).bytes();
-  await writeFile(`${scratch}/vmlinux`, await unpackKernel(kernel));
-  const entries = await initrdEntries(folder, version, busybox.path, init, agent);
-  await writeFile(`${scratch}/initrd`, writeCpio(entries));
-  await rename(scratch, `${cacheDirectory}/host-${key}`).catch((cause: unknown) => {
-    if (!existsSync(image.initrd)) throw cause;
-  });
-  return image;
+  const bzImage = await Bun.file(`${folder}/boot/vmlinuz-${version}`).bytes();
+  const kernel = `${cacheDirectory}/host-${contentKey([bzImage])}.vmlinux`;
+  if (!existsSync(kernel)) await writeWhole(kernel, await unpackKernel(bzImage));
+  const archive = writeCpio(await initrdEntries(tree));
+  const initrd = `${cacheDirectory}/host-${contentKey([archive])}.initrd`;
+  if (!existsSync(initrd)) await writeWhole(initrd, archive);
+  return { kernel, initrd, modules: `${folder}/lib/modules` };
 }
 
 /** The ELF image inside a bzImage whose payload is compressed with xz (Debian's generic kernel). */
@@ -78,15 +65,11 @@ export async function unpackKernel(image: Uint8Array): Promise<Uint8Array> {
   });
 }
 
-async function initrdEntries(
-  folder: string,
-  version: string,
-  busybox: string,
-  init: Uint8Array,
-  agent: Uint8Array,
-): Promise<CpioEntry[]> {
+async function initrdEntries(tree: string): Promise<CpioEntry[]> {
+  const script = (name: string) => Bun.file(`${import.meta.dir}/${name}`).bytes();
+  const busybox = await findTool("busybox");
   const directories = ["bin", "dev", "lower", "modules", "proc", "root", "sys", "upper"];
-  const files = await moduleFiles(folder, version, bootModules);
+  const files = await moduleFiles(tree, bootModules);
   const modules = await Promise.all(
     files.map(async (file, index): Promise<CpioEntry> => {
       const name = `${String(index).padStart(3, "0")}-${file.split("/").at(-1)}`;
@@ -96,28 +79,31 @@ async function initrdEntries(
   return [
     ...directories.map((path): CpioEntry => ({ kind: "directory", path })),
     { kind: "character", path: "dev/console", major: 5, minor: 1 },
-    { kind: "file", path: "bin/busybox", mode: 0o755, bytes: await Bun.file(busybox).bytes() },
+    { kind: "file", path: "bin/busybox", mode: 0o755, bytes: await Bun.file(busybox.path).bytes() },
     ...applets.map((name): CpioEntry => ({
       kind: "symlink", path: `bin/${name}`, target: "busybox",
     })),
-    { kind: "file", path: "init", mode: 0o755, bytes: init },
-    { kind: "file", path: "agent", mode: 0o755, bytes: agent },
+    { kind: "file", path: "init", mode: 0o755, bytes: await script("host-init.sh") },
+    { kind: "file", path: "agent", bytes: await script("host-agent.sh") },
     ...modules,
   ];
 }
 
-// Files of the modules and of all they depend on, each once, in loading order.
-async function moduleFiles(
-  folder: string,
-  version: string,
-  names: readonly string[],
-): Promise<string[]> {
-  const modprobe = await findTool("modprobe");
+// Files of the modules and of all they depend on, each once, in loading order. modules.dep has a line
+// `file: dependency...` per module, with the dependencies nearest first.
+async function moduleFiles(tree: string, names: readonly string[]): Promise<string[]> {
+  const text = await Bun.file(`${tree}/modules.dep`).text();
+  const lines = new Map<string, string[]>();
+  for (const line of text.split("\n")) {
+    const [file, ...needed] = line.split(/:? /);
+    const name = file?.replace(/:$/, "").split("/").at(-1)?.replace(/\.ko$/, "");
+    if (file && name) lines.set(name.replaceAll("-", "_"), [file.replace(/:$/, ""), ...needed]);
+  }
   const files = new Set<string>();
   for (const name of names) {
-    const command = [...modprobe.command, "-d", folder, "-S", version, "--show-depends", name];
-    const text = await runText(command, { env: modprobe.env });
-    for (const match of text.matchAll(/^insmod (\S+)/gm)) if (match[1]) files.add(match[1]);
+    const line = lines.get(name.replaceAll("-", "_"));
+    if (line === undefined) throw labError(`the host kernel has no module ${name}`);
+    for (const file of line.filter((part) => part !== "").reverse()) files.add(`${tree}/${file}`);
   }
   return [...files];
 }

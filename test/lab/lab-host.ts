@@ -37,6 +37,7 @@ export interface CommandResult {
 }
 
 const timedOutStatus = 124;
+const answerGraceMs = 15_000;
 
 export class LabHost {
   readonly index: number;
@@ -94,12 +95,16 @@ export class LabHost {
     const stopFollowing = follow(`${base}.log`, options.onOutput);
     this.#order(`run ${id}`);
     let timedOut = false;
+    let deafTimer: Timer | undefined;
     const timer = setTimeout(() => {
       timedOut = true;
       this.#order(`kill ${id}`);
+      // A host that does not even answer this is stuck; its end ends the wait below.
+      deafTimer = setTimeout(() => this.kill(), answerGraceMs);
     }, (options.limitSeconds ?? 300) * 1000);
     const status = await ended;
     clearTimeout(timer);
+    clearTimeout(deafTimer);
     stopFollowing();
     if (this.#gone !== undefined && status === -1) throw this.#lost();
     return {
