@@ -1,0 +1,196 @@
+// A VM's whole machine as plain data, as one of its nodes needs it: memory, bus, CPUID, and on node 0
+// the bytes to load and the boot vCPU's registers. Every node computes the same plan from the same
+// request, so nothing of it has to be sent. Beyond reading the first bytes of kernel and initrd
+// (node 0 only) this is pure.
+
+import { buildTables } from "../../acpi/tables.ts";
+import { openBootFile } from "../base/boot-file.ts";
+import { SsihvError } from "../base/errors.ts";
+import { busRegions, registerFiles } from "./board.ts";
+import { loadBzImage } from "./bzimage.ts";
+import { decodeModel } from "./cpu-model-json.ts";
+import { checkHost, intersect, type CpuModel, type HostCpu } from "./cpu-model.ts";
+import { cpuidFor } from "./cpuid-leaves.ts";
+import { engineConfig, type EngineConfigPlan, type EngineSettings } from "./engine-config.ts";
+import type { HypervisorIdentity } from "./hypervisor-identity.ts";
+import { layoutMemory, numaRanges, type MemoryMap } from "./memory-map.ts";
+import type {
+  BusRegion,
+  CpuidEntry,
+  Load,
+  MsrEntry,
+  RegisterFile,
+  VcpuRecord,
+} from "./records.ts";
+import { placeVcpus, type NodeShape, type VcpuPlace } from "./topology.ts";
+
+/** What to build; src/engine/messages.ts EnginePlan has this shape. */
+export interface MachineRequest {
+  /** The node that asks. */
+  readonly node: number;
+  readonly nodes: readonly {
+    readonly id: number;
+    readonly vcpus: number;
+    readonly memoryBytes: number;
+  }[];
+  readonly kernel: string;
+  readonly initrd?: string | undefined;
+  readonly cmdline: string;
+  /** A recorded model (encodeModel); absent: this host's own. */
+  readonly cpuModel?: unknown;
+  readonly hypervisor?: HypervisorIdentity;
+  /** SLIT: distances[from][to], 10 is local; absent: 10 and 20. */
+  readonly distances?: readonly (readonly number[])[];
+  readonly lane?: { readonly key: string } | undefined;
+  readonly options: EngineSettings;
+}
+
+/** The asking host, as src/native reports it. */
+export interface MachineHost {
+  cpuid: readonly CpuidEntry[];
+  msrs: readonly MsrEntry[];
+  tscKhz: number;
+  tscScaling?: boolean;
+}
+
+export interface MachinePlan {
+  memory: MemoryMap;
+  vcpus: VcpuPlace[];
+  cpuModel: CpuModel;
+  /** abi.zig EngineConfig but for the file descriptors. */
+  engineConfig: EngineConfigPlan;
+  busRegions: BusRegion[];
+  registerFiles: RegisterFile[];
+  /** CPUID of this node's vCPUs, by index. */
+  cpuid: CpuidEntry[][];
+  /** MSRs that every vCPU starts with. */
+  msrs: MsrEntry[];
+  /** Only where the boot vCPU is: node 0. */
+  boot: { loads: Load[]; registers: VcpuRecord } | undefined;
+}
+
+/** A host's CPU in the JSON form that crosses hosts. */
+export function hostCpu(name: string, host: MachineHost): HostCpu {
+  return {
+    name,
+    cpuid: host.cpuid.map(({ function: fn, index, flags, eax, ebx, ecx, edx }) => {
+      return { function: fn, index, flags, eax, ebx, ecx, edx };
+    }),
+    msrs: host.msrs.map(({ index, value }) => ({ index, value: `0x${value.toString(16)}` })),
+    tscKhz: host.tscKhz,
+    ...(host.tscScaling === undefined ? {} : { tscScaling: host.tscScaling }),
+  };
+}
+
+/** IA32_MTRR_DEF_TYPE (SDM vol. 3A, 12.11.2.1): MTRRs on (bit 11), all memory write-back (6). There is no
+ * firmware to set it, and with MTRRs off Linux gives up PAT. */
+const MTRR_DEF_TYPE: MsrEntry = { index: 0x2ff, value: 0x806n };
+/** IA32_MISC_ENABLE (SDM vol. 4): fast strings (bit 0) on; without it Linux clears ERMS and REP_GOOD. */
+const MISC_ENABLE: MsrEntry = { index: 0x1a0, value: 1n };
+
+function startMsrs(model: CpuModel): MsrEntry[] {
+  return [
+    MTRR_DEF_TYPE,
+    ...(model.kind === "intel" ? [MISC_ENABLE] : []),
+    ...model.msrs.map(({ index, value }) => ({ index, value: BigInt(value) })),
+  ];
+}
+
+function modelFor(request: MachineRequest, host: MachineHost): CpuModel {
+  const own = hostCpu(`node ${request.node}`, host);
+  if (request.cpuModel === undefined) {
+    if (request.nodes.length > 1) {
+      throw new SsihvError("config_invalid", "a VM on several nodes needs a recorded CPU model", {
+        hint: "intersect the hosts' CPUs first (src/vmm/cpu-model.ts) and give every node the result",
+      });
+    }
+    return intersect([own]);
+  }
+  const model = decodeModel(request.cpuModel);
+  checkHost(model, own);
+  return model;
+}
+
+function acpiLoads(request: MachineRequest, memory: MemoryMap, vcpus: readonly VcpuPlace[]) {
+  const { distances } = request;
+  const tables = buildTables({
+    base: memory.acpiBase,
+    cpus: vcpus.map(({ apicId, uid, node }) => ({ apicId, uid, node })),
+    memory: numaRanges(memory),
+    distances: request.nodes.map((_, from) =>
+      request.nodes.map((__, to) => distances?.[from]?.[to] ?? (from === to ? 10 : 20)),
+    ),
+  });
+  const end = memory.acpiBase + memory.acpiBytes;
+  for (const { gpa, name, bytes } of tables.blobs) {
+    if (gpa < memory.acpiBase || gpa + BigInt(bytes.length) > end) {
+      throw new Error(`ACPI table ${name} does not fit its area`);
+    }
+  }
+  return { rsdp: tables.rsdp, loads: tables.blobs.map(({ gpa, bytes }): Load => ({ gpa, bytes })) };
+}
+
+function bootOf(request: MachineRequest, memory: MemoryMap, vcpus: readonly VcpuPlace[]) {
+  const acpi = acpiLoads(request, memory, vcpus);
+  const { loads, registers } = loadBzImage({
+    kernel: openBootFile(request.kernel, "kernel", "kernel_invalid"),
+    initrd:
+      request.initrd === undefined
+        ? undefined
+        : openBootFile(request.initrd, "initrd", "initrd_invalid"),
+    cmdline: request.cmdline,
+    memory,
+    rsdp: acpi.rsdp,
+  });
+  return { loads: [...acpi.loads, ...loads], registers };
+}
+
+export function planMachine(request: MachineRequest, host: MachineHost): MachinePlan {
+  const nodes: NodeShape[] = request.nodes.map(({ id, vcpus, memoryBytes }) => {
+    return { id, vcpus, memoryBytes: BigInt(memoryBytes) };
+  });
+  const memory = layoutMemory(nodes);
+  const vcpus = placeVcpus(nodes);
+  const own = nodes[request.node];
+  if (!own) {
+    throw new SsihvError("topology_invalid", `node ${request.node} is not one of ${nodes.length}`);
+  }
+  const cpuModel = modelFor(request, host);
+  if (memory.end > 1n << BigInt(cpuModel.physicalBits)) {
+    throw new SsihvError(
+      "memory_insufficient",
+      `guest RAM ends at 0x${memory.end.toString(16)}, the hosts' CPUs address ` +
+        `${cpuModel.physicalBits} bits`,
+      { hint: "give the VM less memory" },
+    );
+  }
+  const cpuid = vcpus
+    .filter(({ node }) => node === own.id)
+    .map(({ apicId }) =>
+      cpuidFor(cpuModel, {
+        apicId,
+        cores: own.vcpus,
+        vcpus: vcpus.length,
+        dilation: request.options.clockDilation,
+        hypervisor: request.hypervisor ?? "vmware",
+      }),
+    );
+  return {
+    memory,
+    vcpus,
+    cpuModel,
+    engineConfig: engineConfig({
+      node: own.id,
+      nodes,
+      ram: memory.ram,
+      tscKhz: cpuModel.tscKhz,
+      laneKey: request.lane?.key,
+      settings: request.options,
+    }),
+    busRegions: busRegions(),
+    registerFiles: registerFiles(),
+    cpuid,
+    msrs: startMsrs(cpuModel),
+    boot: own.id === 0 ? bootOf(request, memory, vcpus) : undefined,
+  };
+}
