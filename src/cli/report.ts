@@ -13,12 +13,18 @@ export interface ReportOptions {
 /** Causes below the first are rarely read: the chain is cut here. */
 const CAUSES_MAX = 8;
 
+/** Tab and newline stay; the rest of C0, DEL and C1 could drive the terminal. */
+function isControl(code: number): boolean {
+  return (code < 0x20 && code !== 0x09 && code !== 0x0a) || (code >= 0x7f && code < 0xa0);
+}
+
 export function printable(text: string): string {
-  // Tab and newline stay; the rest of C0, DEL and C1 could drive the terminal.
-  return text.replace(
-    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g,
-    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
+  let out = "";
+  for (const char of text) {
+    const code = char.codePointAt(0) ?? 0;
+    out += isControl(code) ? `\\x${code.toString(16).padStart(2, "0")}` : char;
+  }
+  return out;
 }
 
 function messageOf(error: unknown): string {

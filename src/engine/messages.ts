@@ -82,6 +82,8 @@ export type StoppedReason =
   | "triple_fault"
   | "debug_exit"
   | "requested"
+  /** Every vCPU halted with interrupts off: nothing can wake the guest. */
+  | "halted"
   | "internal_error"
   | "vcpu_lost"
   | "page_lost";
@@ -92,6 +94,7 @@ export const STOPPED_REASONS: readonly StoppedReason[] = [
   "triple_fault",
   "debug_exit",
   "requested",
+  "halted",
   "internal_error",
   "vcpu_lost",
   "page_lost",

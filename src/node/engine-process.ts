@@ -1,0 +1,184 @@
+// One `ssihv engine` child as its parent sees it: spawned with console pipes, the shared page as fd 3
+// and a message channel; watched until it is gone.
+// Invariants: nothing the child does (crash, garbage on a pipe, silence) throws into the parent; the
+// `exited` promise always resolves, after the console and stderr were read to their ends.
+// Lifetime: the page belongs to the caller, who closes it after the post-mortem.
+
+import { join } from "node:path";
+
+import { SsihvError } from "../base/errors.ts";
+import { type FromEngine, isFromEngine, type ToEngine } from "../engine/messages.ts";
+import { CrashNoiseFilter } from "./crash-noise.ts";
+import { formatLastWords, type PostMortemPage } from "./last-words.ts";
+
+export interface ParentPage extends PostMortemPage {
+  readonly fd: number;
+  close(): void;
+}
+
+export interface EngineExit {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  /** What the runtime's own crash report said, if it wrote one. */
+  readonly panic: string | undefined;
+  readonly stderrTail: string;
+}
+
+export interface EngineHooks {
+  onMessage(message: FromEngine): void;
+  /** A line of the child's stderr, the runtime's crash report left out. */
+  onStderr(line: string): void;
+  /** Guest console bytes; the next chunk is read when the promise resolves. */
+  onConsole(chunk: Uint8Array): Promise<void> | void;
+}
+
+export interface EngineSpawn {
+  readonly vm: string;
+  readonly node: number;
+  readonly page: ParentPage;
+  /** This engine has the VM's console. */
+  readonly console: boolean;
+  readonly hooks: EngineHooks;
+  /** Replaces the executable, for tests. */
+  readonly command?: readonly string[];
+}
+
+/** Environment that would turn the executable into something else, or make it phone home. */
+const ENVIRONMENT_DROPPED = ["BUN_OPTIONS", "BUN_BE_BUN", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO"];
+/** Compiled executables keep their modules under this path. */
+const COMPILED_ROOT = "/$bunfs/";
+
+/** How this program starts itself: compiled it is one file, from source it is the runtime + main.ts. */
+export function ownCommand(): string[] {
+  if (import.meta.dir.startsWith(COMPILED_ROOT)) return [process.execPath];
+  return [process.execPath, join(import.meta.dir, "..", "main.ts")];
+}
+
+function childEnvironment(): Record<string, string | undefined> {
+  const env: Record<string, string | undefined> = { ...process.env };
+  for (const name of ENVIRONMENT_DROPPED) delete env[name];
+  return { ...env, BUN_ENABLE_CRASH_REPORTING: "0", DO_NOT_TRACK: "1" };
+}
+
+type Child = Bun.Subprocess<"pipe" | "ignore", "pipe" | "ignore", "pipe">;
+
+export class EngineProcess {
+  readonly node: number;
+  readonly vm: string;
+  readonly page: ParentPage;
+  readonly exited: Promise<EngineExit>;
+  private readonly child: Child;
+  private readonly noise = new CrashNoiseFilter();
+  private connected = true;
+
+  constructor(options: EngineSpawn) {
+    this.node = options.node;
+    this.vm = options.vm;
+    this.page = options.page;
+    const command = options.command ?? [...ownCommand(), "engine", `${options.vm}/${options.node}`];
+    const pipe = options.console ? "pipe" : "ignore";
+    this.child = Bun.spawn([...command], {
+      // The order is ENGINE_FDS: console in, console out, stderr, shared page.
+      stdio: [pipe, pipe, "pipe", options.page.fd],
+      env: childEnvironment(),
+      serialization: "json",
+      ipc: (message: unknown) => {
+        if (isFromEngine(message)) options.hooks.onMessage(message);
+      },
+      onDisconnect: () => {
+        this.connected = false;
+      },
+    }) as Child;
+    this.exited = this.watch(options.hooks);
+  }
+
+  get pid(): number {
+    return this.child.pid;
+  }
+
+  /** False when the child can no longer hear; its exit then tells the rest. */
+  send(message: ToEngine): boolean {
+    if (!this.connected) return false;
+    try {
+      this.child.send(message);
+      return true;
+    } catch {
+      // The channel closed between the check and the write: same outcome, told by `exited`.
+      return false;
+    }
+  }
+
+  /** Bytes for the guest's serial port; resolves when the child has room for more. */
+  async writeConsole(bytes: Uint8Array): Promise<void> {
+    const sink = this.child.stdin;
+    if (sink === undefined || typeof sink === "number") return;
+    try {
+      sink.write(bytes);
+      await sink.flush();
+    } catch {
+      // The child is gone; `exited` tells it.
+    }
+  }
+
+  kill(signal: NodeJS.Signals = "SIGKILL"): void {
+    this.child.kill(signal);
+  }
+
+  private async watch(hooks: EngineHooks): Promise<EngineExit> {
+    const { stdout, stderr } = this.child;
+    const consoleDone =
+      stdout instanceof ReadableStream ? readAll(stdout, hooks.onConsole) : Promise.resolve();
+    const stderrDone = readAll(stderr, (chunk) => {
+      for (const line of this.noise.push(chunk)) hooks.onStderr(line);
+    });
+    await this.child.exited;
+    await Promise.all([consoleDone, stderrDone]);
+    for (const line of this.noise.end()) hooks.onStderr(line);
+    return {
+      code: this.child.exitCode,
+      signal: this.child.signalCode as NodeJS.Signals | null,
+      panic: this.noise.panic,
+      stderrTail: this.noise.tail(),
+    };
+  }
+}
+
+async function readAll(
+  stream: ReadableStream<Uint8Array>,
+  take: (chunk: Uint8Array) => Promise<void> | void,
+): Promise<void> {
+  const reader = stream.getReader();
+  // A pipe of a dying child may end in an error: that is an end too.
+  const ended = { done: true, value: undefined } as const;
+  for (;;) {
+    const { done, value } = await reader.read().catch(() => ended);
+    if (done || value === undefined) return;
+    await take(value);
+  }
+}
+
+function howItEnded(exit: EngineExit): string {
+  if (exit.signal !== null) return `was killed by ${exit.signal}`;
+  if (exit.code === 0) return "ended without a word";
+  return `exited with status ${exit.code}`;
+}
+
+const KILLED_HINT =
+  "was it killed by hand or by the kernel's out-of-memory killer? see dmesg; " +
+  "give the VM less --memory than the host has free";
+const CRASH_HINT = "the VM cannot go on; this is a defect in ssihv's engine: please report it";
+
+/** The error for an engine that went away without saying `stopped` or `failed`. */
+export function describeDeath(engine: EngineProcess, exit: EngineExit): SsihvError {
+  const words = formatLastWords(engine.page);
+  const who = `VM ${engine.vm}: the engine of node ${engine.node} (pid ${engine.pid})`;
+  const said = words ?? exit.panic;
+  const message = `${who} ${howItEnded(exit)}${said === undefined ? "" : `; last words: ${said}`}`;
+  const killed = words === undefined && exit.panic === undefined && exit.signal === "SIGKILL";
+  return new SsihvError("engine_dead", message, {
+    hint: killed ? KILLED_HINT : CRASH_HINT,
+    ...(exit.stderrTail !== "" && {
+      cause: new Error(`its stderr ended with\n${exit.stderrTail}`),
+    }),
+  });
+}

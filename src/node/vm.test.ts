@@ -1,0 +1,173 @@
+import { expect, test } from "bun:test";
+import { closeSync, existsSync, openSync } from "node:fs";
+import { join } from "node:path";
+
+import type { EnginePlan } from "../engine/messages.ts";
+import type { ParentPage } from "./engine-process.ts";
+import type { CpuDump } from "./last-words.ts";
+import { Vm, type VmEvent, type VmOutcome, type VmPlan } from "./vm.ts";
+
+const COMMAND = [process.execPath, join(import.meta.dir, "fake-engine.fixture.ts")];
+
+const NO_DUMP = { valid: 0 } as CpuDump;
+
+function page(words = ""): ParentPage {
+  const fd = openSync("/dev/null", "r+");
+  const text = new TextEncoder().encode(words);
+  return {
+    fd,
+    close: () => closeSync(fd),
+    cpuDump: () => NO_DUMP,
+    lastWords: () => ({
+      kind: words === "" ? 0 : 1,
+      signo: 0,
+      vcpu: 1,
+      text_len: text.length,
+      address: 0n,
+      text,
+    }),
+  };
+}
+
+function planOf(cmdline: string, nodes = 1): VmPlan {
+  return {
+    name: "test",
+    nodes: Array.from({ length: nodes }, (_, id) => ({ id, vcpus: 1, memoryBytes: 2 ** 27 })),
+    kernel: "/dev/null",
+    cmdline,
+    pageTables: "auto",
+    options: {
+      onReset: "stop",
+      clockDilation: 1,
+      peerTimeoutMs: 5000,
+      holdUsMax: 0,
+      plainMemory: nodes === 1,
+      pinVcpus: false,
+      report: false,
+    },
+  };
+}
+
+interface Ran {
+  outcome: VmOutcome;
+  console: string;
+  events: VmEvent[];
+}
+
+async function run(
+  plan: VmPlan,
+  extra: { words?: string; graceMs?: number; drive?: (vm: Vm, console: string) => void } = {},
+): Promise<Ran> {
+  const events: VmEvent[] = [];
+  let console = "";
+  const vm: Vm = new Vm(
+    plan,
+    {
+      onConsole: (chunk) => {
+        console += new TextDecoder().decode(chunk);
+        extra.drive?.(vm, console);
+      },
+      onEvent: (event) => events.push(event),
+    },
+    { createPage: () => page(extra.words), command: COMMAND, graceMs: extra.graceMs ?? 5000 },
+  );
+  const outcome = await vm.run();
+  return { outcome, console, events };
+}
+
+test("a guest that powers off: console arrives whole, before the outcome", async () => {
+  const { outcome, console, events } = await run(planOf("say=hello notice=hi stop=powered_off"));
+  expect(outcome).toMatchObject({ kind: "stopped", reason: "powered_off", node: 0 });
+  expect(console).toBe("hello");
+  expect(events.map((event) => event.event)).toEqual(["engine_ready", "started", "notice"]);
+});
+
+test("console input reaches the engine", async () => {
+  let sent = false;
+  const { console, outcome } = await run(planOf("say=> echo stop=debug_exit:16"), {
+    drive: (vm, text) => {
+      if (sent || text !== ">") return;
+      sent = true;
+      void vm.writeConsole(new TextEncoder().encode("typed"));
+    },
+  });
+  expect(console).toBe(">typed");
+  expect(outcome).toMatchObject({ reason: "debug_exit", code: 16 });
+});
+
+test("a crash becomes an error with the VM's name, the last words and no runtime report", async () => {
+  const { outcome, events } = await run(planOf("err=before segv"), {
+    words: "index out of bounds",
+  });
+  if (outcome.kind !== "failed") throw new Error("expected a failure");
+  expect(outcome.error.code).toBe("engine_dead");
+  expect(outcome.error.message).toContain("VM test: the engine of node 0");
+  expect(outcome.error.message).toContain("SIGSEGV");
+  expect(outcome.error.message).toContain("broken invariant on vCPU 1: index out of bounds");
+  expect(String(outcome.error.cause)).toContain("before");
+  expect(JSON.stringify(events)).not.toContain("bug in Bun");
+});
+
+test("an engine that just exits is named with its status", async () => {
+  const { outcome } = await run(planOf("exit=3"));
+  if (outcome.kind !== "failed") throw new Error("expected a failure");
+  expect(outcome.error.message).toContain("exited with status 3");
+});
+
+test("a failure the engine tells keeps its code and hint", async () => {
+  const { outcome } = await run(planOf("fail=kernel_invalid"));
+  if (outcome.kind !== "failed") throw new Error("expected a failure");
+  expect(outcome.error.code).toBe("kernel_invalid");
+  expect(outcome.error.hint).toBe("scripted hint");
+  const unknown = await run(planOf("fail=no_such_code"));
+  if (unknown.outcome.kind !== "failed") throw new Error("expected a failure");
+  expect(unknown.outcome.error.code).toBe("engine_failed");
+});
+
+test("two nodes: plans name each other, one death stops both, the lane folder is gone", async () => {
+  const { outcome, console, events } = await run(planOf("plan only=1 exit=9", 2));
+  if (outcome.kind !== "failed") throw new Error("expected a failure");
+  expect(outcome.error.message).toContain("node 1");
+  const plan = JSON.parse(console) as EnginePlan;
+  expect(plan.node).toBe(0);
+  expect(plan.options.pageTables).toBe("replicated");
+  expect(plan.lane?.peers.map((peer) => peer.node)).toEqual([1]);
+  expect(plan.lane?.key).toMatch(/^[0-9a-f]{64}$/);
+  const folder = join(plan.lane?.listen.slice("unix:".length) ?? "", "..");
+  expect(existsSync(folder)).toBe(false);
+  expect(events.filter((event) => event.event === "engine_ready").length).toBe(2);
+});
+
+test("an engine that does not stop when told is killed", async () => {
+  const { outcome, console } = await run(planOf("deaf say=go"), {
+    graceMs: 50,
+    drive: (vm) => vm.stop(),
+  });
+  expect(console).toBe("go");
+  expect(outcome).toMatchObject({ kind: "stopped", reason: "requested" });
+});
+
+test("pause, resume, nmi and report are passed on", async () => {
+  const { events } = await run(planOf("say=go"), {
+    drive: (vm) => {
+      vm.togglePause();
+      vm.togglePause();
+      vm.nmi();
+      vm.report();
+      setTimeout(() => vm.stop(), 200);
+    },
+  });
+  const texts = events.flatMap((event) => (event.event === "notice" ? [event.text] : []));
+  expect(texts).toEqual(["got pause", "got resume", "got nmi", "got report"]);
+});
+
+test("a program that cannot be started is an outcome, not an exception", async () => {
+  const vm = new Vm(
+    planOf(""),
+    { onConsole: () => undefined, onEvent: () => undefined },
+    { createPage: () => page(), command: ["/nonexistent/ssihv"] },
+  );
+  const outcome = await vm.run();
+  if (outcome.kind !== "failed") throw new Error("expected a failure");
+  expect(outcome.error.code).toBe("engine_failed");
+});

@@ -1,0 +1,341 @@
+// One VM whose engines all run on this host: starts an engine per node, brings them up together, and
+// reports how it ended. This is the composition that `ssihv run` drives; it knows no terminal.
+// Invariants: the first engine to end decides the outcome; then every other engine is told to stop,
+// and killed when it does not within GRACE_MS, so nothing keeps running; `run` always resolves and
+// by then no child lives and no socket is left.
+
+import { randomBytes } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { isErrorCode, SsihvError } from "../base/errors.ts";
+import type {
+  EngineCapabilities,
+  EngineOptions,
+  EnginePlan,
+  EngineSummary,
+  FromEngine,
+  LanePlan,
+  NodePlan,
+  PageTablesMode,
+  StoppedReason,
+  ToEngine,
+} from "../engine/messages.ts";
+import {
+  describeDeath,
+  type EngineExit,
+  type EngineHooks,
+  EngineProcess,
+  type ParentPage,
+} from "./engine-process.ts";
+import { formatCpuDump } from "./last-words.ts";
+
+/** How long an engine may take to stop when told to. */
+const GRACE_MS = 5000;
+
+export interface VmPlan {
+  readonly name: string;
+  readonly nodes: readonly NodePlan[];
+  readonly kernel: string;
+  readonly initrd?: string;
+  readonly cmdline: string;
+  readonly pageTables: PageTablesMode | "auto";
+  readonly options: Omit<EngineOptions, "pageTables">;
+  /** Addresses the engines' lanes listen on, one per node; absent: sockets in a private folder. */
+  readonly addresses?: readonly string[];
+}
+
+export type VmEvent =
+  | { readonly event: "engine_ready"; readonly node: number; readonly pid: number }
+  | { readonly event: "started"; readonly pageTables: PageTablesMode }
+  | { readonly event: "notice"; readonly node: number; readonly text: string }
+  | { readonly event: "stderr"; readonly node: number; readonly text: string }
+  | { readonly event: "paused" | "resumed" }
+  | { readonly event: "summary"; readonly summary: EngineSummary };
+
+export type VmOutcome =
+  | {
+      readonly kind: "stopped";
+      readonly node: number;
+      readonly reason: StoppedReason;
+      readonly code: number | undefined;
+      readonly detail: string | undefined;
+      /** Registers of the vCPU that stopped, where the engine recorded them. */
+      readonly registers: string | undefined;
+    }
+  | { readonly kind: "failed"; readonly error: SsihvError };
+
+export interface VmHooks {
+  onConsole(chunk: Uint8Array): Promise<void> | void;
+  onEvent(event: VmEvent): void;
+}
+
+export interface VmDeps {
+  readonly createPage: () => ParentPage;
+  readonly command?: readonly string[];
+  readonly graceMs?: number;
+}
+
+interface Member {
+  readonly engine: EngineProcess;
+  capabilities: EngineCapabilities | undefined;
+  started: boolean;
+  /** Said `stopped` or `failed`: its exit is then no surprise. */
+  spoke: boolean;
+  gone: boolean;
+}
+
+export class Vm {
+  private readonly members: Member[] = [];
+  private readonly ended = Promise.withResolvers<VmOutcome>();
+  private readonly deps: VmDeps;
+  private readonly plan: VmPlan;
+  private readonly hooks: VmHooks;
+  private stopping = false;
+  private paused = false;
+  private laneFolder: string | undefined;
+  private readonly latest = new Map<number, EngineSummary>();
+
+  constructor(plan: VmPlan, hooks: VmHooks, deps: VmDeps) {
+    this.plan = plan;
+    this.hooks = hooks;
+    this.deps = deps;
+  }
+
+  async run(): Promise<VmOutcome> {
+    let outcome: VmOutcome;
+    try {
+      for (const node of this.plan.nodes) this.spawn(node.id);
+      outcome = await this.ended.promise;
+    } catch (error) {
+      outcome = { kind: "failed", error: asSsihvError(error) };
+    }
+    await this.windDown();
+    return outcome;
+  }
+
+  /** The newest numbers of every engine that gave some. */
+  summaries(): EngineSummary[] {
+    return [...this.latest.values()].sort((a, b) => a.node - b.node);
+  }
+
+  async writeConsole(bytes: Uint8Array): Promise<void> {
+    await this.members[0]?.engine.writeConsole(bytes);
+  }
+
+  togglePause(): void {
+    this.paused = !this.paused;
+    this.broadcast({ type: this.paused ? "pause" : "resume" });
+    this.hooks.onEvent({ event: this.paused ? "paused" : "resumed" });
+  }
+
+  nmi(): void {
+    this.members[0]?.engine.send({ type: "nmi" });
+  }
+
+  report(): void {
+    this.broadcast({ type: "report" });
+  }
+
+  /** Ends the VM as its user asked; `run` resolves with reason "requested". */
+  stop(): void {
+    this.end({
+      kind: "stopped",
+      node: 0,
+      reason: "requested",
+      code: undefined,
+      detail: undefined,
+      registers: undefined,
+    });
+  }
+
+  /** At once and for good; for the last moments of the parent itself. */
+  killAll(): void {
+    for (const member of this.members) if (!member.gone) member.engine.kill("SIGKILL");
+    this.removeLaneFolder();
+  }
+
+  private spawn(node: number): void {
+    const page = this.deps.createPage();
+    const hooks: EngineHooks = {
+      onMessage: (message) => this.onMessage(member, message),
+      onStderr: (text) => this.hooks.onEvent({ event: "stderr", node, text }),
+      onConsole: (chunk) => this.hooks.onConsole(chunk),
+    };
+    const member: Member = {
+      engine: this.spawnProcess(node, page, hooks),
+      capabilities: undefined,
+      started: false,
+      spoke: false,
+      gone: false,
+    };
+    this.members.push(member);
+    void member.engine.exited.then((exit) => this.onExit(member, exit));
+  }
+
+  private spawnProcess(node: number, page: ParentPage, hooks: EngineHooks): EngineProcess {
+    const { command } = this.deps;
+    try {
+      return new EngineProcess({
+        vm: this.plan.name,
+        node,
+        page,
+        console: node === 0,
+        hooks,
+        ...(command !== undefined && { command }),
+      });
+    } catch (error) {
+      page.close();
+      throw error;
+    }
+  }
+
+  private onMessage(member: Member, message: FromEngine): void {
+    const { node } = member.engine;
+    switch (message.type) {
+      case "ready":
+        member.capabilities = message.capabilities;
+        this.hooks.onEvent({ event: "engine_ready", node, pid: member.engine.pid });
+        this.startWhenReady();
+        return;
+      case "started":
+        member.started = true;
+        if (this.members.every((each) => each.started)) {
+          this.hooks.onEvent({ event: "started", pageTables: this.pageTables() });
+        }
+        return;
+      case "notice":
+        this.hooks.onEvent({ event: "notice", node, text: message.text });
+        return;
+      case "summary": {
+        const { type: _, ...summary } = message;
+        this.latest.set(node, summary);
+        this.hooks.onEvent({ event: "summary", summary });
+        return;
+      }
+      case "stopped":
+        member.spoke = true;
+        this.end({
+          kind: "stopped",
+          node,
+          reason: message.reason,
+          code: message.code,
+          detail: message.detail,
+          registers: formatCpuDump(member.engine.page.cpuDump()),
+        });
+        return;
+      case "failed":
+        member.spoke = true;
+        this.end({ kind: "failed", error: failure(this.plan, node, message) });
+    }
+  }
+
+  private onExit(member: Member, exit: EngineExit): void {
+    member.gone = true;
+    // An engine that was told to stop may go without a word.
+    if (!member.spoke && !this.stopping) {
+      this.end({ kind: "failed", error: describeDeath(member.engine, exit) });
+    }
+  }
+
+  private startWhenReady(): void {
+    const all = this.members.length === this.plan.nodes.length;
+    if (this.stopping || !all || !this.members.every((member) => member.capabilities)) return;
+    try {
+      for (const { engine } of this.members) {
+        engine.send({ type: "start", plan: this.planFor(engine.node) });
+      }
+    } catch (error) {
+      this.end({ kind: "failed", error: asSsihvError(error) });
+    }
+  }
+
+  private pageTables(): PageTablesMode {
+    if (this.plan.pageTables !== "auto") return this.plan.pageTables;
+    // One host whose page walks write decides for all: the protocol is one for the VM.
+    const any = this.members.some((member) => member.capabilities?.pageTables === "replicated");
+    return any && this.plan.nodes.length > 1 ? "replicated" : "strict";
+  }
+
+  private planFor(node: number): EnginePlan {
+    const { name, nodes, kernel, initrd, cmdline, options } = this.plan;
+    const lane = nodes.length > 1 ? this.laneFor(node) : undefined;
+    return {
+      name,
+      node,
+      nodes,
+      kernel,
+      cmdline,
+      options: { ...options, pageTables: this.pageTables() },
+      ...(initrd !== undefined && { initrd }),
+      ...(lane !== undefined && { lane }),
+    };
+  }
+
+  private laneKey: string | undefined;
+
+  private laneFor(node: number): LanePlan {
+    this.laneKey ??= randomBytes(32).toString("hex");
+    return {
+      listen: this.laneAddress(node),
+      peers: this.plan.nodes
+        .filter((peer) => peer.id !== node)
+        .map((peer) => ({ node: peer.id, address: this.laneAddress(peer.id) })),
+      key: this.laneKey,
+    };
+  }
+
+  private laneAddress(node: number): string {
+    const given = this.plan.addresses?.[node];
+    if (given !== undefined) return given;
+    // mkdtemp makes the folder for this user alone (mode 0700).
+    this.laneFolder ??= mkdtempSync(join(tmpdir(), "ssihv-"));
+    return `unix:${join(this.laneFolder, `node-${node}`)}`;
+  }
+
+  private end(outcome: VmOutcome): void {
+    this.stopping = true;
+    this.ended.resolve(outcome);
+  }
+
+  private broadcast(message: ToEngine): void {
+    for (const { engine } of this.members) engine.send(message);
+  }
+
+  private async windDown(): Promise<void> {
+    this.stopping = true;
+    this.broadcast({ type: "stop" });
+    const all = Promise.all(this.members.map((member) => member.engine.exited));
+    const timer = setTimeout(() => this.killAll(), this.deps.graceMs ?? GRACE_MS);
+    await all;
+    clearTimeout(timer);
+    this.removeLaneFolder();
+    for (const { engine } of this.members) engine.page.close();
+  }
+
+  private removeLaneFolder(): void {
+    if (this.laneFolder !== undefined) rmSync(this.laneFolder, { recursive: true, force: true });
+    this.laneFolder = undefined;
+  }
+}
+
+function asSsihvError(error: unknown): SsihvError {
+  if (error instanceof SsihvError) return error;
+  const message = error instanceof Error ? error.message : String(error);
+  return new SsihvError("engine_failed", `an engine could not be started: ${message}`, {
+    cause: error,
+  });
+}
+
+function failure(
+  plan: VmPlan,
+  node: number,
+  message: Extract<FromEngine, { type: "failed" }>,
+): SsihvError {
+  const code = isErrorCode(message.code) ? message.code : "engine_failed";
+  const where = plan.nodes.length > 1 ? `node ${node}: ` : "";
+  return new SsihvError(code, `VM ${plan.name}: ${where}${message.message}`, {
+    ...(message.hint !== undefined && { hint: message.hint }),
+  });
+}
