@@ -2,6 +2,17 @@
 //! may not leave the root file's folder.
 
 test {
+    _ = @import("base/failure.zig");
+    _ = @import("base/last_words.zig");
+    _ = @import("base/sys.zig");
+    _ = @import("base/timer.zig");
+    _ = @import("engine/bus.zig");
+    _ = @import("engine/clock.zig");
+    _ = @import("engine/events.zig");
+    _ = @import("engine/exits.zig");
+    _ = @import("engine/inbox.zig");
+    _ = @import("kvm/api.zig");
+    _ = @import("memory/ram.zig");
     _ = @import("irq/ioapic.zig");
     _ = @import("irq/lapic.zig");
     _ = @import("irq/lapic_access.zig");

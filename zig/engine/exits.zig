@@ -119,11 +119,9 @@ fn mmio(self: *VcpuThread) bool {
     const len = @min(m.len, 8);
     const bytes = @as(*[8]u8, @volatileCast(&self.vcpu.run.exit.mmio.data))[0..len];
     const is_write = m.is_write != 0;
-    if (self.lapic.mmioBase()) |base| {
-        if (m.phys_addr -% base < 0x1000) {
-            localApic(self, @intCast(m.phys_addr - base), bytes, is_write);
-            return true;
-        }
+    if (self.lapic.decodes(m.phys_addr)) {
+        localApic(self, @truncate(m.phys_addr & 0xfff), bytes, is_write);
+        return true;
     }
     if (self.engine.ram.offsetOf(m.phys_addr) != null) {
         // KVM could not reach RAM that exists: running on would lose this access.
@@ -147,8 +145,6 @@ fn localApic(self: *VcpuThread, offset: u32, bytes: []u8, is_write: bool) void {
     if (is_write) {
         if (bytes.len != 4) return;
         apply(self, self.lapic.writeMmio(offset, @truncate(readItem(bytes)), now));
-        // EOI and ICR never change what senders match against.
-        if (offset != 0xb0 and offset != 0x300) self.publish();
     } else {
         const value = self.lapic.readMmio(offset & ~@as(u32, 3), now);
         writeItem(bytes, @as(u64, value) >> @intCast((offset & 3) * 8));
@@ -156,6 +152,7 @@ fn localApic(self: *VcpuThread, offset: u32, bytes: []u8, is_write: bool) void {
 }
 
 fn apply(self: *VcpuThread, effects: Effects) void {
+    if (effects.view_changed) self.publish();
     if (effects.eoi_level) |vector| self.engine.endOfInterrupt(vector);
     if (effects.ipi) |message| {
         self.stats.ipis_sent += 1;
@@ -190,8 +187,6 @@ fn writeMsr(self: *VcpuThread) void {
             const now = self.engine.clock.now();
             if (self.lapic.writeX2apic(msr.index, msr.data, now)) |effects| {
                 apply(self, effects);
-                // EOI (0x80b) and ICR (0x830) never change what senders match against.
-                if (msr.index != 0x80b and msr.index != 0x830) self.publish();
             } else |_| msr.err = 1;
         },
         msr_tsc => {},

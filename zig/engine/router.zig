@@ -6,9 +6,7 @@ const std = @import("std");
 const abi = @import("../abi.zig");
 const Inbox = @import("inbox.zig").Inbox;
 const Signal = @import("inbox.zig").Signal;
-const irq_message = @import("../irq/message.zig");
-const Message = irq_message.Message;
-const DeliveryMode = irq_message.DeliveryMode;
+const Message = @import("../irq/message.zig").Message;
 const route = @import("../irq/route.zig");
 
 /// Sends a message to the nodes of the mask; set by a span.
@@ -47,31 +45,31 @@ pub const Router = struct {
     /// From this node: local targets at once, other nodes by message.
     pub fn deliver(self: *Router, message: Message) void {
         var buffer: [abi.vcpus_max]route.TargetView = undefined;
-        const here = self.views(&buffer);
-        const nodes = route.nodesOf(message, self.node_count);
-        const lowest = message.delivery == @intFromEnum(DeliveryMode.lowest);
-        const local = route.resolve(here, message);
-        const elsewhere = nodes & ~(@as(u32, 1) << @intCast(self.node));
-        if (lowest) {
-            // One receiver: a local member of the set, else the lowest id elsewhere, which is in the
-            // first node that may hold one.
-            if (local != 0) return self.deliverSet(here, local, message);
-            if (elsewhere != 0) self.sendRemote(elsewhere & (~elsewhere +% 1), message);
-            return;
-        }
-        if (local != 0) self.deliverSet(here, local, message);
+        const local = route.resolve(self.views(&buffer), message);
+        if (message.mode() == .lowest) return self.deliverLowest(local, message);
+        if (local != 0) self.deliverSet(local, message);
+        const here = @as(u32, 1) << @intCast(self.node);
+        const elsewhere = route.nodesOf(message, self.node_count) & ~here;
         if (elsewhere != 0) self.sendRemote(elsewhere, message);
         if (local == 0 and elsewhere == 0) _ = self.lost.fetchAdd(1, .monotonic);
     }
 
-    /// A message that came from another node: local targets only.
-    pub fn deliverLocal(self: *Router, message: Message) void {
+    /// A message that came from another node: local targets only, except that a lowest-priority one
+    /// without a receiver here goes on round the ring.
+    pub fn deliverFromPeer(self: *Router, message: Message) void {
         var buffer: [abi.vcpus_max]route.TargetView = undefined;
-        const here = self.views(&buffer);
-        const local = route.resolve(here, message);
-        if (local == 0) _ = self.lost.fetchAdd(1, .monotonic) else {
-            self.deliverSet(here, local, message);
-        }
+        const local = route.resolve(self.views(&buffer), message);
+        if (message.mode() == .lowest) return self.deliverLowest(local, message);
+        if (local == 0) _ = self.lost.fetchAdd(1, .monotonic) else self.deliverSet(local, message);
+    }
+
+    fn deliverLowest(self: *Router, local: u64, message: Message) void {
+        if (local != 0) return self.deliverSet(local, message);
+        const next = route.nextNode(message, self.node_count, self.node) orelse {
+            _ = self.lost.fetchAdd(1, .monotonic);
+            return;
+        };
+        self.sendRemote(@as(u32, 1) << @intCast(next), message);
     }
 
     fn sendRemote(self: *Router, nodes: u32, message: Message) void {
@@ -82,8 +80,7 @@ pub const Router = struct {
         send(self.remote_context, nodes, message);
     }
 
-    fn deliverSet(self: *Router, here: []const route.TargetView, set: u64, message: Message) void {
-        _ = here;
+    fn deliverSet(self: *Router, set: u64, message: Message) void {
         var rest = set;
         while (rest != 0) : (rest &= rest - 1) {
             self.post(self.targets[@ctz(rest)].inbox, message);
@@ -91,7 +88,7 @@ pub const Router = struct {
     }
 
     fn post(self: *Router, inbox: *Inbox, message: Message) void {
-        switch (@as(DeliveryMode, @enumFromInt(@as(u3, @truncate(message.delivery))))) {
+        switch (message.mode()) {
             .fixed, .lowest => inbox.postInterrupt(message.vector, message.level != 0),
             .nmi => inbox.post(Signal.nmi),
             // INIT level de-assert only synchronises arbitration ids: nothing on any later CPU.

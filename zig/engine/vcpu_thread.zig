@@ -195,7 +195,7 @@ pub const VcpuThread = struct {
     fn prepare(self: *VcpuThread) !void {
         const run = self.vcpu.run;
         // Without an in-kernel LAPIC cr8 is an input of KVM_RUN.
-        run.cr8 = self.lapic.tpr() >> 4;
+        run.cr8 = self.lapic.cr8();
         run.request_interrupt_window = 0;
         if (self.lapic.pending() == null) return;
         if (self.ready) {
@@ -211,7 +211,7 @@ pub const VcpuThread = struct {
         const run = self.vcpu.run;
         self.ready = run.ready_for_interrupt_injection != 0 and run.if_flag != 0;
         const cr8: u8 = @truncate(run.cr8);
-        if (cr8 != self.lapic.tpr() >> 4) self.lapic.setTpr(cr8 << 4);
+        if (cr8 != self.lapic.cr8()) self.lapic.setTpr(cr8 << 4);
         if (run.apic_base != self.lapic.base()) {
             // KVM checked the transition when it took the WRMSR.
             self.lapic.setBase(run.apic_base) catch {};
