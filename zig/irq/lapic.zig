@@ -135,11 +135,11 @@ pub const Lapic = struct {
         return if (self.apic_base & registers.base_x2apic == 0) .xapic else .x2apic;
     }
 
-    /// True if this guest-physical address is the register page now: in x2APIC mode and while
-    /// disabled the page is plain bus space.
-    pub fn decodes(self: *const Lapic, gpa: u64) bool {
-        return self.mode() == .xapic and
-            (gpa ^ self.apic_base) & registers.base_address_mask == 0;
+    /// Guest-physical address of the register page, null while there is none: in x2APIC mode and
+    /// while disabled those addresses are plain bus space.
+    pub fn mmioBase(self: *const Lapic) ?u64 {
+        if (self.mode() != .xapic) return null;
+        return self.apic_base & registers.base_address_mask;
     }
 
     pub fn softwareEnabled(self: *const Lapic) bool {
@@ -292,3 +292,273 @@ pub const Lapic = struct {
         if (entry & registers.lvt_masked == 0) self.accept(@truncate(entry), false);
     }
 };
+
+const expect = std.testing.expect;
+const expectEqual = std.testing.expectEqual;
+const expectError = std.testing.expectError;
+
+fn enabled() Lapic {
+    var l = Lapic.init(3, false);
+    l.spurious = registers.svr_enabled | 0xff;
+    return l;
+}
+
+test "reset state, and what INIT keeps" {
+    var l = Lapic.init(0x41, true);
+    try expectEqual(0xfee0_0900, l.base());
+    try expectEqual(.xapic, l.mode());
+    try expect(!l.softwareEnabled());
+    try expectEqual(null, l.pending());
+    for (l.lvt) |entry| try expectEqual(registers.lvt_masked, entry);
+    try l.setBase(0xfee0_0d00);
+    l.spurious = 0x1ff;
+    l.accept(0x40, true);
+    l.setTpr(0x20);
+    l.timer.setInitial(5, 0);
+    l.reset(.init);
+    try expectEqual(0xfee0_0d00, l.base());
+    try expectEqual(.x2apic, l.mode());
+    try expectEqual(0, l.tpr());
+    try expectEqual(null, l.irr.highest());
+    try expectEqual(null, l.timer.deadline(false));
+    l.reset(.power_on);
+    try expectEqual(0xfee0_0900, l.base());
+    try expectEqual(0x41, l.view().apic_id);
+    try expectEqual(0xfee0_0800, Lapic.init(1, false).base());
+}
+
+test "apic base: every transition of the mode diagram" {
+    const off = 0xfee0_0000;
+    const xapic = 0xfee0_0800;
+    const x2apic = 0xfee0_0c00;
+    const invalid = 0xfee0_0400;
+    const legal = [_]struct { u64, u64, bool }{
+        .{ off, off, true },       .{ off, xapic, true },
+        .{ off, x2apic, false },   .{ off, invalid, false },
+        .{ xapic, off, true },     .{ xapic, xapic, true },
+        .{ xapic, x2apic, true },  .{ xapic, invalid, false },
+        .{ x2apic, off, true },    .{ x2apic, xapic, false },
+        .{ x2apic, x2apic, true }, .{ x2apic, invalid, false },
+    };
+    for (legal) |row| {
+        var l = Lapic.init(0, false);
+        try l.setBase(row[0]);
+        try expectEqual(row[0], l.base());
+        if (row[2]) {
+            try l.setBase(row[1]);
+            try expectEqual(row[1], l.base());
+        } else {
+            try expectError(error.Gp, l.setBase(row[1]));
+            try expectEqual(row[0], l.base());
+        }
+    }
+    var l = Lapic.init(0, false);
+    for ([_]u6{ 0, 1, 7, 9, 52, 63 }) |bit| {
+        try expectError(error.Gp, l.setBase(xapic | @as(u64, 1) << bit));
+    }
+}
+
+test "apic base: the page moves, and is gone outside xAPIC mode" {
+    var l = Lapic.init(0, false);
+    try expectEqual(0xfee0_0000, l.mmioBase().?);
+    try l.setBase(0x1_2345_6800);
+    try expectEqual(0x1_2345_6000, l.mmioBase().?);
+    try l.setBase(0x1_2345_6c00);
+    try expectEqual(null, l.mmioBase());
+    try l.setBase(0x1_2345_6000);
+    try expectEqual(null, l.mmioBase());
+}
+
+test "apic base: disabling loses the state, entering x2APIC keeps it" {
+    var l = enabled();
+    l.logical_id = 0x10;
+    l.icr_high = 0x0500_0000;
+    l.accept(0x55, false);
+    l.setTpr(0x30);
+    try l.setBase(0xfee0_0c00);
+    try expectEqual(0x55, l.pending().?);
+    try expectEqual(0x30, l.tpr());
+    try expectEqual(0, l.icr_high);
+    try expectEqual(0, l.logical_id);
+    try l.setBase(0xfee0_0000);
+    try expectEqual(null, l.irr.highest());
+    try expectEqual(0, l.tpr());
+    l.accept(0x56, false);
+    try expectEqual(1, l.vectors_dropped);
+    try l.setBase(0xfee0_0800);
+    try expect(!l.softwareEnabled());
+}
+
+test "priority: PPR by table" {
+    // TPR, highest in service (0 = none), PPR: SDM "Processor Priority Register".
+    const table = [_][3]u8{
+        .{ 0x00, 0x00, 0x00 }, .{ 0x2f, 0x00, 0x2f }, .{ 0x00, 0x31, 0x30 },
+        .{ 0x2f, 0x31, 0x30 }, .{ 0x35, 0x31, 0x35 }, .{ 0x30, 0x3f, 0x30 },
+        .{ 0xf0, 0xe1, 0xf0 }, .{ 0xff, 0x20, 0xff }, .{ 0x0f, 0x10, 0x10 },
+    };
+    for (table) |row| {
+        var l = enabled();
+        l.setTpr(row[0]);
+        if (row[1] != 0) l.isr.set(row[1]);
+        try expectEqual(row[2], l.ppr());
+    }
+}
+
+test "priority: a request is pending only above the processor's class" {
+    var l = enabled();
+    l.accept(0x45, false);
+    for (0..256) |tpr_value| {
+        l.setTpr(@intCast(tpr_value));
+        try expectEqual(tpr_value >> 4 < 4, l.pending() != null);
+    }
+    l.setTpr(0);
+    // In service 0x4f: 0x45 waits, 0x50 nests.
+    l.isr.set(0x4f);
+    try expectEqual(null, l.pending());
+    l.accept(0x50, false);
+    try expectEqual(0x50, l.acknowledge());
+    try expectEqual(0x50, l.ppr());
+    _ = l.endOfInterrupt();
+    try expectEqual(0x40, l.ppr());
+    _ = l.endOfInterrupt();
+    try expectEqual(0x45, l.acknowledge());
+}
+
+test "acknowledge without a request answers the spurious vector, not in service" {
+    var l = enabled();
+    l.spurious = registers.svr_enabled | 0xef;
+    l.accept(0x31, false);
+    l.setTpr(0x40);
+    try expectEqual(0xef, l.acknowledge());
+    try expectEqual(null, l.isr.highest());
+    l.setTpr(0);
+    try expectEqual(0x31, l.acknowledge());
+}
+
+test "cr8 follows TPR and does not clear its lower half needlessly" {
+    var l = enabled();
+    l.setTpr(0x57);
+    try expectEqual(5, l.cr8());
+    l.setCr8(5);
+    try expectEqual(0x57, l.tpr());
+    l.setCr8(6);
+    try expectEqual(0x60, l.tpr());
+}
+
+test "eoi: edge tells nobody, level tells the IOAPIC, the newest trigger mode counts" {
+    var l = enabled();
+    try expectEqual(null, l.endOfInterrupt().eoi_level);
+    l.accept(0x31, false);
+    _ = l.acknowledge();
+    try expectEqual(null, l.endOfInterrupt().eoi_level);
+    l.accept(0x31, true);
+    _ = l.acknowledge();
+    try expectEqual(0x31, l.endOfInterrupt().eoi_level.?);
+    l.accept(0x31, true);
+    l.accept(0x31, false);
+    _ = l.acknowledge();
+    try expectEqual(null, l.endOfInterrupt().eoi_level);
+}
+
+test "a second request of a vector in service waits for its EOI" {
+    var l = enabled();
+    l.accept(0x31, false);
+    try expectEqual(0x31, l.acknowledge());
+    l.accept(0x31, false);
+    l.accept(0x31, false);
+    try expectEqual(null, l.pending());
+    _ = l.endOfInterrupt();
+    try expectEqual(0x31, l.acknowledge());
+    _ = l.endOfInterrupt();
+    try expectEqual(null, l.pending());
+}
+
+test "software disabled: nothing is accepted, held requests come back" {
+    var l = enabled();
+    l.accept(0x61, false);
+    l.spurious = 0xff;
+    try expectEqual(null, l.pending());
+    l.accept(0x71, false);
+    try expectEqual(1, l.vectors_dropped);
+    l.spurious = registers.svr_enabled | 0xff;
+    try expectEqual(0x61, l.pending().?);
+}
+
+test "illegal vectors are errors, raised once until ESR is written" {
+    var l = enabled();
+    l.lvt[@backingInt(Lvt.err)] = 0xfe;
+    l.accept(0x0f, false);
+    try expectEqual(registers.esr_receive_illegal_vector, l.esr_latched);
+    try expectEqual(0xfe, l.acknowledge());
+    _ = l.endOfInterrupt();
+    l.accept(0x00, true);
+    try expectEqual(null, l.pending());
+    l.esr_latched = 0;
+    l.accept(0x03, false);
+    try expectEqual(0xfe, l.pending().?);
+    // An error entry with an illegal vector of its own must not recurse.
+    var bad = enabled();
+    bad.lvt[@backingInt(Lvt.err)] = 0x05;
+    bad.raiseError(registers.esr_illegal_register);
+    const both = registers.esr_illegal_register | registers.esr_receive_illegal_vector;
+    try expectEqual(both, bad.esr_latched);
+}
+
+test "lint: delivery modes by table" {
+    const table = [_]struct { u32, LocalDelivery, LocalDelivery }{
+        // Entry, answer at the rising edge, answer while it stays up.
+        .{ 0x1_0700, .none, .none },   .{ 0x0700, .ext_int, .ext_int },
+        .{ 0x0400, .nmi, .none },      .{ 0x0200, .smi, .none },
+        .{ 0x0500, .init, .none },     .{ 0x0031, .accepted, .none },
+        .{ 0x8031, .accepted, .none }, .{ 0x0131, .none, .none },
+        .{ 0x0331, .none, .none },     .{ 0x0631, .none, .none },
+    };
+    for (table) |row| {
+        var l = enabled();
+        l.lvt[@backingInt(Lvt.lint0)] = row[0];
+        try expectEqual(.none, l.lint(0, false));
+        try expectEqual(row[1], l.lint(0, true));
+        try expectEqual(row[2], l.lint(0, true));
+        try expectEqual(.none, l.lint(0, false));
+        try expectEqual(row[1] == .accepted, l.pending() != null);
+    }
+}
+
+test "lint0 level: remote IRR until EOI, again while the line is up; lint1 is always an edge" {
+    var l = enabled();
+    l.lvt[@backingInt(Lvt.lint0)] = registers.lvt_level | 0x41;
+    try expectEqual(.accepted, l.lint(0, true));
+    try expect(l.lvt[@backingInt(Lvt.lint0)] & registers.lvt_remote_irr != 0);
+    try expectEqual(0x41, l.acknowledge());
+    _ = l.endOfInterrupt();
+    try expectEqual(0x41, l.acknowledge());
+    try expectEqual(.none, l.lint(0, false));
+    _ = l.endOfInterrupt();
+    try expectEqual(null, l.pending());
+    try expect(l.lvt[@backingInt(Lvt.lint0)] & registers.lvt_remote_irr == 0);
+    l.lvt[@backingInt(Lvt.lint1)] = registers.lvt_level | 0x42;
+    try expectEqual(.accepted, l.lint(1, true));
+    try expectEqual(0x42, l.acknowledge());
+    try expectEqual(null, l.endOfInterrupt().eoi_level);
+    try expectEqual(null, l.pending());
+}
+
+test "timer: fires its vector, counts, and is silent while masked" {
+    var l = enabled();
+    l.lvt[@backingInt(Lvt.timer)] = 0xec;
+    l.timer.divide = 0xb;
+    l.timer.setInitial(1000, 0);
+    try expectEqual(1000, l.timerDeadline().?);
+    l.timerTick(999);
+    try expectEqual(null, l.pending());
+    l.timerTick(1000);
+    try expectEqual(0xec, l.pending().?);
+    try expectEqual(1, l.timer_fires);
+    l.lvt[@backingInt(Lvt.timer)] = registers.lvt_masked | 0xec;
+    l.irr.clear(0xec);
+    l.timer.setInitial(1000, 2000);
+    try expectEqual(null, l.timerDeadline());
+    l.timerTick(9000);
+    try expectEqual(null, l.pending());
+    try expectEqual(1, l.timer_fires);
+}
