@@ -28,6 +28,8 @@ const Command = struct {
     const stop: u32 = 2;
 };
 
+pub const start_msrs_max = 64;
+
 /// APIC bus frequency every guest is told (what OVMF assumes).
 const bus_hz = 1_000_000_000;
 
@@ -49,6 +51,8 @@ pub const Engine = struct {
     console_thread: ?std.Thread = null,
     vcpus: []VcpuThread,
     boot: ?abi.VcpuRecord = null,
+    msrs: [start_msrs_max]abi.MsrEntry = undefined,
+    msr_count: u32 = 0,
     started: bool = false,
     command: std.atomic.Value(u32) = .init(Command.pause),
     parked: std.atomic.Value(u32) = .init(0),
@@ -69,6 +73,7 @@ pub const Engine = struct {
         self.config = config.*;
         self.shared = shared;
         self.boot = null;
+        self.msr_count = 0;
         self.started = false;
         self.console_thread = null;
         self.command = .init(Command.pause);
@@ -138,6 +143,12 @@ pub const Engine = struct {
         try v.vcpu.setCpuid(v.cpuid);
     }
 
+    pub fn setMsrs(self: *Engine, entries: []const abi.MsrEntry) Error!void {
+        if (entries.len > start_msrs_max) return error.ConfigInvalid;
+        @memcpy(self.msrs[0..entries.len], entries);
+        self.msr_count = @intCast(entries.len);
+    }
+
     /// Starts vCPU threads; the boot vCPU of node 0 runs the loader's record, others wait for SIPI.
     pub fn start(self: *Engine) Error!void {
         try self.prepareVcpus();
@@ -159,6 +170,7 @@ pub const Engine = struct {
 
     pub fn prepareVcpus(self: *Engine) Error!void {
         for (self.vcpus) |*v| {
+            for (self.msrs[0..self.msr_count]) |entry| try v.vcpu.setMsr(entry);
             if (self.config.tsc_offset != 0) try v.vcpu.setTscOffset(self.config.tsc_offset);
             if (v.apic_id == 0) {
                 const record = self.boot orelse return error.ConfigInvalid;

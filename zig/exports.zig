@@ -220,6 +220,15 @@ pub fn engineCpuid(handle: u32, vcpu: u32, entries: [*]const abi.CpuidEntry, cou
     return ok;
 }
 
+/// MSRs that every vCPU starts with.
+pub fn engineMsrs(handle: u32, entries: [*]const abi.MsrEntry, count: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    engine.setMsrs(entries[0..count]) catch |e| {
+        return failure.fail(.invalid_argument, "{d} start MSRs: {t}", .{ count, e });
+    };
+    return ok;
+}
+
 /// Start state of the boot vCPU; only node 0 has one.
 pub fn engineBoot(handle: u32, record: *const abi.VcpuRecord) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);

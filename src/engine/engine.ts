@@ -4,7 +4,7 @@
 
 import { SsihvError } from "../base/errors.ts";
 import { constants, enums } from "../native/abi.gen.ts";
-import { dieWithParent, EngineHandle, hostCpuid, hostMsrs, plantCrash } from "../native/engine-handle.ts";
+import { dieWithParent, EngineHandle, hostCpuid, hostMsrs, hostTscKhz, plantCrash } from "../native/engine-handle.ts";
 import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
 import { type MachinePlan, planMachine } from "../vmm/machine.ts";
 import { hostCapabilities } from "./capabilities.ts";
@@ -87,7 +87,11 @@ export class EngineProcess {
 
   private start(plan: EnginePlan): void {
     this.plan = plan;
-    const machine = planMachine(plan, { cpuid: hostCpuid(), msrs: hostMsrs() });
+    const machine = planMachine(plan, {
+      cpuid: hostCpuid(),
+      msrs: hostMsrs(),
+      tscKhz: hostTscKhz(),
+    });
     this.machine = machine;
     this.handle = new EngineHandle({
       ...machine.engineConfig,
@@ -98,6 +102,7 @@ export class EngineProcess {
     });
     for (const region of machine.busRegions) this.handle.addRegion(region);
     for (const file of machine.registerFiles) this.handle.addRegisterFile(file);
+    this.handle.setMsrs(machine.msrs);
     machine.cpuid.forEach((entries, vcpu) => {
       this.handle?.setCpuid(vcpu, entries);
     });

@@ -72,6 +72,13 @@ export class EngineHandle {
     checked(library().ssihv_engine_cpuid(this.handle, vcpu, ptr(bytes), entries.length));
   }
 
+  /** MSRs every vCPU starts with, after a reset too. */
+  setMsrs(entries: readonly MsrEntry[]): void {
+    if (entries.length === 0) return;
+    const bytes = concatRecords(records.MsrEntry, entries);
+    checked(library().ssihv_engine_msrs(this.handle, ptr(bytes), entries.length));
+  }
+
   setBoot(record: VcpuRecord): void {
     checked(library().ssihv_engine_boot(this.handle, ptr(encode(records.VcpuRecord, record))));
   }

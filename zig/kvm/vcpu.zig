@@ -43,6 +43,14 @@ pub const Vcpu = struct {
         _ = try sys.ioctl(self.fd, api.SET_CPUID2, @intFromPtr(&list));
     }
 
+    /// One MSR; errno EINVAL names one this KVM refuses (KVM_SET_MSRS counts what it took).
+    pub fn setMsr(self: *const Vcpu, entry: abi.MsrEntry) Error!void {
+        var list: api.MsrsOne = .{ .entry = entry };
+        if (try sys.ioctl(self.fd, api.SET_MSRS, @intFromPtr(&list)) == 1) return;
+        sys.last_errno = @intFromEnum(linux.E.INVAL);
+        return error.SystemCall;
+    }
+
     /// Guest TSC = host TSC + offset. Err where KVM has no such attribute.
     pub fn setTscOffset(self: *const Vcpu, offset: u64) Error!void {
         var value = offset;
