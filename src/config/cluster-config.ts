@@ -1,0 +1,268 @@
+// cluster-config.yaml: which nodes make up the VM and how it boots. One schema, checked as a whole:
+// every mistake in the file is reported at once, each with file, line and column.
+// Only settings that something reads exist; an unknown key is a mistake, never ignored.
+
+import { readFileSync } from "node:fs";
+import { dirname, resolve } from "node:path";
+import { type Static, Type } from "@sinclair/typebox";
+import { type ValueError, ValueErrorType } from "@sinclair/typebox/errors";
+import { Value } from "@sinclair/typebox/value";
+
+import { SsihvError } from "../base/errors.ts";
+import { suggest } from "../base/suggest.ts";
+import { parseDurationUs } from "./duration.ts";
+import { parseSize } from "./size.ts";
+import { type Mistake, type Path, YamlSource } from "./yaml-source.ts";
+
+/** A size or duration may also be written as a bare number; it is then refused with its own words. */
+const Text = Type.String({ minLength: 1, maxLength: 4096 });
+const Name = Type.String({ pattern: "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" });
+
+const NodeSchema = Type.Object(
+  {
+    name: Name,
+    address: Type.Optional(Text),
+    cpus: Type.Integer({ minimum: 1, maximum: 64 }),
+    memory: Text,
+  },
+  { additionalProperties: false },
+);
+
+const VmSchema = Type.Object(
+  {
+    kernel: Type.Optional(Text),
+    initrd: Type.Optional(Text),
+    cmdline: Type.Optional(Type.String({ maxLength: 2047 })),
+    reboot: Type.Optional(Type.Boolean()),
+    page_tables: Type.Optional(
+      Type.Union([Type.Literal("auto"), Type.Literal("strict"), Type.Literal("replicated")]),
+    ),
+    clock_dilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
+    peer_timeout: Type.Optional(Text),
+    hold_max: Type.Optional(Text),
+  },
+  { additionalProperties: false },
+);
+
+export const ClusterConfigSchema = Type.Object(
+  {
+    cluster: Name,
+    nodes: Type.Array(NodeSchema, { minItems: 1, maxItems: 8 }),
+    vm: Type.Optional(VmSchema),
+  },
+  { additionalProperties: false, $id: "cluster-config" },
+);
+
+type Raw = Static<typeof ClusterConfigSchema>;
+
+export interface NodeConfig {
+  readonly name: string;
+  /** host:port its lanes listen on; undefined: a private socket of the host. */
+  readonly address: string | undefined;
+  readonly cpus: number;
+  readonly memoryBytes: bigint;
+}
+
+export interface VmConfig {
+  /** Absolute: relative paths in the file are relative to the file. */
+  readonly kernel?: string;
+  readonly initrd?: string;
+  readonly cmdline?: string;
+  readonly reboot?: boolean;
+  readonly pageTables?: "auto" | "strict" | "replicated";
+  readonly clockDilation?: number;
+  readonly peerTimeoutMs?: number;
+  readonly holdUsMax?: number;
+}
+
+export interface ClusterConfig {
+  readonly cluster: string;
+  readonly nodes: readonly NodeConfig[];
+  readonly vm: VmConfig;
+}
+
+const KEYS: Record<string, readonly string[]> = {
+  "": Object.keys(ClusterConfigSchema.properties),
+  nodes: Object.keys(NodeSchema.properties),
+  vm: Object.keys(VmSchema.properties),
+};
+
+/** What a value at a key should have been, where the schema's own words say too little. */
+const EXPECTED: Record<string, string> = {
+  cluster: "a name of a-z, 0-9 and '-', at most 63 characters",
+  name: "a name of a-z, 0-9 and '-', at most 63 characters",
+  nodes: "a list of 1 to 8 nodes",
+  address: 'text such as "10.0.0.1:7800"',
+  cpus: "a whole number from 1 to 64",
+  memory: 'a size with its unit such as "512M" or "4G"',
+  vm: "a mapping of VM settings",
+  kernel: "a path",
+  initrd: "a path",
+  cmdline: "text of at most 2047 characters",
+  reboot: "true or false",
+  page_tables: "one of auto, strict, replicated",
+  clock_dilation: "a whole number from 1 to 1000",
+  peer_timeout: 'a duration with its unit such as "5s"',
+  hold_max: 'a duration with its unit such as "1ms"',
+};
+
+function show(path: Path): string {
+  return path
+    .map((part) => (typeof part === "number" ? `[${part}]` : `.${part}`))
+    .join("")
+    .replace(/^\./, "");
+}
+
+function describe(value: unknown): string {
+  if (value === null) return "nothing";
+  if (Array.isArray(value)) return "a list";
+  if (typeof value === "object") return "a mapping";
+  const text = JSON.stringify(value) ?? String(value);
+  return text.length > 40 ? `${text.slice(0, 40)}...` : text;
+}
+
+function pathOf(pointer: string): Path {
+  return pointer
+    .split("/")
+    .slice(1)
+    .map((part) =>
+      /^\d+$/.test(part) ? Number(part) : part.replaceAll("~1", "/").replaceAll("~0", "~"),
+    );
+}
+
+function mistakeOf(error: ValueError, source: YamlSource): Mistake {
+  const path = pathOf(error.path);
+  const last = String(path.findLast((part) => typeof part === "string") ?? "");
+  if (error.type === ValueErrorType.ObjectAdditionalProperties) {
+    const section = path.length === 1 ? "" : String(path[0]);
+    const near = suggest(last, KEYS[section] ?? []);
+    const hint = near === undefined ? "" : `; did you mean ${near}?`;
+    return { offset: source.offsetOfKey(path), text: `unknown key ${show(path)}${hint}` };
+  }
+  if (error.type === ValueErrorType.ObjectRequiredProperty) {
+    const text = `${show(path)} is missing: expected ${EXPECTED[last] ?? "a value"}`;
+    return { offset: source.offsetOf(path.slice(0, -1)), text };
+  }
+  const where = path.length === 0 ? "the file" : show(path);
+  const node =
+    typeof path[path.length - 1] === "number" ? "a mapping of a node's settings" : undefined;
+  const expected = node ?? EXPECTED[last] ?? "a mapping with cluster, nodes and vm";
+  return {
+    offset: source.offsetOf(path),
+    text: `${where}: expected ${expected}, found ${describe(error.value)}`,
+  };
+}
+
+/** The schema's complaints, one per place: a missing key also complains about its type. */
+function schemaMistakes(source: YamlSource): Mistake[] {
+  const seen = new Set<string>();
+  const mistakes: Mistake[] = [];
+  for (const error of Value.Errors(ClusterConfigSchema, source.value)) {
+    if (seen.has(error.path)) continue;
+    seen.add(error.path);
+    mistakes.push(mistakeOf(error, source));
+  }
+  return mistakes;
+}
+
+const ADDRESS = /^(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9.-]*[a-z0-9])?):(\d{1,5})$/i;
+
+function isAddress(text: string): boolean {
+  const port = Number(ADDRESS.exec(text)?.[3] ?? 0);
+  return port >= 1 && port <= 65535;
+}
+
+/** Turns text into values; what a parser refuses becomes a mistake at its place. */
+class Reader {
+  readonly mistakes: Mistake[] = [];
+  private readonly source: YamlSource;
+
+  constructor(source: YamlSource) {
+    this.source = source;
+  }
+
+  at<T>(path: Path, text: string, parse: (text: string, what: string) => T, otherwise: T): T {
+    try {
+      return parse(text, show(path));
+    } catch (error) {
+      if (!(error instanceof SsihvError)) throw error;
+      this.blame(path, `${error.message}${error.hint === undefined ? "" : `; ${error.hint}`}`);
+      return otherwise;
+    }
+  }
+
+  blame(path: Path, text: string): void {
+    this.mistakes.push({ offset: this.source.offsetOf(path), text });
+  }
+}
+
+function readNodes(raw: Raw, reader: Reader): NodeConfig[] {
+  const names = new Map<string, number>();
+  const addresses = new Map<string, number>();
+  return raw.nodes.map((node, i): NodeConfig => {
+    const { name, address, cpus, memory } = node;
+    if (names.has(name)) {
+      reader.blame(["nodes", i, "name"], `nodes[${i}].name: ${name} is nodes[${names.get(name)}]`);
+    }
+    names.set(name, i);
+    if (address !== undefined) {
+      const path = ["nodes", i, "address"];
+      if (!isAddress(address)) reader.blame(path, `${show(path)}: "${address}" is not host:port`);
+      const other = addresses.get(address);
+      if (other !== undefined) reader.blame(path, `${show(path)}: nodes[${other}] has it too`);
+      addresses.set(address, i);
+    }
+    const memoryBytes = reader.at(["nodes", i, "memory"], memory, parseSize, 1n);
+    return { name, address, cpus, memoryBytes };
+  });
+}
+
+function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): VmConfig {
+  const duration = (key: "peer_timeout" | "hold_max") => {
+    const text = raw[key];
+    return text === undefined ? undefined : reader.at(["vm", key], text, parseDurationUs, 0);
+  };
+  const peerTimeoutUs = duration("peer_timeout");
+  const holdUsMax = duration("hold_max");
+  return {
+    ...(raw.kernel !== undefined && { kernel: resolve(folder, raw.kernel) }),
+    ...(raw.initrd !== undefined && { initrd: resolve(folder, raw.initrd) }),
+    ...(raw.cmdline !== undefined && { cmdline: raw.cmdline }),
+    ...(raw.reboot !== undefined && { reboot: raw.reboot }),
+    ...(raw.page_tables !== undefined && { pageTables: raw.page_tables }),
+    ...(raw.clock_dilation !== undefined && { clockDilation: raw.clock_dilation }),
+    ...(peerTimeoutUs !== undefined && { peerTimeoutMs: Math.ceil(peerTimeoutUs / 1000) }),
+    ...(holdUsMax !== undefined && { holdUsMax }),
+  };
+}
+
+/** `file` is named in errors; relative paths inside are relative to its folder. */
+export function parseClusterConfig(text: string, file: string): ClusterConfig {
+  const source = new YamlSource(text, file);
+  const mistakes = schemaMistakes(source);
+  if (mistakes.length > 0) source.refuse(mistakes);
+  const raw = source.value as Raw;
+  const reader = new Reader(source);
+  const nodes = readNodes(raw, reader);
+  const vm = readVm(raw.vm ?? {}, dirname(resolve(file)), reader);
+  const without = raw.nodes.findIndex((node) => node.address === undefined);
+  if (without >= 0 && raw.nodes.some((node) => node.address !== undefined)) {
+    reader.blame(["nodes", without], `nodes[${without}] has no address, other nodes have one`);
+  }
+  if (reader.mistakes.length > 0) source.refuse(reader.mistakes);
+  return { cluster: raw.cluster, nodes, vm };
+}
+
+export function loadClusterConfig(file: string): ClusterConfig {
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (cause) {
+    const why = cause instanceof Error && "code" in cause ? String(cause.code) : "unreadable";
+    throw new SsihvError("config_invalid", `--config: ${file} cannot be read (${why})`, {
+      hint: "name a YAML file; cluster-config.yaml in the source tree is an example",
+      cause,
+    });
+  }
+  return parseClusterConfig(text, file);
+}
