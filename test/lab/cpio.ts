@@ -70,8 +70,19 @@ function record(path: string, entry: Described, inode: number): Uint8Array[] {
   // Thirteen eight-digit fields: ino mode uid gid nlink mtime filesize devmajor devminor
   // rdevmajor rdevminor namesize check.
   const fields = [
-    inode, entry.mode, 0, 0, entry.links, 0, entry.bytes.length, 0, 0,
-    entry.major ?? 0, entry.minor ?? 0, name.length, 0,
+    inode,
+    entry.mode,
+    0,
+    0,
+    entry.links,
+    0,
+    entry.bytes.length,
+    0,
+    0,
+    entry.major ?? 0,
+    entry.minor ?? 0,
+    name.length,
+    0,
   ];
   const digits = fields.map((field) => field.toString(16).padStart(8, "0")).join("");
   const header = encoder.encode(`070701${digits}`);

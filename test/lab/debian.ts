@@ -17,13 +17,16 @@ export async function unpackedPackage(name: string, pattern?: string): Promise<s
   return once(name, async (scratch) => {
     const concrete = await resolveName(name, pattern);
     console.error(`lab: fetching Debian package ${concrete} (${await downloadSize(concrete)})`);
-    await run(["apt-get", ...aptOptions(), "download", concrete], { cwd: scratch, hint: mirrorHint });
+    await run(["apt-get", ...aptOptions(), "download", concrete], {
+      cwd: scratch,
+      hint: mirrorHint,
+    });
     return scratch;
   });
 }
 
 export interface ClosureOptions {
-  /** Pretend that this machine has nothing but Debian's base system. */
+  /** Pretend that nothing but the C library is installed on this machine. */
   bareMachine: boolean;
 }
 
@@ -38,18 +41,32 @@ export async function unpackedClosure(
     if ((await dependencies(packages[0] ?? "")) === "") await refreshLists();
     const archives = `${scratch}/archives`;
     await mkdir(`${archives}/partial`, { recursive: true });
-    const status = options.bareMachine
-      ? ["-o", `Dir::State::status=${await bareStatus(scratch)}`]
-      : [];
+    const emptyStatus = `${scratch}/status`;
+    await Bun.write(emptyStatus, "");
+    const status = options.bareMachine ? ["-o", `Dir::State::status=${emptyStatus}`] : [];
     await run(
       [
-        "apt-get", ...aptOptions(), ...status,
+        "apt-get",
+        ...aptOptions(),
+        ...status,
         // Nothing is installed, so apt's locks (root's) are not needed.
-        "-o", "Debug::NoLocking=1", "-o", `Dir::Cache::archives=${archives}`,
-        "-qq", "-y", "--no-install-recommends", "--download-only", "install", ...packages,
+        "-o",
+        "Debug::NoLocking=1",
+        "-o",
+        `Dir::Cache::archives=${archives}`,
+        "-qq",
+        "-y",
+        "--no-install-recommends",
+        "--download-only",
+        "install",
+        ...packages,
       ],
       { hint: mirrorHint },
     );
+    // The C library belongs to the machine's own program loader: never bring another.
+    for (const file of await readdir(archives)) {
+      if (file.startsWith("libc6_")) await rm(`${archives}/${file}`);
+    }
     return archives;
   });
 }
@@ -91,17 +108,6 @@ async function redirectLinks(folder: string, root: string, final: string): Promi
     await rm(path);
     await symlink(`${final}${target}`, path);
   }
-}
-
-// What apt believes to be installed on a machine with only the base system: the packages of a
-// standard installation, and the C library (dpkg gives it no priority of its own).
-async function bareStatus(folder: string): Promise<string> {
-  const stanzas = (await Bun.file("/var/lib/dpkg/status").text()).split("\n\n");
-  const base = /^Priority: (required|important|standard)$/m;
-  const kept = stanzas.filter((stanza) => base.test(stanza) || /^Package: libc6$/m.test(stanza));
-  const path = `${folder}/status`;
-  await Bun.write(path, `${kept.join("\n\n")}\n`);
-  return path;
 }
 
 // A meta-package (linux-image-amd64) names the real one in its first dependency that matches.

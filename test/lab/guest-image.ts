@@ -4,10 +4,10 @@
 
 import { existsSync } from "node:fs";
 import { readdir } from "node:fs/promises";
-import { cacheDirectory } from "./paths.ts";
+import { contentKey, writeWhole } from "./content.ts";
 import { type CpioEntry, writeCpio } from "./cpio.ts";
 import { unpackedPackage } from "./debian.ts";
-import { contentKey, writeWhole } from "./content.ts";
+import { cacheDirectory } from "./paths.ts";
 import { labError } from "./subprocess.ts";
 import { findTool } from "./tools.ts";
 
@@ -62,7 +62,9 @@ export function guestRun(script: string): string {
 
 if (import.meta.main) {
   const [generic, cloud, initrd] = await Promise.all([
-    guestKernel("generic"), guestKernel("cloud"), guestInitrd(),
+    guestKernel("generic"),
+    guestKernel("cloud"),
+    guestInitrd(),
   ]);
   console.log(JSON.stringify({ generic, cloud, initrd }, null, 2));
 }

@@ -48,21 +48,26 @@ start() {
 }
 stage "ready"
 echo ready >&3
-while :; do
-    if ! read -r verb id <&3; then
-        [ -n "$heard" ] && break
-        busybox sleep 0.1
-        continue
-    fi
-    heard=1
-    case $verb in
-    run) start "$id" & ;;
-    kill)
-        until [ -s "/run/lab/$id.pid" ]; do busybox sleep 0.1; done
-        read -r group <"/run/lab/$id.pid" && kill -KILL "-$group"
-        ;;
-    off) break ;;
-    esac
-done
+orders() {
+    while :; do
+        if ! read -r verb id <&3; then
+            [ -n "$heard" ] && return
+            busybox sleep 0.1
+            continue
+        fi
+        heard=1
+        case $verb in
+        run) start "$id" & ;;
+        kill)
+            until [ -s "/run/lab/$id.pid" ]; do busybox sleep 0.1; done
+            read -r group <"/run/lab/$id.pid" && kill -KILL "-$group"
+            ;;
+        off) return ;;
+        esac
+    done
+}
+# In the background, because process 1 has to collect whatever loses its parent: `wait` does.
+orders &
+wait $!
 busybox sync
 busybox poweroff -f

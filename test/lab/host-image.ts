@@ -4,10 +4,10 @@
 
 import { existsSync } from "node:fs";
 import { readdir } from "node:fs/promises";
-import { cacheDirectory } from "./paths.ts";
 import { contentKey, writeWhole } from "./content.ts";
 import { type CpioEntry, writeCpio } from "./cpio.ts";
 import { unpackedPackage } from "./debian.ts";
+import { cacheDirectory } from "./paths.ts";
 import { labError, run } from "./subprocess.ts";
 import { findTool } from "./tools.ts";
 
@@ -20,12 +20,17 @@ export interface HostImage {
 
 // In the order of need: PCI transport, control port, root file system, network, KVM.
 const bootModules = [
-  "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "virtio_net", "kvm-amd", "tun",
+  "virtio_pci",
+  "virtio_console",
+  "9pnet_virtio",
+  "9p",
+  "overlay",
+  "virtio_net",
+  "kvm-amd",
+  "tun",
 ];
 
-const applets = [
-  "sh", "mount", "mkdir", "insmod", "cp", "switch_root", "cat",
-];
+const applets = ["sh", "mount", "mkdir", "insmod", "cp", "switch_root", "cat"];
 
 export async function hostImage(): Promise<HostImage> {
   const folder = await unpackedPackage("linux-image-amd64", "linux-image-[0-9].*-amd64");
@@ -80,9 +85,13 @@ async function initrdEntries(tree: string): Promise<CpioEntry[]> {
     ...directories.map((path): CpioEntry => ({ kind: "directory", path })),
     { kind: "character", path: "dev/console", major: 5, minor: 1 },
     { kind: "file", path: "bin/busybox", mode: 0o755, bytes: await Bun.file(busybox.path).bytes() },
-    ...applets.map((name): CpioEntry => ({
-      kind: "symlink", path: `bin/${name}`, target: "busybox",
-    })),
+    ...applets.map(
+      (name): CpioEntry => ({
+        kind: "symlink",
+        path: `bin/${name}`,
+        target: "busybox",
+      }),
+    ),
     { kind: "file", path: "init", mode: 0o755, bytes: await script("host-init.sh") },
     { kind: "file", path: "agent", bytes: await script("host-agent.sh") },
     ...modules,

@@ -3,9 +3,9 @@
 // the host power itself off when this process dies, however it dies.
 // Invariant: every `run` ends, with a status, at its time limit, or with the death of the host.
 
-import { closeSync, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
-import { checkout } from "./paths.ts";
+import { closeSync, existsSync, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
 import type { HostImage } from "./host-image.ts";
+import { checkout } from "./paths.ts";
 import { recordProcess } from "./run-directory.ts";
 import { hostAddress, networkArguments } from "./segment.ts";
 import { labError } from "./subprocess.ts";
@@ -37,6 +37,7 @@ export interface CommandResult {
 }
 
 const timedOutStatus = 124;
+const kernelTrouble = /Kernel panic|BUG:|Oops|sysrq:|Out of memory|lockup|stall|lab: cannot/;
 const answerGraceMs = 15_000;
 
 export class LabHost {
@@ -66,7 +67,7 @@ export class LabHost {
       stderr: "pipe",
     });
     recordProcess(options.directory, this.#process.pid, `host-${options.index}`);
-    this.#ready.promise.catch(() => {}); // reported by whoever awaits `ready`
+    this.#ready.promise.catch(() => undefined); // reported by whoever awaits `ready`
     void this.#listen();
     void this.#collectWords();
     this.exited = this.#process.exited.then((status) => {
@@ -96,12 +97,15 @@ export class LabHost {
     this.#order(`run ${id}`);
     let timedOut = false;
     let deafTimer: Timer | undefined;
-    const timer = setTimeout(() => {
-      timedOut = true;
-      this.#order(`kill ${id}`);
-      // A host that does not even answer this is stuck; its end ends the wait below.
-      deafTimer = setTimeout(() => this.kill(), answerGraceMs);
-    }, (options.limitSeconds ?? 300) * 1000);
+    const timer = setTimeout(
+      () => {
+        timedOut = true;
+        this.#order(`kill ${id}`);
+        // A host that does not even answer this is stuck; its end ends the wait below.
+        deafTimer = setTimeout(() => this.kill(), answerGraceMs);
+      },
+      (options.limitSeconds ?? 300) * 1000,
+    );
     const status = await ended;
     clearTimeout(timer);
     clearTimeout(deafTimer);
@@ -121,21 +125,20 @@ export class LabHost {
     if (this.#gone === undefined) this.#process.kill("SIGKILL");
   }
 
-  /** The last lines of the serial console: kernel messages and what the init script said. */
+  /** What the serial console says last, and before that what sounds like a reason. */
   consoleTail(lines = 5): string {
-    try {
-      const text = readFileSync(this.consolePath, "utf8").replaceAll("\r", "").trimEnd();
-      return text.split("\n").slice(-lines).join("\n");
-    } catch {
-      return "";
-    }
+    if (!existsSync(this.consolePath)) return "";
+    const text = readFileSync(this.consolePath, "utf8").replaceAll("\r", "").trimEnd().split("\n");
+    const reasons = text.slice(0, -lines).filter((line) => kernelTrouble.test(line));
+    return [...reasons.slice(0, lines), ...text.slice(-lines)].join("\n");
   }
 
   #lost(): Error {
-    const tail = [this.#words.trim(), this.consoleTail()].filter((text) => text !== "").join("\n");
+    // QEMU warns about a segment with a single host, which is as meant.
+    const words = this.#words.split("\n").filter((line) => !/warning: hub 0|^$/.test(line));
     return labError(
-      `lab host ${this.index} is gone (QEMU status ${this.#gone}); its last words:\n${tail}`,
-      `console: ${this.consolePath}`,
+      `lab host ${this.index} is gone (QEMU status ${this.#gone}); its last words:\n` +
+        `${[...words, this.consoleTail()].join("\n")}\nits console: ${this.consolePath}`,
     );
   }
 
@@ -173,7 +176,7 @@ export class LabHost {
 
 // Output is a file of the shared folder: reading it here costs the emulated host nothing.
 function follow(path: string, onOutput: CommandOptions["onOutput"]): () => void {
-  if (onOutput === undefined) return () => {};
+  if (onOutput === undefined) return () => undefined;
   const file = openSync(path, "r");
   const decoder = new TextDecoder();
   const buffer = new Uint8Array(65536);
@@ -195,8 +198,10 @@ function follow(path: string, onOutput: CommandOptions["onOutput"]): () => void 
 function hostCommand(options: HostOptions, consolePath: string): string[] {
   const { directory, image, index } = options;
   const share = (tag: string, path: string, more: string) => [
-    "-fsdev", `local,id=${tag},path=${path},security_model=none,multidevs=remap${more}`,
-    "-device", `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`,
+    "-fsdev",
+    `local,id=${tag},path=${path},security_model=none,multidevs=remap${more}`,
+    "-device",
+    `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`,
   ];
   const kernelLine = [
     "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check random.trust_cpu=on",
@@ -205,16 +210,39 @@ function hostCommand(options: HostOptions, consolePath: string): string[] {
   ];
   return [
     // The kernel ends QEMU with us, also when we are killed hard.
-    "setpriv", "--pdeathsig", "KILL", "--",
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "--",
     ...options.qemu.command,
-    "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", `${options.cpus}`,
-    "-m", `${options.memoryMiB}`, "-display", "none", "-no-reboot", "-nodefaults",
-    "-serial", `file:${consolePath}`,
-    "-chardev", "stdio,id=lab,signal=off", "-device", "virtio-serial-pci",
-    "-device", "virtserialport,chardev=lab,name=ssihv.lab",
+    "-accel",
+    "tcg,thread=multi",
+    "-cpu",
+    "max",
+    "-smp",
+    `${options.cpus}`,
+    "-m",
+    `${options.memoryMiB}`,
+    "-display",
+    "none",
+    "-no-reboot",
+    "-nodefaults",
+    "-serial",
+    `file:${consolePath}`,
+    "-chardev",
+    "stdio,id=lab,signal=off",
+    "-device",
+    "virtio-serial-pci",
+    "-device",
+    "virtserialport,chardev=lab,name=ssihv.lab",
     ...networkArguments(index, options.hosts),
     ...share("root", "/", ",readonly=on"),
     ...share("out", `${directory}/out`, ""),
-    "-kernel", image.kernel, "-initrd", image.initrd, "-append", kernelLine.join(" "),
+    "-kernel",
+    image.kernel,
+    "-initrd",
+    image.initrd,
+    "-append",
+    kernelLine.join(" "),
   ];
 }

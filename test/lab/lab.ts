@@ -2,15 +2,21 @@
 // checks in one boot, `runLab` for one command. Everything a lab starts or writes ends with `close`,
 // except the run directory when something failed: consoles and logs are then the evidence.
 
-import { cp, rm } from "node:fs/promises";
+import { cp } from "node:fs/promises";
 import { basename } from "node:path";
 import { hostImage } from "./host-image.ts";
 import { type CommandOptions, type CommandResult, LabHost } from "./lab-host.ts";
 import { lockLab } from "./lock.ts";
-import { createRunDirectory, recordProcess } from "./run-directory.ts";
+import {
+  createRunDirectory,
+  keepRunDirectory,
+  reap,
+  recordProcess,
+  removeRunDirectory,
+} from "./run-directory.ts";
 import { hubArguments } from "./segment.ts";
 import { labError } from "./subprocess.ts";
-import { findTool } from "./tools.ts";
+import { findTool, type Tool } from "./tools.ts";
 
 export interface LabOptions {
   hosts?: number;
@@ -75,8 +81,8 @@ export class Lab {
   /** Ends all hosts; `keep` leaves the run directory with consoles and logs in place. */
   async close(options: { keep?: boolean } = {}): Promise<void> {
     await this.#release();
-    if (options.keep) await rm(`${this.directory}/pids`, { force: true });
-    else await rm(this.directory, { recursive: true, force: true });
+    if (options.keep) keepRunDirectory(this.directory);
+    else removeRunDirectory(this.directory);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -89,55 +95,92 @@ export async function startLab(options: LabOptions = {}): Promise<Lab> {
   if (!Number.isInteger(count) || count < 1 || count > 64) {
     throw labError(`a lab has 1 to 64 hosts, not ${count}`);
   }
-  const [image, qemu] = await Promise.all([hostImage(), findTool("qemu-system-x86_64")]);
-  const unlock = options.parallel ? async () => {} : await lockLab();
-  const directory = await createRunDirectory();
-  const began = performance.now();
-  for (const file of options.files ?? []) {
-    await cp(file, `${directory}/out/${basename(file)}`, { recursive: true });
-  }
-  const children: { kill: () => void; exited: Promise<unknown> }[] = [];
+  const image = await hostImage();
+  const qemu = await findTool("qemu-system-x86_64");
+  const unlock = options.parallel ? async () => undefined : await lockLab();
+  reap();
+  const directory = createRunDirectory();
+  const children = new Children(directory);
   const release = async () => {
-    for (const child of children) child.kill();
-    await Promise.all(children.map((child) => child.exited));
+    await children.end();
     await unlock();
   };
   try {
-    const hub = hubArguments(count);
-    if (hub !== undefined) {
-      const command = ["setpriv", "--pdeathsig", "KILL", "--", ...qemu.command, ...hub];
-      const child = Bun.spawn(command, { cwd: directory, env: qemu.env, stdio: ["ignore", "ignore", "ignore"] });
-      recordProcess(directory, child.pid, "hub");
-      children.push({ kill: () => child.kill("SIGKILL"), exited: child.exited });
+    const began = performance.now();
+    for (const file of options.files ?? []) {
+      await cp(file, `${directory}/out/${basename(file)}`, { recursive: true });
     }
+    startHub(count, qemu, children);
     const hosts = Array.from({ length: count }, (_, position) => {
-      const host = new LabHost({
-        index: position + 1,
-        hosts: count,
-        cpus: options.cpus ?? 1,
-        memoryMiB: options.memoryMiB ?? 2048,
-        directory,
-        image,
-        qemu,
-      });
-      children.push(host);
-      return host;
+      const cpus = options.cpus ?? 1;
+      const memoryMiB = options.memoryMiB ?? 2048;
+      const index = position + 1;
+      const parts = { index, hosts: count, cpus, memoryMiB, directory, image, qemu };
+      return children.add(new LabHost(parts));
     });
-    await within(options.bootLimitSeconds ?? 120, Promise.all(hosts.map((host) => host.ready)), hosts);
+    const ready = Promise.all(hosts.map((host) => host.ready));
+    await within(options.bootLimitSeconds ?? 120, ready, hosts);
     const bootSeconds = (performance.now() - began) / 1000;
     const lab = new Lab({ hosts, directory, bootSeconds, release });
     await prepare(lab, options);
     return lab;
   } catch (error) {
     await release();
+    keepRunDirectory(directory);
     throw error;
   }
+}
+
+interface Child {
+  kill: () => void;
+  exited: Promise<unknown>;
+}
+
+// The processes of one lab. Also ended when this process exits without closing the lab; where even
+// that does not happen (SIGKILL), the kernel ends them (setpriv --pdeathsig).
+class Children {
+  readonly directory: string;
+  readonly #children: Child[] = [];
+  readonly #atExit = () => {
+    for (const child of this.#children) child.kill();
+    removeRunDirectory(this.directory);
+  };
+
+  constructor(directory: string) {
+    this.directory = directory;
+    process.on("exit", this.#atExit);
+  }
+
+  add<T extends Child>(child: T): T {
+    this.#children.push(child);
+    return child;
+  }
+
+  async end(): Promise<void> {
+    process.off("exit", this.#atExit);
+    for (const child of this.#children) child.kill();
+    await Promise.all(this.#children.map((child) => child.exited));
+  }
+}
+
+function startHub(hosts: number, qemu: Tool, children: Children): void {
+  const hub = hubArguments(hosts);
+  if (hub === undefined) return;
+  const child = Bun.spawn(["setpriv", "--pdeathsig", "KILL", "--", ...qemu.command, ...hub], {
+    cwd: children.directory,
+    env: qemu.env,
+    stdio: ["ignore", "ignore", "ignore"],
+  });
+  recordProcess(children.directory, child.pid, "hub");
+  children.add({ kill: () => child.kill("SIGKILL"), exited: child.exited });
 }
 
 async function within(seconds: number, work: Promise<unknown>, hosts: LabHost[]): Promise<void> {
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(() => {
-    const tails = hosts.map((host) => `host ${host.index} (${host.consolePath}):\n${host.consoleTail()}`);
+    const tails = hosts.map(
+      (host) => `host ${host.index} (${host.consolePath}):\n${host.consoleTail()}`,
+    );
     late.reject(labError(`the lab did not boot within ${seconds} s\n${tails.join("\n")}`));
   }, seconds * 1000);
   try {
@@ -148,11 +191,12 @@ async function within(seconds: number, work: Promise<unknown>, hosts: LabHost[])
 }
 
 async function prepare(lab: Lab, options: LabOptions): Promise<void> {
-  const scripts = lab.hosts.map((host, position) => {
+  const scripts = lab.hosts.map((_, position) => {
     const lines = [];
     const netem = typeof options.netem === "string" ? options.netem : options.netem?.[position];
     if (netem) lines.push(`modprobe sch_netem; tc qdisc add dev eth0 root netem ${netem}`);
-    if (options.rdma) lines.push("modprobe rdma_rxe ib_uverbs; rdma link add rxe0 type rxe netdev eth0");
+    if (options.rdma)
+      lines.push("modprobe rdma_rxe ib_uverbs; rdma link add rxe0 type rxe netdev eth0");
     return `set -e\n${lines.join("\n")}`;
   });
   if (scripts.every((script) => script === "set -e\n")) return;

@@ -9,7 +9,17 @@ import { labError } from "./subprocess.ts";
 export async function lockLab(): Promise<() => Promise<void>> {
   await mkdir(labDirectory, { recursive: true });
   const holder = Bun.spawn(
-    ["setpriv", "--pdeathsig", "KILL", "--", "flock", `${labDirectory}/lock`, "sh", "-c", "echo locked; exec cat"],
+    [
+      "setpriv",
+      "--pdeathsig",
+      "KILL",
+      "--",
+      "flock",
+      `${labDirectory}/lock`,
+      "sh",
+      "-c",
+      "echo locked; exec cat",
+    ],
     { stdin: "pipe", stdout: "pipe", stderr: "ignore" },
   );
   const reader = holder.stdout.getReader();

@@ -20,7 +20,7 @@ through, LABNODE (1..N), LABHOSTS, addresses 10.9.0.N on eth0.
   --file PATH        copy PATH to /out first; may repeat
   --keep             keep consoles and logs also on success
   --parallel         do not wait for other labs of this checkout
-  --reap             end what dead labs left behind, then exit (--all: also labs in use)`;
+  --reap             end and remove what earlier labs left, then exit (--all: also running labs)`;
 
 const flags = {
   cmd: { type: "string" },
@@ -52,7 +52,8 @@ export function netemPerHost(given: readonly string[], hosts: number): (string |
   for (const text of given) {
     const match = /^([0-9]+):(.*)$/s.exec(text);
     if (match === null) result.fill(text);
-    else if (Number(match[1]) >= 1 && Number(match[1]) <= hosts) result[Number(match[1]) - 1] = match[2];
+    else if (Number(match[1]) >= 1 && Number(match[1]) <= hosts)
+      result[Number(match[1]) - 1] = match[2];
     else throw new SsihvError("flag_invalid", `--netem ${text}: the lab has hosts 1 to ${hosts}`);
   }
   return result;
@@ -65,7 +66,7 @@ async function main(argv: string[]): Promise<number> {
     return 0;
   }
   if (values.reap) {
-    const found = await reap({ all: values.all ?? false });
+    const found = reap({ kept: true, inUse: values.all ?? false });
     if (found.directories > 0) {
       console.log(`lab: ended ${found.processes} processes, removed ${found.directories} folders`);
     }
@@ -115,6 +116,10 @@ function prefixer(hosts: number) {
 }
 
 if (import.meta.main) {
+  // Exiting ends the hosts and removes the run directory (lab.ts); 128 + signal as shells have it.
+  process.on("SIGINT", () => process.exit(130));
+  process.on("SIGTERM", () => process.exit(143));
+  process.on("SIGHUP", () => process.exit(129));
   try {
     process.exitCode = await main(process.argv.slice(2));
   } catch (error) {

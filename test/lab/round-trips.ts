@@ -25,7 +25,8 @@ function serve(): void {
     socket: {
       data(socket, bytes) {
         let total = (pending.get(socket) ?? 0) + bytes.length;
-        for (; total >= messageBytes; total -= messageBytes) socket.write(new Uint8Array(messageBytes));
+        for (; total >= messageBytes; total -= messageBytes)
+          socket.write(new Uint8Array(messageBytes));
         pending.set(socket, total);
       },
     },
@@ -78,7 +79,9 @@ if (import.meta.main) {
   const [role, address] = process.argv.slice(2);
   if (role === "serve") serve();
   else if (role === "ask" && address !== undefined) {
-    console.log(JSON.stringify([await ask(address, "one write"), await ask(address, "two writes")]));
+    console.log(
+      JSON.stringify([await ask(address, "one write"), await ask(address, "two writes")]),
+    );
     process.exit(0);
   } else throw new Error("usage: bun round-trips.ts serve | ask ADDRESS");
 }

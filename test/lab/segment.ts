@@ -25,8 +25,7 @@ function netdev(index: number, hosts: number): string {
 
 function datagram(id: string, local: string, remote: string): string {
   return (
-    `dgram,id=${id},local.type=unix,local.path=${local},` +
-    `remote.type=unix,remote.path=${remote}`
+    `dgram,id=${id},local.type=unix,local.path=${local},` + `remote.type=unix,remote.path=${remote}`
   );
 }
 
@@ -34,8 +33,10 @@ function datagram(id: string, local: string, remote: string): string {
 export function hubArguments(hosts: number): string[] | undefined {
   if (hosts < 3) return undefined;
   const ports = Array.from({ length: hosts }, (_, position) => position + 1).flatMap((index) => [
-    "-netdev", datagram(`line${index}`, `hub-${index}`, `host-${index}`),
-    "-netdev", `hubport,id=port${index},hubid=0,netdev=line${index}`,
+    "-netdev",
+    datagram(`line${index}`, `hub-${index}`, `host-${index}`),
+    "-netdev",
+    `hubport,id=port${index},hubid=0,netdev=line${index}`,
   ]);
   return ["-machine", "none", "-nodefaults", "-display", "none", ...ports];
 }

@@ -18,9 +18,12 @@ export function labError(message: string, hint?: string, cause?: unknown): Ssihv
 }
 
 /** Standard output of `command`; throws with the end of standard error when it exits non-zero. */
-export async function run(command: readonly string[], options: RunOptions = {}): Promise<Uint8Array> {
+export async function run(
+  command: readonly string[],
+  options: RunOptions = {},
+): Promise<Uint8Array> {
   const child = Bun.spawn([...command], {
-    cwd: options.cwd,
+    ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     env: options.env ?? process.env,
     stdin: options.stdin ?? "ignore",
     stdout: "pipe",
@@ -38,6 +41,9 @@ export async function run(command: readonly string[], options: RunOptions = {}):
   return output;
 }
 
-export async function runText(command: readonly string[], options: RunOptions = {}): Promise<string> {
+export async function runText(
+  command: readonly string[],
+  options: RunOptions = {},
+): Promise<string> {
   return new TextDecoder().decode(await run(command, options));
 }

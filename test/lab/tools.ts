@@ -1,6 +1,6 @@
 // Finds the programs the lab runs: on this machine, else installed by apt (root), else unpacked from
 // their .debs into the cache and run from there. SSIHV_LAB_TOOLS=unpacked forces the last way, as if
-// this machine had only Debian's base system.
+// this machine had nothing installed.
 
 import { existsSync } from "node:fs";
 import { unpackedClosure } from "./debian.ts";
@@ -23,7 +23,24 @@ export interface Tool {
   env: Record<string, string | undefined>;
 }
 
-const systemFolders = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const systemFolders = [
+  "/usr/local/sbin",
+  "/usr/local/bin",
+  "/usr/sbin",
+  "/usr/bin",
+  "/sbin",
+  "/bin",
+];
+
+/** Why this machine can have no lab, for tests that skip aloud; undefined when it can. */
+export function labMissing(): string | undefined {
+  if (process.platform !== "linux" || process.arch !== "x64") return "the lab needs x86-64 Linux";
+  if (systemPath("apt-get") === undefined)
+    return "the lab takes its kernel from Debian: no apt-get";
+  const helpers = ["setpriv", "flock", "dpkg-deb"];
+  const missing = helpers.find((name) => systemPath(name) === undefined);
+  return missing === undefined ? undefined : `the lab needs ${missing}`;
+}
 
 let unpackedRoot: Promise<string | undefined> | undefined;
 
