@@ -1,0 +1,82 @@
+// What /proc tells about this host: the limits `ssihv check` reports and `ssihv run` looks at before it
+// starts anything. Reading is here, judging is in host-check.ts; a file that is not there is undefined.
+
+import { closeSync, openSync, readFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
+
+export interface HostFacts {
+  /** As uname -r: "6.1.0-18-amd64". */
+  readonly kernel: string;
+  readonly cpus: number;
+  /** svm, vmx or undefined when the CPU shows neither. */
+  readonly virtualisation: "svm" | "vmx" | undefined;
+  readonly memoryTotal: number;
+  /** Free for new work without swapping, the control group's limit included. */
+  readonly memoryAvailable: number;
+  readonly overcommit: number;
+  readonly memfdNoexec: number;
+  readonly openFiles: number;
+  /** RLIMIT_AS in bytes; Infinity when unlimited. */
+  readonly addressSpace: number;
+  readonly root: boolean;
+}
+
+function read(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    // Absent on this kernel or hidden in this container: the fact is then unknown.
+    return undefined;
+  }
+}
+
+/** A field of /proc/meminfo in bytes. */
+export function meminfoBytes(text: string, field: string): number {
+  const kilobytes = new RegExp(`^${field}:\\s+(\\d+) kB`, "m").exec(text)?.[1];
+  return Number(kilobytes ?? 0) * 1024;
+}
+
+/** The soft limit of a row of /proc/self/limits. */
+export function softLimit(text: string, row: string): number {
+  const value = new RegExp(`^${row}\\s+(\\S+)`, "m").exec(text)?.[1];
+  return value === undefined || value === "unlimited" ? Infinity : Number(value);
+}
+
+/** What the control group still allows; Infinity without a limit (cgroup v2 alone). */
+function groupHeadroom(): number {
+  const path = /^0::(.*)$/m.exec(read("/proc/self/cgroup") ?? "")?.[1];
+  if (path === undefined) return Infinity;
+  const folder = `/sys/fs/cgroup${path === "/" ? "" : path}`;
+  const max = Number(read(`${folder}/memory.max`) ?? Number.NaN);
+  const used = Number(read(`${folder}/memory.current`) ?? 0);
+  return Number.isFinite(max) ? Math.max(0, max - used) : Infinity;
+}
+
+export function hostFacts(): HostFacts {
+  const memory = read("/proc/meminfo") ?? "";
+  const limits = read("/proc/self/limits") ?? "";
+  const flags = /^flags\s*:(.*)$/m.exec(read("/proc/cpuinfo") ?? "")?.[1] ?? "";
+  const sysctl = (name: string) => Number(read(`/proc/sys/vm/${name}`) ?? 0);
+  return {
+    kernel: (read("/proc/sys/kernel/osrelease") ?? "unknown").trim(),
+    cpus: availableParallelism(),
+    virtualisation: / svm\b/.test(flags) ? "svm" : / vmx\b/.test(flags) ? "vmx" : undefined,
+    memoryTotal: meminfoBytes(memory, "MemTotal"),
+    memoryAvailable: Math.min(meminfoBytes(memory, "MemAvailable"), groupHeadroom()),
+    overcommit: sysctl("overcommit_memory"),
+    memfdNoexec: sysctl("memfd_noexec"),
+    openFiles: softLimit(limits, "Max open files"),
+    addressSpace: softLimit(limits, "Max address space"),
+    root: process.getuid?.() === 0,
+  };
+}
+
+/** errno name of opening /dev/kvm for use, or undefined when it opened. */
+export function kvmOpenError(): string | undefined {
+  try {
+    closeSync(openSync("/dev/kvm", "r+"));
+    return undefined;
+  } catch (error) {
+    return error instanceof Error && "code" in error ? String(error.code) : "unknown error";
+  }
+}
