@@ -6,7 +6,7 @@ import { SsihvError } from "../base/errors.ts";
 const SHIFTS: Record<string, bigint> = { "": 0n, b: 0n, k: 10n, m: 20n, g: 30n, t: 40n };
 
 /** Digits, perhaps a fraction, perhaps a unit: K, M, G, T with "B" or "iB" after it. */
-const SIZE = /^(\d{1,15})(?:\.(\d{1,9}))?\s*([kmgt]?)(i?b)?$/i;
+const SIZE = /^(\d{1,16})(?:\.(\d{1,9}))?\s*([kmgt]?)(i?b)?$/i;
 
 const HINT = "write a number with a unit: 512M, 4G or 1.5GiB";
 /** Far above any address a guest can have; keeps hostile input out of arithmetic. */
@@ -38,7 +38,12 @@ export function parseSize(text: string, what: string): bigint {
 
 /** Shortest exact form: "512M", "1536M", "4G"; plain bytes when no unit divides. */
 export function formatSize(bytes: bigint): string {
-  for (const [unit, shift] of [["T", 40n], ["G", 30n], ["M", 20n], ["K", 10n]] as const) {
+  for (const [unit, shift] of [
+    ["T", 40n],
+    ["G", 30n],
+    ["M", 20n],
+    ["K", 10n],
+  ] as const) {
     if (bytes !== 0n && bytes % (1n << shift) === 0n) return `${bytes >> shift}${unit}`;
   }
   return `${bytes}`;

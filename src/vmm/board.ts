@@ -5,9 +5,9 @@
 
 import {
   BUS_TARGET,
+  type BusRegion,
   IO_KIND,
   REGISTER_FILE_MAX,
-  type BusRegion,
   type RegisterFile,
 } from "./records.ts";
 

@@ -130,7 +130,8 @@ export function parseHeader(kernel: BootFile): KernelHeader {
   const view = new DataView(head.buffer, head.byteOffset, head.byteLength);
   const u32 = (at: number): number => view.getUint32(at, true);
   const fits = head.length >= HDR.initSize + 4;
-  const magic = fits && u32(HDR.magic) === HDRS_MAGIC && view.getUint16(HDR.bootFlag, true) === 0xaa55;
+  const magic =
+    fits && u32(HDR.magic) === HDRS_MAGIC && view.getUint16(HDR.bootFlag, true) === 0xaa55;
   if (!magic) {
     const { name, hint } = nameFormat(head);
     refuse(kernel, `is not a bzImage: it is ${name}`, hint);
@@ -267,7 +268,8 @@ function zeroPage(
   view.setUint32(HDR.ramdiskSize, request.initrd?.size ?? 0, true);
   view.setBigUint64(ZERO_PAGE.acpiRsdpAddr, request.rsdp, true);
   const { e820 } = request.memory;
-  if (e820.length > ZERO_PAGE.e820Max) throw new Error("more e820 entries than the zero page holds");
+  if (e820.length > ZERO_PAGE.e820Max)
+    throw new Error("more e820 entries than the zero page holds");
   view.setUint8(ZERO_PAGE.e820Entries, e820.length);
   e820.forEach((entry, index) => {
     const at = ZERO_PAGE.e820Table + index * ZERO_PAGE.e820EntryBytes;
@@ -294,6 +296,10 @@ export function loadBzImage(request: BootRequest): BootPlan {
     loads.push({ gpa: initrdAt, file: initrd.path, offset: 0, length: initrd.size });
   }
   // 64-bit boot protocol: RSI holds the zero page, interrupts are off, segments are flat.
-  const registers = longModeRegisters({ rip: kernelAt + ENTRY_64, rsi: ZERO_PAGE_AT, rsp: BOOT_STACK });
+  const registers = longModeRegisters({
+    rip: kernelAt + ENTRY_64,
+    rsi: ZERO_PAGE_AT,
+    rsp: BOOT_STACK,
+  });
   return { loads, registers, kernelAt, initrdAt };
 }

@@ -3,7 +3,7 @@
 // file or another host.
 
 import { SsihvError } from "../base/errors.ts";
-import { FEATURE_WORDS, allowedMask } from "./cpu-features.ts";
+import { allowedMask, FEATURE_WORDS } from "./cpu-features.ts";
 import type { CpuModel, XsaveArea } from "./cpu-model.ts";
 import type { CpuidEntry } from "./records.ts";
 

@@ -6,12 +6,12 @@
 
 import { SsihvError } from "../base/errors.ts";
 import {
+  allowedMask,
   FEATURE_WORDS,
   FORCED,
-  REQUIRED,
-  allowedMask,
   hasFeature,
   missingFeatures,
+  REQUIRED,
   setFeature,
   type Words,
 } from "./cpu-features.ts";
@@ -118,7 +118,8 @@ function brandOf(host: HostCpu): string {
     .map((fn) => leaf(host, fn))
     .map((e) => (e ? [e.eax, e.ebx, e.ecx, e.edx].map(fourBytes).join("") : ""))
     .join("");
-  return text.replaceAll("\0", "").trim();
+  // Some hypervisors hide it; Linux would then call the CPU "unknown".
+  return text.replaceAll("\0", "").trim() || "SSI-HV virtual CPU";
 }
 
 /** The allowed feature bits of one host, with what is provided without the CPU. */
@@ -137,14 +138,16 @@ function wordsOf(host: HostCpu): Words {
 function xsaveOf(host: HostCpu): XsaveArea[] {
   const main = leaf(host, 0xd, 0);
   if (!main) return [];
-  return XSAVE_COMPONENTS.filter((component) => (main.eax >>> component) & 1).flatMap((component) => {
-    // The legacy area holds x87 and SSE (SDM vol. 1, 13.4.1).
-    if (component === 0) return [{ component, size: 160, offset: 0, flags: 0 }];
-    if (component === 1) return [{ component, size: 256, offset: 160, flags: 0 }];
-    const area = leaf(host, 0xd, component);
-    if (!area || area.eax === 0) return [];
-    return [{ component, size: area.eax, offset: area.ebx, flags: area.ecx & 3 }];
-  });
+  return XSAVE_COMPONENTS.filter((component) => (main.eax >>> component) & 1).flatMap(
+    (component) => {
+      // The legacy area holds x87 and SSE (SDM vol. 1, 13.4.1).
+      if (component === 0) return [{ component, size: 160, offset: 0, flags: 0 }];
+      if (component === 1) return [{ component, size: 256, offset: 160, flags: 0 }];
+      const area = leaf(host, 0xd, component);
+      if (!area || area.eax === 0) return [];
+      return [{ component, size: area.eax, offset: area.ebx, flags: area.ecx & 3 }];
+    },
+  );
 }
 
 function sameArea(a: XsaveArea, b: XsaveArea): boolean {
@@ -213,7 +216,10 @@ function checkAlike(hosts: readonly HostCpu[], reference: HostCpu): void {
   for (const host of hosts) {
     const kind = KINDS[vendorOf(host)];
     if (!kind) {
-      refuse(`host "${host.name}" has a CPU of vendor "${vendorOf(host)}"`, "use Intel or AMD hosts");
+      refuse(
+        `host "${host.name}" has a CPU of vendor "${vendorOf(host)}"`,
+        "use Intel or AMD hosts",
+      );
     }
     if (vendorOf(host) !== vendor) {
       refuse(

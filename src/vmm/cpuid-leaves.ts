@@ -7,8 +7,8 @@ import { FEATURE_WORDS, hasFeature, type Register } from "./cpu-features.ts";
 import type { CpuModel, Signature } from "./cpu-model.ts";
 import {
   guestFrequencies,
-  hypervisorLeaves,
   type HypervisorIdentity,
+  hypervisorLeaves,
 } from "./hypervisor-identity.ts";
 import { CPUID_INDEXED, type CpuidEntry } from "./records.ts";
 import {
@@ -16,8 +16,8 @@ import {
   amdTopology,
   cacheEax,
   leaf1Ebx,
-  topologyLeaf,
   type PackageView,
+  topologyLeaf,
 } from "./topology.ts";
 
 export interface CpuidRequest {
@@ -46,16 +46,22 @@ function fourBytes(text: string, at: number): number {
 /** Leaf 1 EAX from a signature: the inverse of signatureOf. */
 export function signatureEax({ family, model, stepping }: Signature): number {
   const base = Math.min(family, 0xf);
-  return ((((family - base) << 20) | ((model >> 4) << 16) | (base << 8)) |
-    ((model & 0xf) << 4) |
-    stepping) >>> 0;
+  return (
+    (((family - base) << 20) |
+      ((model >> 4) << 16) |
+      (base << 8) |
+      ((model & 0xf) << 4) |
+      stepping) >>>
+    0
+  );
 }
 
 /** Feature registers of a leaf, as the model has them. */
 function features(model: CpuModel, fn: number, index = 0): Values {
   const values: Values = {};
   for (const word of FEATURE_WORDS) {
-    if (word.leaf === fn && word.index === index) values[word.register] = model.words[word.key] ?? 0;
+    if (word.leaf === fn && word.index === index)
+      values[word.register] = model.words[word.key] ?? 0;
   }
   return values;
 }
@@ -105,7 +111,10 @@ function xsaveLeaves(model: CpuModel): CpuidEntry[] {
   if (model.xsave.length === 0) return [];
   const mask = model.xsave.reduce((bits, area) => bits | (1 << area.component), 0);
   const extended = model.xsave.filter((area) => area.component >= 2);
-  const size = extended.reduce((end, area) => Math.max(end, area.offset + area.size), XSAVE_LEGACY_BYTES);
+  const size = extended.reduce(
+    (end, area) => Math.max(end, area.offset + area.size),
+    XSAVE_LEGACY_BYTES,
+  );
   const compacted = extended.reduce((end, area) => {
     return ((area.flags & 2) !== 0 ? (end + 63) & ~63 : end) + area.size;
   }, XSAVE_LEGACY_BYTES);

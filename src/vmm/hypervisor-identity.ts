@@ -33,7 +33,9 @@ export const HYPERV_MSRS = {
 } as const;
 
 function text(characters: string): number {
-  const [a = 0, b = 0, c = 0, d = 0] = Array.from(characters, (character) => character.charCodeAt(0));
+  const [a = 0, b = 0, c = 0, d = 0] = Array.from(characters, (character) =>
+    character.charCodeAt(0),
+  );
   return (a | (b << 8) | (c << 16) | (d << 24)) >>> 0;
 }
 

@@ -35,7 +35,7 @@ const RFLAGS = 0x2n;
 function words(values: readonly bigint[]): Uint8Array {
   const bytes = new Uint8Array(values.length * 8);
   const view = new DataView(bytes.buffer);
-  values.forEach((value, index) => view.setBigUint64(index * 8, value, true));
+  for (const [index, value] of values.entries()) view.setBigUint64(index * 8, value, true);
   return bytes;
 }
 

@@ -8,21 +8,14 @@ import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
 import { busRegions, registerFiles } from "./board.ts";
 import { loadBzImage } from "./bzimage.ts";
+import { type CpuModel, checkHost, type HostCpu, intersect } from "./cpu-model.ts";
 import { decodeModel } from "./cpu-model-json.ts";
-import { checkHost, intersect, type CpuModel, type HostCpu } from "./cpu-model.ts";
 import { cpuidFor } from "./cpuid-leaves.ts";
-import { engineConfig, type EngineConfigPlan, type EngineSettings } from "./engine-config.ts";
+import { type EngineConfigPlan, type EngineSettings, engineConfig } from "./engine-config.ts";
 import type { HypervisorIdentity } from "./hypervisor-identity.ts";
-import { layoutMemory, numaRanges, type MemoryMap } from "./memory-map.ts";
-import type {
-  BusRegion,
-  CpuidEntry,
-  Load,
-  MsrEntry,
-  RegisterFile,
-  VcpuRecord,
-} from "./records.ts";
-import { placeVcpus, type NodeShape, type VcpuPlace } from "./topology.ts";
+import { layoutMemory, type MemoryMap, numaRanges } from "./memory-map.ts";
+import type { BusRegion, CpuidEntry, Load, MsrEntry, RegisterFile, VcpuRecord } from "./records.ts";
+import { type NodeShape, placeVcpus, type VcpuPlace } from "./topology.ts";
 
 /** What to build; src/engine/messages.ts EnginePlan has this shape. */
 export interface MachineRequest {

@@ -5,7 +5,7 @@
 
 import { SsihvError } from "../base/errors.ts";
 import type { RamRange } from "./records.ts";
-import { NODES_MAX, checkNodes, type NodeShape } from "./topology.ts";
+import { checkNodes, NODES_MAX, type NodeShape } from "./topology.ts";
 
 const KIB = 1024n;
 const MIB = 1024n * KIB;
