@@ -19,6 +19,8 @@ export const EXIT = {
   engineDead: 10,
   /** A defect in ssihv itself. */
   defect: 12,
+  /** Every vCPU halted with interrupts off: the guest can never run again. */
+  guestHalted: 14,
 } as const;
 
 /** What --help says about them. */
@@ -30,6 +32,7 @@ export const EXIT_HELP = `Exit status:
    8  the guest's CPU stopped with a triple fault; its registers are shown
   10  an engine died or failed, or a node, a vCPU or a page was lost
   12  a defect in ssihv itself
+  14  every vCPU of the guest halted with interrupts off
   odd the guest wrote v to isa-debug-exit (port 0xf4): (v << 1) | 1, modulo 256
  128+n ended by signal n`;
 

@@ -30,6 +30,7 @@ import {
   type ParentPage,
 } from "./engine-process.ts";
 import { formatCpuDump } from "./last-words.ts";
+import { agreeOnCpu } from "./vm-cpu.ts";
 
 /** How long an engine may take to stop when told to. */
 const GRACE_MS = 5000;
@@ -95,6 +96,8 @@ export class Vm {
   private stopping = false;
   private paused = false;
   private laneFolder: string | undefined;
+  private laneKey: string | undefined;
+  private cpuModel: unknown;
   private readonly latest = new Map<number, EngineSummary>();
 
   constructor(plan: VmPlan, hooks: VmHooks, deps: VmDeps) {
@@ -261,6 +264,7 @@ export class Vm {
   private planFor(node: number): EnginePlan {
     const { name, nodes, kernel, initrd, cmdline, options } = this.plan;
     const lane = nodes.length > 1 ? this.laneFor(node) : undefined;
+    const cpuModel = nodes.length > 1 ? this.agreedCpu() : undefined;
     return {
       name,
       node,
@@ -269,11 +273,15 @@ export class Vm {
       cmdline,
       options: { ...options, pageTables: this.pageTables() },
       ...(initrd !== undefined && { initrd }),
+      ...(cpuModel !== undefined && { cpuModel }),
       ...(lane !== undefined && { lane }),
     };
   }
 
-  private laneKey: string | undefined;
+  private agreedCpu(): unknown {
+    this.cpuModel ??= agreeOnCpu(this.members.flatMap(({ capabilities }) => capabilities ?? []));
+    return this.cpuModel;
+  }
 
   private laneFor(node: number): LanePlan {
     this.laneKey ??= randomBytes(32).toString("hex");

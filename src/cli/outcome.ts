@@ -1,0 +1,131 @@
+// How a run ended, in words, as JSON and as an exit status; and the line of numbers every run ends
+// with. Pure.
+
+import type { EngineSummary, StoppedReason } from "../engine/messages.ts";
+import type { VmOutcome } from "../node/vm.ts";
+import { debugExitStatus, EXIT, exitStatusOf } from "./exit-status.ts";
+
+type Stopped = Extract<VmOutcome, { kind: "stopped" }>;
+
+const STATUS: Record<StoppedReason, number> = {
+  powered_off: EXIT.ok,
+  requested: EXIT.ok,
+  reset: EXIT.guestReset,
+  triple_fault: EXIT.tripleFault,
+  // The value decides; see outcomeStatus.
+  debug_exit: EXIT.ok,
+  halted: EXIT.guestHalted,
+  internal_error: EXIT.engineDead,
+  vcpu_lost: EXIT.engineDead,
+  page_lost: EXIT.engineDead,
+};
+
+const WORDS: Record<StoppedReason, string> = {
+  powered_off: "the guest powered off",
+  requested: "stopped",
+  reset: "the guest reset, and --no-reboot was given",
+  triple_fault: "the guest's CPU stopped with a triple fault",
+  debug_exit: "the guest wrote to isa-debug-exit",
+  halted: "the guest halted for good: no vCPU can be woken any more",
+  internal_error: "the engine could not go on",
+  vcpu_lost: "a vCPU is lost: its node is gone, so the VM ended everywhere",
+  page_lost: "a page is lost: the only copy of it is gone, so the VM ended everywhere",
+};
+
+export function outcomeStatus(outcome: VmOutcome): number {
+  if (outcome.kind === "failed") return exitStatusOf(outcome.error);
+  if (outcome.reason === "debug_exit") return debugExitStatus(outcome.code ?? 0);
+  return STATUS[outcome.reason];
+}
+
+/** One or more lines without the program's name. */
+export function outcomeText(name: string, outcome: Stopped): string {
+  const code = outcome.code === undefined ? "" : ` (value ${outcome.code})`;
+  const detail = outcome.detail === undefined ? "" : `: ${outcome.detail}`;
+  const text = `VM ${name}: ${WORDS[outcome.reason]}${code}${detail}`;
+  return outcome.registers === undefined || STATUS[outcome.reason] === EXIT.ok
+    ? text
+    : `${text}\n${outcome.registers}`;
+}
+
+export function outcomeJson(name: string, outcome: Stopped): Record<string, unknown> {
+  const { node, reason, code, detail, registers } = outcome;
+  return {
+    event: "ended",
+    vm: name,
+    node,
+    reason,
+    ...(code !== undefined && { code }),
+    ...(detail !== undefined && { detail }),
+    ...(registers !== undefined && { registers }),
+    status: outcomeStatus(outcome),
+  };
+}
+
+function count(value: number, one: string): string {
+  return `${value} ${one}${value === 1 ? "" : "s"}`;
+}
+
+function sum(summaries: readonly EngineSummary[], of: (each: EngineSummary) => number): number {
+  return summaries.reduce((total, each) => total + of(each), 0);
+}
+
+function worst(summaries: readonly EngineSummary[], of: (each: EngineSummary) => number): number {
+  return Math.max(0, ...summaries.map(of));
+}
+
+/** The run's last line: work summed over the nodes, times of the worst node. */
+export function summaryLine(name: string, summaries: readonly EngineSummary[]): string {
+  const first = summaries[0];
+  if (first === undefined) return `VM ${name}: no numbers: no engine lived to give them`;
+  const us = (value: number) => `${Math.round(value)} us`;
+  const boot = summaries.find((each) => each.bootSeconds !== undefined)?.bootSeconds;
+  const parts = [
+    `ran ${worst(summaries, (each) => each.runSeconds).toFixed(1)} s`,
+    ...(boot === undefined ? [] : [`boot ${boot.toFixed(1)} s`]),
+    count(
+      sum(summaries, (each) => each.exits),
+      "exit",
+    ) + ` (${sum(summaries, (each) => each.exitsTypescript)} by TypeScript)`,
+    count(
+      sum(summaries, (each) => each.remoteFaults),
+      "remote fault",
+    ) +
+      ` (median ${us(worst(summaries, (each) => each.faultUsMedian))},` +
+      ` p99 ${us(worst(summaries, (each) => each.faultUsP99))})`,
+    `${first.pageTables} page tables with ` +
+      count(
+        sum(summaries, (each) => each.pageTableTransfers),
+        "transfer",
+      ),
+    `longest stall ${us(worst(summaries, (each) => each.longestStallUs))}`,
+    `stalled ${(worst(summaries, (each) => each.stalledShare) * 100).toFixed(1)} %`,
+    count(
+      sum(summaries, (each) => each.mismatches),
+      "mismatch",
+    ).replace("mismatchs", "mismatches"),
+  ];
+  return `VM ${name}: ${parts.join(", ")}`;
+}
+
+/** `--report`: the pages that moved most, all nodes together. */
+export function hotPageLines(summaries: readonly EngineSummary[], limit = 20): string[] {
+  const pages = new Map<number, { transfers: number; symbol: string | undefined }>();
+  for (const { hotPages } of summaries) {
+    for (const { gpa, transfers, symbol } of hotPages ?? []) {
+      const page = pages.get(gpa) ?? { transfers: 0, symbol: undefined };
+      pages.set(gpa, {
+        transfers: page.transfers + transfers,
+        symbol: symbol ?? page.symbol,
+      });
+    }
+  }
+  if (pages.size === 0) return ["no page moved between nodes"];
+  const sorted = [...pages].sort(([, a], [, b]) => b.transfers - a.transfers).slice(0, limit);
+  return [
+    "pages that moved most (transfers, guest address, symbol):",
+    ...sorted.map(([gpa, { transfers, symbol }]) =>
+      `${String(transfers).padStart(8)}  0x${gpa.toString(16).padStart(9, "0")}  ${symbol ?? ""}`.trimEnd(),
+    ),
+  ];
+}

@@ -1,0 +1,108 @@
+// `ssihv run`: flags and configuration file become one request; a flag wins over the file. Pure.
+
+import { SsihvError } from "../base/errors.ts";
+import type { ClusterConfig } from "../config/cluster-config.ts";
+import { parseDurationUs } from "../config/duration.ts";
+import { parseSize } from "../config/size.ts";
+import { splitOverNodes, type VmRequest } from "../node/vm-request.ts";
+
+export interface RunFlags {
+  readonly kernel?: string;
+  readonly initrd?: string;
+  readonly cmdline?: string;
+  readonly cpus?: number;
+  readonly memory?: bigint;
+  readonly nodes?: number;
+  readonly name?: string;
+  readonly config?: string;
+  readonly reboot?: boolean;
+  readonly pageTables?: "auto" | "strict" | "replicated";
+  readonly clockDilation?: number;
+  readonly peerTimeout?: number;
+  readonly holdMax?: number;
+  readonly pager: boolean;
+  readonly pinVcpus: boolean;
+  readonly report: boolean;
+  readonly systemMap?: string;
+  readonly json: boolean;
+}
+
+export const RUN_DEFAULTS = {
+  name: "vm",
+  cpus: 1,
+  memory: 512n << 20n,
+  nodes: 1,
+  pageTables: "auto",
+  clockDilation: 1,
+  peerTimeoutMs: 5000,
+  holdUsMax: 1000,
+} as const;
+
+/** A flag's whole number; refuses what Number() would forgive. */
+export function wholeNumber(flag: string, min: number, max: number) {
+  return (text: string): number => {
+    const value = /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
+    if (value >= min && value <= max) return value;
+    const message = `${flag}: "${text.slice(0, 40)}" is not a whole number from ${min} to ${max}`;
+    throw new SsihvError("flag_invalid", message, { hint: `for example ${flag} ${min}` });
+  };
+}
+
+export function memoryFlag(text: string): bigint {
+  const bytes = parseSize(text, "--memory");
+  if (/^\d+$/.test(text.trim()) && bytes < 1n << 20n) {
+    throw new SsihvError("flag_invalid", `--memory: ${text} is ${text} bytes`, {
+      hint: `write the unit: --memory ${text}M`,
+    });
+  }
+  return bytes;
+}
+
+export function durationFlag(flag: string) {
+  return (text: string): number => parseDurationUs(text, flag);
+}
+
+function shapes(flags: RunFlags, config: ClusterConfig | undefined): VmRequest["nodes"] {
+  const nodes = config?.nodes;
+  const reshaped = flags.nodes ?? flags.cpus ?? flags.memory;
+  if (nodes !== undefined && reshaped === undefined) return nodes;
+  const cpus = nodes?.reduce((sum, node) => sum + node.cpus, 0) ?? RUN_DEFAULTS.cpus;
+  const memory = nodes?.reduce((sum, node) => sum + node.memoryBytes, 0n) ?? RUN_DEFAULTS.memory;
+  const count = flags.nodes ?? nodes?.length ?? RUN_DEFAULTS.nodes;
+  // One vCPU per node is what someone who says only --nodes means.
+  const least = nodes === undefined ? Math.max(cpus, count) : cpus;
+  return splitOverNodes(count, flags.cpus ?? least, flags.memory ?? memory);
+}
+
+export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): VmRequest {
+  const vm = config?.vm ?? {};
+  const kernel = flags.kernel ?? vm.kernel;
+  if (kernel === undefined) {
+    throw new SsihvError("flag_invalid", "--kernel is missing: there is nothing to boot", {
+      hint: "ssihv run --kernel /boot/vmlinuz-$(uname -r) --initrd initrd.img",
+    });
+  }
+  const nodes = shapes(flags, config);
+  const given = config?.nodes.flatMap(({ address }) => address ?? []) ?? [];
+  const addresses = given.length === nodes.length ? given : undefined;
+  const initrd = flags.initrd ?? vm.initrd;
+  const peerTimeoutMs =
+    flags.peerTimeout === undefined ? vm.peerTimeoutMs : Math.ceil(flags.peerTimeout / 1000);
+  return {
+    name: flags.name ?? config?.cluster ?? RUN_DEFAULTS.name,
+    kernel,
+    ...(initrd !== undefined && { initrd }),
+    cmdline: flags.cmdline ?? vm.cmdline ?? "",
+    nodes,
+    ...(addresses !== undefined && { addresses }),
+    reboot: flags.reboot ?? vm.reboot ?? true,
+    pageTables: flags.pageTables ?? vm.pageTables ?? RUN_DEFAULTS.pageTables,
+    clockDilation: flags.clockDilation ?? vm.clockDilation ?? RUN_DEFAULTS.clockDilation,
+    peerTimeoutMs: peerTimeoutMs ?? RUN_DEFAULTS.peerTimeoutMs,
+    holdUsMax: flags.holdMax ?? vm.holdUsMax ?? RUN_DEFAULTS.holdUsMax,
+    pager: flags.pager,
+    pinVcpus: flags.pinVcpus,
+    report: flags.report,
+    ...(flags.systemMap !== undefined && { systemMap: flags.systemMap }),
+  };
+}

@@ -1,0 +1,94 @@
+// What `ssihv run` says besides the guest's console, always on stderr: stdout is the guest's alone.
+// Text for people, or with --json one JSON object a line ({"event": ...}, see EVENTS_HELP).
+
+import type { EngineSummary } from "../engine/messages.ts";
+import type { VmEvent, VmOutcome } from "../node/vm.ts";
+import { hotPageLines, outcomeJson, outcomeStatus, outcomeText, summaryLine } from "./outcome.ts";
+import { formatError, printable } from "./report.ts";
+
+export const EVENTS_HELP = `With --json, stderr carries one JSON object a line; stdout stays the guest's console:
+  {"event":"engine_ready","vm":..,"node":0,"pid":..}   an engine process is up
+  {"event":"started","vm":..,"pageTables":"strict"}    the guest runs
+  {"event":"notice","vm":..,"node":0,"text":..}        something worth knowing
+  {"event":"stderr","vm":..,"node":0,"text":..}        a line an engine wrote to stderr
+  {"event":"paused"|"resumed","vm":..}
+  {"event":"summary","vm":..,"summary":{..}}           numbers of one node
+  {"event":"ended","vm":..,"reason":..,"status":0}     the last line of a run that ended by itself
+  {"error":{"code":..,"message":..,"hint":..}}         the last line of a run that failed`;
+
+export interface OutputOptions {
+  readonly name: string;
+  readonly json: boolean;
+  readonly report: boolean;
+  readonly debug: boolean;
+  readonly write: (text: string) => void;
+}
+
+export class RunOutput {
+  /** Raw terminals need a carriage return before what we say, wherever the guest left the cursor. */
+  raw = false;
+  /** Ctrl-A R was pressed: show the next summaries. */
+  showSummaries = false;
+  private readonly options: OutputOptions;
+
+  constructor(options: OutputOptions) {
+    this.options = options;
+  }
+
+  say(text: string): void {
+    if (this.options.json) this.json({ event: "notice", text });
+    else this.lines(`ssihv: ${printable(text)}`);
+  }
+
+  event(event: VmEvent): void {
+    if (this.options.json) {
+      this.json(event);
+      return;
+    }
+    const { name } = this.options;
+    switch (event.event) {
+      case "notice":
+        this.say(`VM ${name}: ${event.text}`);
+        return;
+      case "stderr":
+        this.lines(`ssihv: engine ${name}/${event.node}: ${printable(event.text)}`);
+        return;
+      case "paused":
+      case "resumed":
+        this.say(`VM ${name}: ${event.event}`);
+        return;
+      case "summary":
+        if (this.showSummaries) this.say(summaryLine(name, [event.summary]));
+        return;
+      case "engine_ready":
+      case "started":
+        // Nothing to tell a person: the guest's console speaks.
+        return;
+    }
+  }
+
+  /** The last words of the run; returns its exit status. */
+  outcome(outcome: VmOutcome, summaries: readonly EngineSummary[]): number {
+    const { name, json, debug, report } = this.options;
+    if (outcome.kind === "failed") {
+      if (!json && summaries.length > 0) this.say(summaryLine(name, summaries));
+      this.lines(formatError(outcome.error, { json, debug }));
+    } else if (json) {
+      this.json(outcomeJson(name, outcome));
+    } else {
+      this.lines(`ssihv: ${printable(outcomeText(name, outcome))}`);
+      if (report) this.lines(hotPageLines(summaries).join("\n"));
+      this.say(summaryLine(name, summaries));
+    }
+    return outcomeStatus(outcome);
+  }
+
+  private json(value: object): void {
+    this.options.write(`${JSON.stringify({ vm: this.options.name, ...value })}\n`);
+  }
+
+  private lines(text: string): void {
+    const body = this.raw ? `\r${text.replaceAll("\n", "\r\n")}\r\n` : `${text}\n`;
+    this.options.write(body);
+  }
+}

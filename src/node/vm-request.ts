@@ -1,0 +1,153 @@
+// From what the user asked for to the plan of a VM: shares of CPUs and memory per node, files that are
+// there, limits that hold. Everything that can be refused is refused here, before a process is started.
+
+import { resolve } from "node:path";
+
+import { openBootFile } from "../base/boot-file.ts";
+import { SsihvError } from "../base/errors.ts";
+import { guestCmdline } from "../vmm/guest-cmdline.ts";
+import { layoutMemory, splitMemory } from "../vmm/memory-map.ts";
+import { NODES_MAX, type NodeShape, splitVcpus, VCPUS_PER_NODE_MAX } from "../vmm/topology.ts";
+import type { HostFacts } from "./host-facts.ts";
+import type { VmPlan } from "./vm.ts";
+
+export interface NodeRequest {
+  readonly cpus: number;
+  readonly memoryBytes: bigint;
+}
+
+export interface VmRequest {
+  readonly name: string;
+  readonly kernel: string;
+  readonly initrd?: string;
+  /** The user's own kernel options, after the defaults. */
+  readonly cmdline: string;
+  readonly nodes: readonly NodeRequest[];
+  readonly addresses?: readonly string[];
+  readonly reboot: boolean;
+  readonly pageTables: "auto" | "strict" | "replicated";
+  readonly clockDilation: number;
+  readonly peerTimeoutMs: number;
+  readonly holdUsMax: number;
+  /** Use the pager on a single node too. */
+  readonly pager: boolean;
+  readonly pinVcpus: boolean;
+  readonly report: boolean;
+  readonly systemMap?: string;
+}
+
+/** A kernel line longer than this is cut by Linux (COMMAND_LINE_SIZE of x86). */
+const CMDLINE_BYTES_MAX = 2047;
+const NAME = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
+
+/** `cpus` and `memory` over `count` nodes, as even as it goes. */
+export function splitOverNodes(count: number, cpus: number, memory: bigint): NodeRequest[] {
+  if (count < 1 || count > NODES_MAX) {
+    throw new SsihvError("flag_invalid", `--nodes ${count}: 1 to ${NODES_MAX} nodes are possible`);
+  }
+  if (cpus < count || cpus > count * VCPUS_PER_NODE_MAX) {
+    const most = count * VCPUS_PER_NODE_MAX;
+    const message = `--cpus ${cpus} with --nodes ${count}: ${count} to ${most} are possible`;
+    throw new SsihvError("flag_invalid", message, {
+      hint: `every node runs at least one vCPU and at most ${VCPUS_PER_NODE_MAX}`,
+    });
+  }
+  const shares = named("--memory", () => splitMemory(memory, count));
+  return splitVcpus(cpus, count).map((share, i) => ({
+    cpus: share,
+    memoryBytes: shares[i] ?? 0n,
+  }));
+}
+
+/** Puts the flag's name before what a lower layer says about its value. */
+function named<T>(flag: string, make: () => T): T {
+  try {
+    return make();
+  } catch (error) {
+    if (!(error instanceof SsihvError)) throw error;
+    throw new SsihvError(error.code, `${flag}: ${error.message}`, {
+      ...(error.hint !== undefined && { hint: error.hint }),
+      cause: error.cause,
+    });
+  }
+}
+
+function checkMemory(nodes: readonly NodeShape[], facts: HostFacts): void {
+  const asked = nodes.reduce((sum, node) => sum + Number(node.memoryBytes), 0);
+  if (facts.memoryTotal === 0 || asked <= facts.memoryTotal) return;
+  const mib = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
+  const message = `the VM asks for ${mib(asked)} of RAM, this host has ${mib(facts.memoryTotal)}`;
+  throw new SsihvError("memory_insufficient", message, {
+    hint: `ask for less: --memory ${Math.floor((facts.memoryAvailable * 0.8) / 2 ** 21) * 2}M`,
+  });
+}
+
+function checkFile(path: string, flag: string, code: "kernel_invalid" | "initrd_invalid"): string {
+  const absolute = resolve(path);
+  if (openBootFile(absolute, flag, code).size === 0) {
+    throw new SsihvError(code, `${flag} ${absolute} is empty`, { hint: "name the right file" });
+  }
+  return absolute;
+}
+
+/** What the user should know but that does not stop the VM. */
+export function warnings(plan: VmPlan, facts: HostFacts): string[] {
+  const cpus = plan.nodes.reduce((sum, node) => sum + node.vcpus, 0);
+  const memory = plan.nodes.reduce((sum, node) => sum + node.memoryBytes, 0);
+  const texts: string[] = [];
+  if (cpus > facts.cpus) {
+    texts.push(`${cpus} vCPUs on ${facts.cpus} CPU(s): they will wait for each other`);
+  }
+  if (memory > facts.memoryAvailable) {
+    const mib = Math.floor(facts.memoryAvailable / 2 ** 20);
+    texts.push(`only ${mib} MiB of memory are free here: the VM may be killed when it uses more`);
+  }
+  return texts;
+}
+
+export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
+  const { name, cmdline, nodes } = request;
+  if (!NAME.test(name)) {
+    throw new SsihvError("flag_invalid", `--name "${name}" is not a name`, {
+      hint: "use a-z, 0-9 and '-', at most 63 characters, such as demo-1",
+    });
+  }
+  const shapes = nodes.map(
+    ({ cpus, memoryBytes }, id): NodeShape => ({ id, vcpus: cpus, memoryBytes }),
+  );
+  // Refuses what cannot be laid out; the engines lay it out again from the same shapes.
+  named("--memory", () => layoutMemory(shapes));
+  const kernel = checkFile(request.kernel, "--kernel", "kernel_invalid");
+  const initrd =
+    request.initrd === undefined
+      ? undefined
+      : checkFile(request.initrd, "--initrd", "initrd_invalid");
+  const line = guestCmdline(nodes.length, cmdline);
+  if (line.includes("\0") || new TextEncoder().encode(line).length > CMDLINE_BYTES_MAX) {
+    throw new SsihvError("flag_invalid", `--cmdline is longer than ${CMDLINE_BYTES_MAX} bytes`, {
+      hint: "shorten it: Linux reads no more",
+    });
+  }
+  checkMemory(shapes, facts);
+  return {
+    name,
+    nodes: shapes.map(({ id, vcpus, memoryBytes }) => {
+      return { id, vcpus, memoryBytes: Number(memoryBytes) };
+    }),
+    kernel,
+    ...(initrd !== undefined && { initrd }),
+    cmdline: line,
+    pageTables: request.pageTables,
+    options: {
+      onReset: request.reboot ? "restart" : "stop",
+      clockDilation: request.clockDilation,
+      peerTimeoutMs: request.peerTimeoutMs,
+      holdUsMax: request.holdUsMax,
+      plainMemory: nodes.length === 1 && !request.pager,
+      pinVcpus: request.pinVcpus,
+      report: request.report,
+      ...(request.systemMap !== undefined && { systemMap: resolve(request.systemMap) }),
+    },
+    ...(request.addresses !== undefined && { addresses: request.addresses }),
+  };
+}
