@@ -37,7 +37,8 @@ export interface GuestFile {
 export async function guestInitrd(files: readonly GuestFile[] = []): Promise<string> {
   const busybox = await Bun.file((await findTool("busybox")).path).bytes();
   const init = await Bun.file(`${import.meta.dir}/guest-init.sh`).bytes();
-  const folders = ["bin", "dev", "proc", "sys"];
+  const standard = ["bin", "dev", "proc", "sys"];
+  const folders = [...new Set([...standard, ...files.flatMap((file) => parents(file.path))])];
   const bytes = writeCpio([
     ...folders.map((path): CpioEntry => ({ kind: "directory", path })),
     // The kernel opens it before devtmpfs is there; without it init would have no output.
@@ -50,6 +51,12 @@ export async function guestInitrd(files: readonly GuestFile[] = []): Promise<str
   const path = `${cacheDirectory}/guest-${contentKey([bytes])}.cpio`;
   if (!existsSync(path)) await writeWhole(path, bytes);
   return path;
+}
+
+// The kernel makes no parent folders: `a/b/c` needs `a` and `a/b` first.
+function parents(path: string): string[] {
+  const parts = path.split("/").slice(0, -1);
+  return parts.map((_, index) => parts.slice(0, index + 1).join("/"));
 }
 
 /** Kernel command line words that make the guest run `script` and power off. */
