@@ -119,9 +119,11 @@ fn mmio(self: *VcpuThread) bool {
     const len = @min(m.len, 8);
     const bytes = @as(*[8]u8, @volatileCast(&self.vcpu.run.exit.mmio.data))[0..len];
     const is_write = m.is_write != 0;
-    if (self.lapic.decodes(m.phys_addr)) {
-        localApic(self, @truncate(m.phys_addr & 0xfff), bytes, is_write);
-        return true;
+    if (self.lapic.mmioBase()) |base| {
+        if (m.phys_addr -% base < 0x1000) {
+            localApic(self, @intCast(m.phys_addr - base), bytes, is_write);
+            return true;
+        }
     }
     if (self.engine.ram.offsetOf(m.phys_addr) != null) {
         // KVM could not reach RAM that exists: running on would lose this access.
