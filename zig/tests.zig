@@ -13,11 +13,13 @@ test {
     _ = @import("engine/inbox.zig");
     _ = @import("kvm/api.zig");
     _ = @import("memory/ram.zig");
+    _ = @import("irq/fuzz_test.zig");
     _ = @import("irq/ioapic.zig");
     _ = @import("irq/lapic.zig");
     _ = @import("irq/lapic_access.zig");
     _ = @import("irq/lapic_registers.zig");
     _ = @import("irq/lapic_timer.zig");
     _ = @import("irq/message.zig");
+    _ = @import("irq/model_test.zig");
     _ = @import("irq/route.zig");
 }

@@ -185,3 +185,241 @@ pub const Ioapic = struct {
         }
     }
 };
+
+const expect = std.testing.expect;
+const expectEqual = std.testing.expectEqual;
+
+fn writeEntry(io: *Ioapic, pin: u32, bits: u64) void {
+    io.write(select_offset, index_entries + pin * 2 + 1);
+    io.write(window_offset, @truncate(bits >> 32));
+    io.write(select_offset, index_entries + pin * 2);
+    io.write(window_offset, @truncate(bits));
+}
+
+fn readEntry(io: *Ioapic, pin: u32) u64 {
+    io.write(select_offset, index_entries + pin * 2);
+    const low = io.read(window_offset);
+    io.write(select_offset, index_entries + pin * 2 + 1);
+    return @as(u64, io.read(window_offset)) << 32 | low;
+}
+
+fn pulse(io: *Ioapic, pin: u5) void {
+    io.setLine(pin, true);
+    io.setLine(pin, false);
+}
+
+const bit_level: u64 = 1 << 15;
+const bit_remote_irr: u64 = 1 << 14;
+const bit_masked: u64 = 1 << 16;
+
+test "identity: id, version, arbitration; reset masks every entry" {
+    var io = Ioapic.init();
+    io.write(select_offset, index_version);
+    try expectEqual(0x0017_0020, io.read(window_offset));
+    try expectEqual(index_version, io.read(select_offset));
+    io.write(window_offset, 0);
+    try expectEqual(0x0017_0020, io.read(window_offset));
+    io.write(select_offset, index_id);
+    io.write(window_offset, 0xffff_ffff);
+    try expectEqual(0x0f00_0000, io.read(window_offset));
+    io.write(select_offset, index_arbitration);
+    try expectEqual(0x0f00_0000, io.read(window_offset));
+    for (0..pin_count) |pin| try expectEqual(bit_masked, readEntry(&io, @intCast(pin)));
+    writeEntry(&io, 3, 0x31);
+    io.reset();
+    try expectEqual(bit_masked, readEntry(&io, 3));
+    io.write(select_offset, index_id);
+    try expectEqual(0, io.read(window_offset));
+}
+
+test "registers that are not there read zero and take nothing" {
+    var io = Ioapic.init();
+    for ([_]u32{ 0x03, 0x0f, 0x40, 0x41, 0xff }) |index| {
+        io.write(select_offset, index);
+        io.write(window_offset, 0xffff_ffff);
+        try expectEqual(0, io.read(window_offset));
+    }
+    for ([_]u32{ 0x04, 0x0c, 0x14, 0x20, 0x44, 0xffff_fff0 }) |offset| {
+        io.write(offset, 0xffff_ffff);
+        try expectEqual(0, io.read(offset));
+    }
+    io.setLine(24, true);
+    io.setLine(31, true);
+    try expectEqual(0, io.lines);
+    try expectEqual(null, io.take());
+}
+
+test "entry: writable bits, each of the 64" {
+    for (0..64) |bit| {
+        var io = Ioapic.init();
+        const value = @as(u64, 1) << @intCast(bit);
+        writeEntry(&io, 7, value);
+        const sticks = (bit <= 11) or bit == 13 or bit == 15 or bit == 16 or bit >= 49;
+        try expectEqual(if (sticks) value else 0, readEntry(&io, 7));
+    }
+}
+
+test "edge: one message for each rising edge, none for a line that stays" {
+    var io = Ioapic.init();
+    io.source = 0x40;
+    writeEntry(&io, 4, 0x0300_0000_0000_0931);
+    io.setLine(4, true);
+    const m = io.take().?;
+    try expectEqual(Message{
+        .dest = 3,
+        .vector = 0x31,
+        .delivery = 1,
+        .logical = 1,
+        .source = 0x40,
+    }, m);
+    io.setLine(4, true);
+    try expectEqual(null, io.take());
+    io.setLine(4, false);
+    try expectEqual(null, io.take());
+    io.setLine(4, true);
+    try expect(io.take() != null);
+    io.eoi(0x31);
+    try expectEqual(null, io.take());
+}
+
+test "edge behind the mask is ignored, not held" {
+    var io = Ioapic.init();
+    writeEntry(&io, 4, bit_masked | 0x31);
+    pulse(&io, 4);
+    io.setLine(4, true);
+    writeEntry(&io, 4, 0x31);
+    try expectEqual(null, io.take());
+    io.setLine(4, false);
+    io.setLine(4, true);
+    try expectEqual(0x31, io.take().?.vector);
+}
+
+test "level: remote IRR holds it until the EOI, which sends again while the line is up" {
+    var io = Ioapic.init();
+    writeEntry(&io, 9, bit_level | 0x41);
+    io.setLine(9, true);
+    const m = io.take().?;
+    try expectEqual(1, m.level);
+    try expectEqual(null, io.take());
+    try expectEqual(bit_level | bit_remote_irr | 0x41, readEntry(&io, 9));
+    io.setLine(9, false);
+    io.setLine(9, true);
+    try expectEqual(null, io.take());
+    io.eoi(0x40);
+    try expectEqual(null, io.take());
+    io.eoi(0x41);
+    try expectEqual(0x41, io.take().?.vector);
+    io.setLine(9, false);
+    io.write(eoi_offset, 0x41);
+    try expectEqual(null, io.take());
+    try expectEqual(bit_level | 0x41, readEntry(&io, 9));
+}
+
+test "level: masked while asserted, unmasked, and gone before it was taken" {
+    var io = Ioapic.init();
+    writeEntry(&io, 9, bit_masked | bit_level | 0x41);
+    io.setLine(9, true);
+    try expectEqual(null, io.take());
+    writeEntry(&io, 9, bit_level | 0x41);
+    io.setLine(9, false);
+    try expectEqual(null, io.take());
+    io.setLine(9, true);
+    writeEntry(&io, 9, bit_masked | bit_level | 0x41);
+    try expectEqual(null, io.take());
+    writeEntry(&io, 9, bit_level | 0x41);
+    try expect(io.take() != null);
+}
+
+test "one vector on two level pins: its EOI frees both" {
+    var io = Ioapic.init();
+    writeEntry(&io, 16, bit_level | 0x51);
+    writeEntry(&io, 17, bit_level | 0x51);
+    io.setLine(17, true);
+    io.setLine(16, true);
+    try expect(io.take() != null and io.take() != null);
+    try expectEqual(null, io.take());
+    io.setLine(16, false);
+    io.eoi(0x51);
+    try expect(io.take() != null);
+    try expectEqual(null, io.take());
+    try expectEqual(0, readEntry(&io, 16) & bit_remote_irr);
+    try expect(readEntry(&io, 17) & bit_remote_irr != 0);
+}
+
+test "Linux's escape for a stuck level pin: mask, edge, level again" {
+    var io = Ioapic.init();
+    writeEntry(&io, 10, bit_level | 0x61);
+    io.setLine(10, true);
+    try expect(io.take() != null);
+    writeEntry(&io, 10, bit_masked | 0x61);
+    try expectEqual(0, readEntry(&io, 10) & bit_remote_irr);
+    writeEntry(&io, 10, bit_level | 0x61);
+    try expectEqual(0x61, io.take().?.vector);
+}
+
+test "trigger mode changed while the line is up" {
+    var io = Ioapic.init();
+    writeEntry(&io, 5, 0x31);
+    io.setLine(5, true);
+    try expect(io.take() != null);
+    // Edge to level: an asserted line is a request. Level to edge: it is none.
+    writeEntry(&io, 5, bit_level | 0x31);
+    try expectEqual(1, io.take().?.level);
+    writeEntry(&io, 5, 0x31);
+    try expectEqual(null, io.take());
+}
+
+test "delivery modes: NMI, SMI, INIT and ExtINT are edges, reserved ones send nothing" {
+    for ([_]u64{ 2, 4, 5, 7 }) |delivery| {
+        var io = Ioapic.init();
+        writeEntry(&io, 2, bit_level | delivery << 8 | 0x20);
+        io.setLine(2, true);
+        const m = io.take().?;
+        try expectEqual(@as(u8, @intCast(delivery)), m.delivery);
+        try expectEqual(0, m.level);
+        try expect(m.valid());
+        io.setLine(2, true);
+        try expectEqual(null, io.take());
+        try expectEqual(0, readEntry(&io, 2) & bit_remote_irr);
+    }
+    for ([_]u64{ 3, 6 }) |delivery| {
+        var io = Ioapic.init();
+        writeEntry(&io, 2, delivery << 8 | 0x20);
+        pulse(&io, 2);
+        try expectEqual(null, io.take());
+    }
+}
+
+test "polarity is the board's affair; extended destinations turn the message into the long form" {
+    var io = Ioapic.init();
+    writeEntry(&io, 1, 0x0102_0000_0000_2031);
+    io.setLine(1, false);
+    try expectEqual(null, io.take());
+    io.setLine(1, true);
+    const m = io.take().?;
+    try expectEqual(0x101, m.dest);
+    try expectEqual(1, m.x2apic);
+    try expect(m.valid());
+    writeEntry(&io, 1, 0xff00_0000_0000_0031);
+    io.setLine(1, false);
+    io.setLine(1, true);
+    try expect(io.take().?.isBroadcast());
+}
+
+test "lowest pin first" {
+    var io = Ioapic.init();
+    for (0..pin_count) |pin| writeEntry(&io, @intCast(pin), 0x30 + pin);
+    for (0..pin_count) |pin| io.setLine(@intCast(pin_count - 1 - pin), true);
+    for (0..pin_count) |pin| try expectEqual(0x30 + pin, io.take().?.vector);
+    try expectEqual(null, io.take());
+}
+
+test "reset with a line up: nothing until the guest programs it" {
+    var io = Ioapic.init();
+    writeEntry(&io, 4, bit_level | 0x31);
+    io.setLine(4, true);
+    io.reset();
+    try expectEqual(null, io.take());
+    writeEntry(&io, 4, bit_level | 0x32);
+    try expectEqual(0x32, io.take().?.vector);
+}

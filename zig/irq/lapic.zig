@@ -166,7 +166,7 @@ pub const Lapic = struct {
     }
 
     /// A fixed or lowest-priority vector arrives. A disabled LAPIC takes none (SDM "Local APIC
-    /// State After It Has Been Software Disabled"); a vector below 16 is an error, not an interrupt.
+    /// State After It Has Been Software Disabled"); a vector below 16 is an error.
     pub fn accept(self: *Lapic, vector: u8, level: bool) void {
         if (self.mode() == .disabled or !self.softwareEnabled()) {
             self.vectors_dropped += 1;
@@ -279,7 +279,8 @@ pub const Lapic = struct {
 
     fn endLevelLint0(self: *Lapic, vector: u8) void {
         const entry = &self.lvt[@backingInt(Lvt.lint0)];
-        if (entry.* & registers.lvt_remote_irr == 0 or @as(u8, @truncate(entry.*)) != vector) return;
+        if (@as(u8, @truncate(entry.*)) != vector) return;
+        if (entry.* & registers.lvt_remote_irr == 0) return;
         entry.* &= ~registers.lvt_remote_irr;
         _ = self.lint(0, self.lint_lines[0]);
     }

@@ -1,5 +1,5 @@
 //! Register numbers, masks and access rules of the local APIC: data, no behaviour.
-//! A register number is the xAPIC offset >> 4 and the x2APIC MSR - 0x800: one numbering serves both.
+//! A register number is the xAPIC offset >> 4 and the x2APIC MSR - 0x800: one numbering for both.
 //! Reference: SDM volume 3A, "Local APIC Register Address Map" and "x2APIC Register Address Space".
 
 const std = @import("std");

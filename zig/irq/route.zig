@@ -119,3 +119,144 @@ comptime {
     std.debug.assert(abi.apic_node_shift >= 4);
     std.debug.assert(abi.vcpus_max <= 64 and abi.nodes_max <= 32);
 }
+
+const expect = std.testing.expect;
+const expectEqual = std.testing.expectEqual;
+
+fn physical(dest: u32) Message {
+    return .{ .dest = dest, .vector = 0x40, .delivery = 0 };
+}
+
+fn logical(dest: u32) Message {
+    return .{ .dest = dest, .vector = 0x40, .delivery = 0, .logical = 1 };
+}
+
+fn long(m: Message) Message {
+    var copy = m;
+    copy.x2apic = 1;
+    return copy;
+}
+
+fn shorthand(kind: message.Shorthand, source: u32) Message {
+    var m = physical(0);
+    m.shorthand = @backingInt(kind);
+    m.source = source;
+    return m;
+}
+
+test "matches: by table" {
+    const x = TargetView{ .apic_id = 0x25, .mode = .x2apic };
+    const far = TargetView{ .apic_id = 0x125, .mode = .x2apic };
+    const flat = TargetView{ .apic_id = 5, .logical_id = 0x20 };
+    const cluster = TargetView{ .apic_id = 5, .logical_id = 0x24, .model = .cluster };
+    const invalid = TargetView{ .apic_id = 5, .logical_id = 0x20, .model = .invalid };
+    const off = TargetView{ .apic_id = 5, .mode = .disabled };
+    const table = [_]struct { TargetView, Message, bool }{
+        .{ x, physical(0x25), true },               .{ x, physical(0x24), false },
+        .{ x, long(physical(0x25)), true },         .{ x, physical(0xff), true },
+        .{ x, long(physical(0xff)), false },        .{ x, long(physical(0xffff_ffff)), true },
+        .{ x, long(logical(0xffff_ffff)), true },   .{ x, long(logical(0x0002_0020)), true },
+        .{ x, long(logical(0x0002_ffdf)), false },  .{ x, long(logical(0x0003_0020)), false },
+        .{ x, logical(0x20), false },               .{ x, logical(0xff), true },
+        .{ far, physical(0x25), false },            .{ far, long(physical(0x125)), true },
+        .{ far, long(logical(0x0012_0020)), true }, .{ far, long(logical(0x0002_0020)), false },
+        .{ flat, physical(5), true },               .{ flat, long(physical(5)), true },
+        .{ flat, logical(0x20), true },             .{ flat, logical(0x21), true },
+        .{ flat, logical(0xdf), false },            .{ flat, logical(0xff), true },
+        .{ flat, long(logical(0x20)), false },      .{ flat, long(logical(0x0000_0020)), false },
+        .{ cluster, logical(0x24), true },          .{ cluster, logical(0x2f), true },
+        .{ cluster, logical(0x2b), false },         .{ cluster, logical(0x34), false },
+        .{ cluster, logical(0xff), true },          .{ cluster, logical(0x20), false },
+        .{ invalid, logical(0x20), false },         .{ invalid, logical(0xff), true },
+        .{ invalid, physical(5), true },            .{ off, physical(5), false },
+        .{ off, physical(0xff), false },            .{ x, shorthand(.self, 0x25), true },
+        .{ x, shorthand(.self, 5), false },         .{ x, shorthand(.all, 0x25), true },
+        .{ x, shorthand(.all_but_self, 5), true },  .{ x, shorthand(.all_but_self, 0x25), false },
+        .{ off, shorthand(.all, 0x25), false },
+    };
+    for (table, 0..) |row, index| {
+        expectEqual(row[2], row[0].matches(row[1])) catch |e| {
+            std.debug.print("row {}\n", .{index});
+            return e;
+        };
+    }
+}
+
+test "x2APIC logical ids as the SDM derives them" {
+    try expectEqual(0x0000_0001, x2apicLogicalId(0));
+    try expectEqual(0x0000_8000, x2apicLogicalId(15));
+    try expectEqual(0x0001_0001, x2apicLogicalId(16));
+    try expectEqual(0x001f_8000, x2apicLogicalId(511));
+}
+
+test "resolve: sets, and one for lowest priority" {
+    var targets: [4]TargetView = undefined;
+    for (&targets, 0..) |*t, i| t.* = .{
+        .apic_id = @intCast(i),
+        .logical_id = @as(u8, 1) << @intCast(i),
+        .software_enabled = i != 1,
+    };
+    try expectEqual(0b1111, resolve(&targets, physical(0xff)));
+    try expectEqual(0b0100, resolve(&targets, physical(2)));
+    try expectEqual(0b1010, resolve(&targets, logical(0x0a)));
+    try expectEqual(0, resolve(&targets, physical(9)));
+    try expectEqual(0b1011, resolve(&targets, shorthand(.all_but_self, 2)));
+    var lowest = logical(0x0a);
+    lowest.delivery = 1;
+    // vCPU 1 is software disabled and would lose it.
+    try expectEqual(0b1000, resolve(&targets, lowest));
+    lowest.dest = 0x02;
+    try expectEqual(0, resolve(&targets, lowest));
+    lowest.dest = 0xff;
+    try expectEqual(0b0001, resolve(&targets, lowest));
+    try expectEqual(0, resolve(&.{}, lowest));
+    try expectEqual(null, pickLowest(&targets, 0));
+}
+
+test "nodesOf: by table on four nodes" {
+    const table = [_]struct { Message, u32 }{
+        .{ physical(0x05), 0b0001 },
+        .{ physical(0x45), 0b0010 },
+        .{ physical(0xc0), 0b1000 },
+        .{ physical(0xff), 0b1111 },
+        .{ long(physical(0xff)), 0b1000 },
+        .{ long(physical(0x100)), 0 },
+        .{ long(physical(0xffff_ffff)), 0b1111 },
+        .{ long(physical(0xffff_fffe)), 0 },
+        .{ logical(0x01), 0b1111 },
+        .{ long(logical(0x0000_0001)), 0b0001 },
+        .{ long(logical(0x0003_8000)), 0b0001 },
+        .{ long(logical(0x0004_0001)), 0b0010 },
+        .{ long(logical(0x000f_0001)), 0b1000 },
+        .{ long(logical(0x0010_0001)), 0 },
+        .{ shorthand(.self, 0x41), 0b0010 },
+        .{ shorthand(.all, 0x41), 0b1111 },
+        .{ shorthand(.all_but_self, 0x41), 0b1111 },
+    };
+    for (table) |row| try expectEqual(row[1], nodesOf(row[0], 4));
+    try expectEqual(0b1, nodesOf(physical(0xff), 1));
+    try expectEqual(0xff, nodesOf(physical(0xff), 8));
+}
+
+test "nextNode: once around the ring from the source, whatever the source says" {
+    var m = logical(0x01);
+    m.delivery = 1;
+    m.source = 0x42;
+    try expectEqual(2, nextNode(m, 4, 1).?);
+    try expectEqual(3, nextNode(m, 4, 2).?);
+    try expectEqual(0, nextNode(m, 4, 3).?);
+    try expectEqual(null, nextNode(m, 4, 0));
+    try expectEqual(null, nextNode(m, 1, 0));
+    // Only one candidate: straight there, then home.
+    var one = long(physical(0x85));
+    one.delivery = 1;
+    one.source = 0;
+    try expectEqual(2, nextNode(one, 4, 0).?);
+    try expectEqual(null, nextNode(one, 4, 2));
+    // A source beyond the VM ends the ring at node 0.
+    m.source = 0xffff_ffff;
+    var here: u32 = 1;
+    var hops: u32 = 0;
+    while (nextNode(m, 4, here)) |next| : (hops += 1) here = next;
+    try expectEqual(2, hops);
+}
