@@ -15,7 +15,7 @@ import {
   setFeature,
   type Words,
 } from "./cpu-features.ts";
-import type { CpuidEntry } from "./records.ts";
+import { CPUID_INDEXED, type CpuidEntry } from "./records.ts";
 
 /** What a node tells of its host: KVM_GET_SUPPORTED_CPUID and feature MSRs; JSON as it stands. */
 export interface HostCpu {
@@ -106,11 +106,32 @@ export function signatureOf(host: HostCpu): Signature {
 /**
  * Family 0xF on AMD (QEMU's emulated CPUs) makes Linux scan PCI for an AGP aperture: 33,000
  * configuration accesses, each an exit (notes/SPAN.md). Such a host's guests are told Zen 2
- * (family 0x17, model 0x31), whose cache topology Linux takes from the leaves we give.
+ * (family 0x17, model 0x31) instead, with what Linux expects of one, see OLD_AMD_EXTRAS.
  */
 export function guestSignature(kind: "intel" | "amd", host: Signature): Signature {
-  if (kind === "amd" && host.family === 0xf) return { family: 0x17, model: 0x31, stepping: 0 };
+  if (kind === "amd" && host.family === OLD_AMD_FAMILY)
+    return { family: 0x17, model: 0x31, stepping: 0 };
   return host;
+}
+
+const OLD_AMD_FAMILY = 0xf;
+/**
+ * TOPOEXT: without its leaves Linux gives every Zen 2 CPU a last-level cache of its own. BTC_NO:
+ * family 0xF has no branch type confusion, and saying so spares the guest the mitigation.
+ */
+const OLD_AMD_EXTRAS: readonly string[] = ["topoext", "btc_no"];
+/** 0x8000001D of Zen 2: 32 KiB L1 data and code, 512 KiB L2, 16 MiB L3 (EAX EBX ECX EDX). */
+const OLD_AMD_CACHES: readonly (readonly [number, number, number, number])[] = [
+  [0x121, 0x01c0_003f, 0x3f, 0],
+  [0x122, 0x01c0_003f, 0x3f, 0],
+  [0x143, 0x01c0_003f, 0x3ff, 2],
+  [0x163, 0x03c0_003f, 0x3fff, 1],
+  [0, 0, 0, 0],
+];
+const OLD_AMD_EXTENDED_MAX = 0x8000_001e;
+
+function isOldAmd(host: HostCpu): boolean {
+  return KINDS[vendorOf(host)] === "amd" && signatureOf(host).family === OLD_AMD_FAMILY;
 }
 
 function brandOf(host: HostCpu): string {
@@ -130,7 +151,8 @@ function wordsOf(host: HostCpu): Words {
     const value = entry ? entry[featureWord.register] : 0;
     words[featureWord.key] = (value & allowedMask(featureWord)) >>> 0;
   }
-  for (const name of FORCED) setFeature(words, name, true);
+  const given = isOldAmd(host) ? [...FORCED, ...OLD_AMD_EXTRAS] : FORCED;
+  for (const name of given) setFeature(words, name, true);
   return words;
 }
 
@@ -273,12 +295,19 @@ function referenceOf(hosts: readonly HostCpu[]): HostCpu {
 }
 
 function cachesOf(host: HostCpu): CpuidEntry[] {
-  return host.cpuid
+  const old = isOldAmd(host);
+  const own = host.cpuid
     .filter((entry) => CACHE_LEAVES.includes(entry.function))
+    .filter((entry) => !(old && entry.function === 0x8000_001d))
     .map(({ function: fn, index, flags, eax, ebx, ecx, edx }) => {
       return { function: fn, index, flags, eax, ebx, ecx, edx };
-    })
-    .sort((a, b) => a.function - b.function || a.index - b.index);
+    });
+  const made = old
+    ? OLD_AMD_CACHES.map(([eax, ebx, ecx, edx], index) => {
+        return { function: 0x8000_001d, index, flags: CPUID_INDEXED, eax, ebx, ecx, edx };
+      })
+    : [];
+  return [...own, ...made].sort((a, b) => a.function - b.function || a.index - b.index);
 }
 
 export interface IntersectOptions {
@@ -321,7 +350,9 @@ export function intersect(hosts: readonly HostCpu[], options: IntersectOptions =
     brand: brandOf(reference),
     // Leaf 0xB must exist wherever x2APIC does (SDM vol. 3A, 11.12.8); we make it ourselves.
     basicMax: Math.max(0xd, limit(0, BASIC_MAX)),
-    extendedMax: Math.max(0x8000_0008, limit(0x8000_0000, EXTENDED_MAX)),
+    extendedMax: isOldAmd(reference)
+      ? OLD_AMD_EXTENDED_MAX
+      : Math.max(0x8000_0008, limit(0x8000_0000, EXTENDED_MAX)),
     physicalBits: Math.min(...hosts.map(physicalBits)),
     clflushUnits: ((leaf(reference, 1)?.ebx ?? 0) >>> 8) & 0xff,
     tscKhz,

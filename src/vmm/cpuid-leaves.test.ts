@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { OFF } from "./cpu-features.ts";
 import { type HostCpu, intersect, signatureOf } from "./cpu-model.ts";
 import { type CpuidRequest, cpuidFor, signatureEax } from "./cpuid-leaves.ts";
-import { qemuMax, skylake, zen3, zen4 } from "./fixtures/cpuid.ts";
+import { change, qemuMax, skylake, zen3, zen4 } from "./fixtures/cpuid.ts";
 import type { CpuidEntry } from "./records.ts";
 
 const REQUEST: CpuidRequest = {
@@ -123,8 +123,19 @@ describe("AMD", () => {
   });
 
   test("a host without TOPOEXT has neither of its leaves", () => {
-    const plain = leavesOf(qemuMax());
+    const plain = leavesOf(change(zen4(), 0x8000_0001, 0, "ecx", (ecx) => ecx & ~(1 << 22)));
     expect(plain.some((e) => e.function === 0x8000_001d || e.function === 0x8000_001e)).toBe(false);
+  });
+
+  test("an emulated family 0xF is told a whole Zen 2: cache topology and no branch confusion", () => {
+    const told = leavesOf(qemuMax());
+    expect(get(told, 1).eax).toBe(0x0083_0f10);
+    expect(get(told, 0x8000_0000).eax).toBe(0x8000_001e);
+    expect((get(told, 0x8000_0001).ecx >>> 22) & 1).toBe(1);
+    expect((get(told, 0x8000_0008).ebx >>> 29) & 1).toBe(1);
+    expect((get(told, 0x8000_001d, 3).eax >>> 14) & 0xfff).toBe(63);
+    expect(get(told, 0x8000_001d, 4).eax).toBe(0);
+    expect(get(told, 0x8000_001e)).toMatchObject({ eax: 66, ebx: 2, ecx: 1 });
   });
 });
 

@@ -7,8 +7,6 @@ import { NODES_MAX, type NodeShape } from "./topology.ts";
 
 /** abi.zig ram_ranges_max. */
 export const RAM_RANGES_MAX = 32;
-/** Records end with spare words, zero until they mean something. */
-const RESERVED_WORDS = 16;
 const LANE_KEY_BYTES = 32;
 /** abi.zig PageTables. */
 const PAGE_TABLES = { strict: 0, replicated: 1 } as const;
@@ -47,7 +45,6 @@ export interface EngineConfigPlan {
   lane_key: Uint8Array;
   tsc_offset: bigint;
   vm_generation: bigint;
-  reserved: bigint[];
 }
 
 function decodeKey(key: string | undefined): Uint8Array {
@@ -101,6 +98,5 @@ export function engineConfig(plan: {
     lane_key: decodeKey(plan.laneKey),
     tsc_offset: 0n,
     vm_generation: 0n,
-    reserved: Array.from({ length: RESERVED_WORDS }, () => 0n),
   };
 }

@@ -22,7 +22,11 @@ export function guestFrequencies(tscKhz: number, dilation: number): Frequencies 
   return { tscKhz: tscKhz * Math.max(dilation, 1), busKhz: APIC_BUS_KHZ };
 }
 
-/** MSRs that the "hyperv" identity promises; whoever selects it must have them answered. */
+/**
+ * MSRs that the "hyperv" identity promises. KVM answers them itself once CPUID carries "Hv#1", but
+ * per VM of one host: a VP index that repeats on the next node, no clock dilation. Whoever selects
+ * this identity for a span must filter them (KVM_X86_SET_MSR_FILTER) and answer in the engine.
+ */
 export const HYPERV_MSRS = {
   guestOsId: 0x4000_0000,
   hypercall: 0x4000_0001,

@@ -15,13 +15,13 @@ function enumOf(name: string): Record<string, number> {
   );
 }
 
-/** Field names of a record, padding left out. */
+/** Field names of a record, padding and spare words left out. */
 function fieldsOf(name: string): string[] {
   const body =
     new RegExp(`pub const ${name} = extern struct \\{([\\s\\S]*?)\\n\\};`).exec(abi)?.[1] ?? "";
   return [...body.matchAll(/^ {4}(\w+):/gm)]
     .map(([, field = ""]) => field)
-    .filter((field) => field !== "pad");
+    .filter((field) => field !== "pad" && field !== "reserved");
 }
 
 test("bus targets and io kinds are those of zig/abi.zig", () => {
