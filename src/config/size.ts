@@ -1,5 +1,6 @@
-// Sizes as people write them: "512M", "4G", "1.5GiB", "2048 KiB", "1073741824". Powers of two always:
-// memory is sold in them. Decimal units (MB, GB) are read as binary too, as QEMU and Linux do.
+// Sizes as people write them: "512M", "4G", "1.5GiB", "2048 KiB", "1073741824". Powers of two
+// always: memory is sold in them. Decimal units (MB, GB) are read as binary too, as QEMU and Linux
+// do.
 
 import { SsihvError } from "../base/errors.ts";
 

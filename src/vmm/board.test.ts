@@ -88,7 +88,7 @@ describe("register files", () => {
     }
   });
 
-  test("PM1 control: SCI_EN reads one and cannot be cleared, SLP_EN is an event and reads zero", () => {
+  test("PM1 control: SCI_EN always reads one, SLP_EN is an event and reads zero", () => {
     const file = registerFiles().find((f) => f.device === DEVICE.pm1Control);
     const word = (bytes: Uint8Array | undefined): number =>
       (bytes?.[0] ?? 0) | ((bytes?.[1] ?? 0) << 8);

@@ -1,7 +1,8 @@
 // The machine: addresses, device ids and the bus table, as data. What answers an address is decided
 // here and nowhere else; ACPI (acpi/tables.ts) and the Zig devices name the same numbers.
-// A rare device whose answer must come before the guest goes on (reset, exit) is `typescript`; a device
-// that is only registers is a register file; what a PC may probe and we lack is `none` (reads ones).
+// A rare device whose answer must come before the guest goes on (reset, exit) is `typescript`; a
+// device that is only registers is a register file; what a PC may probe and we lack is `none`
+// (reads ones).
 
 import {
   BUS_TARGET,
@@ -41,7 +42,9 @@ export const POWER = {
   sleepTypeMask: 7,
   /** SLP_TYP of soft off: what the DSDT's _S5 says. */
   sleepTypeS5: 0,
-  /** Reset control register (ICH9, 0xCF9): bit 2 RST_CPU starts a reset, bit 1 makes it a full one. */
+  /**
+   * Reset control register (ICH9, 0xCF9): bit 2 RST_CPU starts a reset, bit 1 makes it a full one.
+   */
   resetCpu: 4,
   resetFull: 6,
   /** i8042 command 0xFE pulses output line 0, which is the PC's reset line. */
@@ -99,7 +102,8 @@ const PORTS: readonly (readonly [Target, number, number, DeviceId])[] = [
   ["register_file", BOARD.pm1EventPort, 4, DEVICE.pm1Event],
   ["register_file", BOARD.pm1ControlPort, 2, DEVICE.pm1Control],
   ["pm_timer", BOARD.pmTimerPort, 4, DEVICE.pmTimer],
-  // PCI configuration: ones say that there is none. The reset register shares the address port's dword.
+  // PCI configuration: ones say that there is none. The reset register shares the address port's
+  // dword.
   ["none", 0xcf8, 1, DEVICE.none],
   ["typescript", BOARD.resetPort, 1, DEVICE.reset],
   ["none", 0xcfa, 2, DEVICE.none],
@@ -163,8 +167,8 @@ export function registerFiles(): RegisterFile[] {
       write: [0, 0, 0x21, 0x07],
       w1c: [0x31, 0x87, 0, 0],
     }),
-    // PM1 control: SCI_EN reads as one (no SMI mode), BM_RLD and SLP_TYP keep what is written, SLP_EN
-    // reads as zero and is the event: ACPI 6.5, 4.8.3.2.
+    // PM1 control: SCI_EN reads as one (no SMI mode), BM_RLD and SLP_TYP keep what is written,
+    // SLP_EN reads as zero and is the event: ACPI 6.5, 4.8.3.2.
     registerFile(DEVICE.pm1Control, { image: [1, 0], write: [2, 0x1c], event: [0, 0x20] }),
     // Port 0x61: bits 7:6 (NMI reasons) must read zero or every NMI is a memory error; bit 5, the
     // output of PIT channel 2, reads one so that a wait for it ends; bits 3:0 keep what is written.

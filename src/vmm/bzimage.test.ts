@@ -107,7 +107,7 @@ describe("a Linux boot", () => {
 });
 
 describe("placement", () => {
-  test("a kernel that does not fit at its preferred address goes lower if it is relocatable", () => {
+  test("a relocatable kernel goes lower when its preferred address is too high", () => {
     const small = boot({ kernel: kernelFile({ initSize: 0x180_0000 }), memory: memory(32n) });
     expect(small.kernelAt).toBe(0x20_0000n);
     expect(() =>

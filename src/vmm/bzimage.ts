@@ -1,7 +1,8 @@
-// Linux x86 boot protocol (Documentation/arch/x86/boot.rst), version 2.12 and up, by the 64-bit entry:
-// where kernel, initrd, command line and zero page go, and the boot vCPU's registers.
-// Nothing big is copied here: kernel and initrd become file ranges. Every field of the header is the
-// file's claim and is checked before use; what the guest needs below 1 MiB lies at fixed addresses.
+// Linux x86 boot protocol (Documentation/arch/x86/boot.rst), version 2.12 and up, by the 64-bit
+// entry: where kernel, initrd, command line and zero page go, and the boot vCPU's registers.
+// Nothing big is copied here: kernel and initrd become file ranges. Every field of the header is
+// the file's claim and is checked before use; what the guest needs below 1 MiB lies at fixed
+// addresses.
 
 import type { BootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
@@ -9,7 +10,10 @@ import { BOOT_STACK, bootTables, longModeRegisters } from "./long-mode.ts";
 import type { E820Kind, MemoryMap } from "./memory-map.ts";
 import type { Load, VcpuRecord } from "./records.ts";
 
-/** Offsets in the file's first sectors and in the zero page alike (boot.rst, "The real-mode header"). */
+/**
+ * Offsets in the file's first sectors and in the zero page alike (boot.rst, "The real-mode
+ * header").
+ */
 const HDR = {
   setupSects: 0x1f1,
   syssize: 0x1f4,
@@ -53,7 +57,10 @@ const VIDEO_NORMAL = 0xffff;
 /** startup_64 lies this far into the protected-mode kernel (boot.rst, 64-bit boot protocol). */
 const ENTRY_64 = 0x200n;
 
-/** Fixed places below 640 KiB; tables and stack are long-mode.ts's, at 0x1000-0x8000 and 0x9000-0xf000. */
+/**
+ * Fixed places below 640 KiB; tables and stack are long-mode.ts's, at 0x1000-0x8000 and
+ * 0x9000-0xf000.
+ */
 const ZERO_PAGE_AT = 0x1_0000n;
 const CMDLINE_AT = 0x2_0000n;
 /** Longest command line that fits between CMDLINE_AT and the EBDA; Linux takes 2047 today. */

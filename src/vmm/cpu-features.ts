@@ -1,8 +1,8 @@
 // The CPUID feature bits that a VM may have, by the names Linux prints in /proc/cpuinfo.
-// A bit without a name here is never given to a guest: a feature may carry state that a span does not
-// keep (MSRs, XSAVE areas, per-host devices), so each one is listed on purpose. OFF names the bits that
-// hosts do have and that are kept off all the same, with the reason (a test holds them out).
-// Numbers: Intel SDM vol. 2A "CPUID"; AMD APM vol. 3, appendix E.
+// A bit without a name here is never given to a guest: a feature may carry state that a span does
+// not keep (MSRs, XSAVE areas, per-host devices), so each one is listed on purpose. OFF names the
+// bits that hosts do have and that are kept off all the same, with the reason (a test holds them
+// out). Numbers: Intel SDM vol. 2A "CPUID"; AMD APM vol. 3, appendix E.
 
 export type Register = "eax" | "ebx" | "ecx" | "edx";
 

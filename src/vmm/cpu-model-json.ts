@@ -1,6 +1,6 @@
-// The recorded form of a CPU model: JSON with sorted keys and hexadecimal registers, so that equal models
-// are equal text and a person can read a difference. Decoding trusts nothing: the text may come from a
-// file or another host.
+// The recorded form of a CPU model: JSON with sorted keys and hexadecimal registers, so that equal
+// models are equal text and a person can read a difference. Decoding trusts nothing: the text may
+// come from a file or another host.
 
 import { SsihvError } from "../base/errors.ts";
 import { allowedMask, FEATURE_WORDS } from "./cpu-features.ts";

@@ -1,8 +1,8 @@
 // One CPU model for a VM: what every host of it supports, so that a vCPU may run on any of them.
-// Feature registers are ANDed under the allow-list of cpu-features.ts, limits are minima, XSAVE areas are
-// kept only where all hosts lay them out alike. A model is plain JSON and is recorded with the VM; a
-// host that joins later is checked against it and refused by the names of what it lacks.
-// Invariant: the result does not depend on the order of the hosts.
+// Feature registers are ANDed under the allow-list of cpu-features.ts, limits are minima, XSAVE
+// areas are kept only where all hosts lay them out alike. A model is plain JSON and is recorded
+// with the VM; a host that joins later is checked against it and refused by the names of what it
+// lacks. Invariant: the result does not depend on the order of the hosts.
 
 import { SsihvError } from "../base/errors.ts";
 import {
@@ -204,7 +204,9 @@ function reconcileXsave(words: Words, areas: readonly XsaveArea[]): XsaveArea[] 
   });
 }
 
-/** IA32_ARCH_CAPABILITIES: immunities and controls are ANDed, RSBA and RRSBA (bad news) are ORed. */
+/**
+ * IA32_ARCH_CAPABILITIES: immunities and controls are ANDed, RSBA and RRSBA (bad news) are ORed.
+ */
 const ARCH_CAP_BAD = (1n << 2n) | (1n << 19n);
 /** RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO,
  * PSDP_NO, FB_CLEAR, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, RFDS_CLEAR (SDM vol. 4, MSR 0x10A). */

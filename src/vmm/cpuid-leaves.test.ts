@@ -127,7 +127,7 @@ describe("AMD", () => {
     expect(plain.some((e) => e.function === 0x8000_001d || e.function === 0x8000_001e)).toBe(false);
   });
 
-  test("an emulated family 0xF is told a whole Zen 2: cache topology and no branch confusion", () => {
+  test("an emulated family 0xF is told a whole Zen 2, without branch confusion", () => {
     const told = leavesOf(qemuMax());
     expect(get(told, 1).eax).toBe(0x0083_0f10);
     expect(get(told, 0x8000_0000).eax).toBe(0x8000_001e);

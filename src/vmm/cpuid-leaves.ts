@@ -1,7 +1,8 @@
 // A CPU model and a vCPU's place become that vCPU's CPUID, for KVM_SET_CPUID2.
-// Leaves are made here one by one and anything not made is absent (reads as zero): the PMU (0xA), MONITOR
-// (5), SGX (0x12), PT (0x14), SVM (0x8000000A), SEV (0x8000001F) and KVM's own leaves among them.
-// KVM itself keeps OSXSAVE, OSPKE, leaf 0xD's current sizes and the APIC bit in step with the vCPU.
+// Leaves are made here one by one and anything not made is absent (reads as zero): the PMU (0xA),
+// MONITOR (5), SGX (0x12), PT (0x14), SVM (0x8000000A), SEV (0x8000001F) and KVM's own leaves among
+// them. KVM itself keeps OSXSAVE, OSPKE, leaf 0xD's current sizes and the APIC bit in step with the
+// vCPU.
 
 import { FEATURE_WORDS, hasFeature, type Register } from "./cpu-features.ts";
 import type { CpuModel, Signature } from "./cpu-model.ts";

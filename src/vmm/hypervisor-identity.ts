@@ -1,8 +1,9 @@
-// Who the guest is told it runs on: CPUID leaves 0x40000000 up. The identity's job is to tell the TSC's
-// and the APIC bus's frequency without a kernel option, and to let Linux use x2APIC without interrupt
-// remapping (notes/SPAN.md). "vmware" is complete with its port (zig/devices/hypervisor_port.zig);
-// "hyperv" tells only what its MSRs must answer, see HYPERV_MSRS.
-// Numbers: Linux arch/x86/kernel/cpu/vmware.c; Hyper-V TLFS, "Feature and Interface Discovery".
+// Who the guest is told it runs on: CPUID leaves 0x40000000 up. The identity's job is to tell the
+// TSC's and the APIC bus's frequency without a kernel option, and to let Linux use x2APIC without
+// interrupt remapping (notes/SPAN.md). "vmware" is complete with its port
+// (zig/devices/hypervisor_port.zig); "hyperv" tells only what its MSRs must answer, see
+// HYPERV_MSRS. Numbers: Linux arch/x86/kernel/cpu/vmware.c; Hyper-V TLFS, "Feature and Interface
+// Discovery".
 
 import type { CpuidEntry } from "./records.ts";
 
@@ -67,7 +68,9 @@ const ACCESS_FREQUENCY_MSRS = 1 << 11;
 const ACCESS_TSC_INVARIANT = 1 << 15;
 /** Leaf 0x40000003 EDX: the frequency MSRs exist. */
 const FREQUENCY_MSRS = 1 << 8;
-/** Leaf 0x40000004 EAX: the guest shall relax its watchdogs; EBX: never hypercall for a spin lock. */
+/**
+ * Leaf 0x40000004 EAX: the guest shall relax its watchdogs; EBX: never hypercall for a spin lock.
+ */
 const RELAXED_TIMING = 1 << 5;
 const SPIN_FOREVER = 0xffff_ffff;
 

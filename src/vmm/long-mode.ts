@@ -1,6 +1,7 @@
-// A vCPU that starts in 64-bit mode: GDT, identity page tables and registers for a loader's entry point.
-// Fixed places in low memory: GDT at 0x1000, stack below 0x8000, page tables at 0x9000-0xF000.
-// The first 4 GiB are mapped with 2 MiB pages (every x86-64 CPU has them); what boots maps the rest.
+// A vCPU that starts in 64-bit mode: GDT, identity page tables and registers for a loader's entry
+// point. Fixed places in low memory: GDT at 0x1000, stack below 0x8000, page tables at
+// 0x9000-0xF000. The first 4 GiB are mapped with 2 MiB pages (every x86-64 CPU has them); what
+// boots maps the rest.
 
 import type { Load, Segment, VcpuRecord } from "./records.ts";
 
@@ -22,7 +23,9 @@ const PAGE_SIZE_2M = 0x80n;
 const CS = 0x10;
 const DS = 0x18;
 const TR = 0x20;
-/** Descriptors (SDM vol. 3A, 3.4.5): null, null, 64-bit code, flat data, a 16-byte TSS of no use. */
+/**
+ * Descriptors (SDM vol. 3A, 3.4.5): null, null, 64-bit code, flat data, a 16-byte TSS of no use.
+ */
 const GDT = [0n, 0n, 0x00af_9b00_0000_ffffn, 0x00cf_9300_0000_ffffn, 0x0000_8b00_0000_0067n, 0n];
 
 /** CR0: PE, ET, NE, PG. CR4: PAE. EFER: LME, LMA (SDM vol. 3A, 2.5 and 2.2.1). */

@@ -1,7 +1,7 @@
-// A VM's whole machine as plain data, as one of its nodes needs it: memory, bus, CPUID, and on node 0
-// the bytes to load and the boot vCPU's registers. Every node computes the same plan from the same
-// request, so nothing of it has to be sent. Beyond reading the first bytes of kernel and initrd
-// (node 0 only) this is pure.
+// A VM's whole machine as plain data, as one of its nodes needs it: memory, bus, CPUID, and on node
+// 0 the bytes to load and the boot vCPU's registers. Every node computes the same plan from the
+// same request, so nothing of it has to be sent. Beyond reading the first bytes of kernel and
+// initrd (node 0 only) this is pure.
 
 import { buildTables } from "../../acpi/tables.ts";
 import { openBootFile } from "../base/boot-file.ts";
@@ -75,10 +75,15 @@ export function hostCpu(name: string, host: MachineHost): HostCpu {
   };
 }
 
-/** IA32_MTRR_DEF_TYPE (SDM vol. 3A, 12.11.2.1): MTRRs on (bit 11), all memory write-back (6). There is no
- * firmware to set it, and with MTRRs off Linux gives up PAT. */
+/**
+ * IA32_MTRR_DEF_TYPE (SDM vol. 3A, 12.11.2.1): MTRRs on (bit 11), all memory write-back (6). There
+ * is no firmware to set it, and with MTRRs off Linux gives up PAT.
+ */
 const MTRR_DEF_TYPE: MsrEntry = { index: 0x2ff, value: 0x806n };
-/** IA32_MISC_ENABLE (SDM vol. 4): fast strings (bit 0) on; without it Linux clears ERMS and REP_GOOD. */
+/**
+ * IA32_MISC_ENABLE (SDM vol. 4): fast strings (bit 0) on; without it Linux clears ERMS and
+ * REP_GOOD.
+ */
 const MISC_ENABLE: MsrEntry = { index: 0x1a0, value: 1n };
 
 function startMsrs(model: CpuModel): MsrEntry[] {
@@ -94,7 +99,7 @@ function modelFor(request: MachineRequest, host: MachineHost): CpuModel {
   if (request.cpuModel === undefined) {
     if (request.nodes.length > 1) {
       throw new SsihvError("config_invalid", "a VM on several nodes needs a recorded CPU model", {
-        hint: "intersect the hosts' CPUs first (src/vmm/cpu-model.ts) and give every node the result",
+        hint: "intersect the hosts' CPUs first and give every node the result",
       });
     }
     return intersect([own]);

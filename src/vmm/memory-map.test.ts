@@ -106,7 +106,7 @@ describe("splitMemory", () => {
 
   test("refuses odd totals, too little and impossible node counts", () => {
     expect(() => splitMemory(GIB + 1n, 2)).toThrow(/not a multiple of 2 MiB/);
-    expect(() => splitMemory(16n * MIB, 2)).toThrow(/at least 32 MiB is needed/);
+    expect(() => splitMemory(16n * MIB, 2)).toThrow(/over 2 node\(s\), 32 MiB is needed/);
     expect(() => splitMemory(GIB, 0)).toThrow(/0 nodes/);
     expect(() => splitMemory(GIB, 9)).toThrow(/9 nodes/);
   });

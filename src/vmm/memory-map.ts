@@ -1,7 +1,8 @@
-// Where guest RAM lies: every node's share as one range (two when the PCI hole cuts it), and the e820
-// map that the guest is told. Invariants: ranges are whole 2 MiB blocks, in address order, never
-// overlap and never touch the PCI hole, so a 2 MiB block always has one home node.
-// The ACPI tables lie in 0xE0000-0xFFFFF: reserved there, and found by guests that scan for the RSDP.
+// Where guest RAM lies: every node's share as one range (two when the PCI hole cuts it), and the
+// e820 map that the guest is told. Invariants: ranges are whole 2 MiB blocks, in address order,
+// never overlap and never touch the PCI hole, so a 2 MiB block always has one home node.
+// The ACPI tables lie in 0xE0000-0xFFFFF: reserved there, and found by guests that scan for the
+// RSDP.
 
 import { SsihvError } from "../base/errors.ts";
 import type { RamRange } from "./records.ts";
@@ -141,7 +142,7 @@ export function splitMemory(total: bigint, nodes: number): bigint[] {
   if (total < least) {
     throw new SsihvError(
       "memory_insufficient",
-      `${formatBytes(total)} of memory over ${nodes} node(s), at least ${formatBytes(least)} is needed`,
+      `${formatBytes(total)} of memory over ${nodes} node(s), ${formatBytes(least)} is needed`,
       { hint: "ask for more memory or fewer nodes" },
     );
   }

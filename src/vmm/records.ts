@@ -1,6 +1,7 @@
-// Plain-object forms of the records that cross to Zig, with the field names of zig/abi.zig: bigint for
-// u64, number for anything smaller, Uint8Array for byte arrays. src/vmm is pure and may not import
-// src/native, so the few numbers it needs are here; records.test.ts compares them with zig/abi.zig.
+// Plain-object forms of the records that cross to Zig, with the field names of zig/abi.zig: bigint
+// for u64, number for anything smaller, Uint8Array for byte arrays. src/vmm is pure and may not
+// import src/native, so the few numbers it needs are here; records.test.ts compares them with
+// zig/abi.zig.
 
 /** One exit-less source of guest bytes at start and at every reset. */
 export type Load =

@@ -1,7 +1,7 @@
 // Nodes, vCPUs and APIC ids of one VM, and the CPUID numbers that follow from them.
-// Invariants: APIC id = node << 6 | index, so neither a package nor an x2APIC logical cluster (16 ids)
-// ever spans nodes; one package per node; one thread per core. Every leaf that tells a topology
-// is made here from the same shape, so that CPUID and the SRAT cannot disagree.
+// Invariants: APIC id = node << 6 | index, so neither a package nor an x2APIC logical cluster (16
+// ids) ever spans nodes; one package per node; one thread per core. Every leaf that tells a
+// topology is made here from the same shape, so that CPUID and the SRAT cannot disagree.
 
 import { SsihvError } from "../base/errors.ts";
 import { CPUID_INDEXED, type CpuidEntry } from "./records.ts";
@@ -73,10 +73,11 @@ export function splitVcpus(total: number, nodes: number): number[] {
   if (!Number.isInteger(nodes) || nodes < 1 || nodes > NODES_MAX) {
     throw new SsihvError("topology_invalid", `${nodes} nodes: 1 to ${NODES_MAX} are possible`);
   }
-  if (!Number.isInteger(total) || total < nodes || total > nodes * VCPUS_PER_NODE_MAX) {
+  const most = nodes * VCPUS_PER_NODE_MAX;
+  if (!Number.isInteger(total) || total < nodes || total > most) {
     throw new SsihvError(
       "topology_invalid",
-      `${total} vCPUs over ${nodes} node(s): ${nodes} to ${nodes * VCPUS_PER_NODE_MAX} are possible`,
+      `${total} vCPUs over ${nodes} node(s): ${nodes} to ${most} are possible`,
       { hint: "every node runs at least one vCPU and at most 64" },
     );
   }
@@ -140,12 +141,16 @@ export function cacheEax(hostEax: number, vendor: "intel" | "amd"): number {
   return ((cores << 26) | (sharing << 14) | (hostEax & 0x3fff)) >>> 0;
 }
 
-/** 0x80000008 ECX on AMD: 15:12 width of the id within a package, 7:0 cores minus one (APM vol. 3). */
+/**
+ * 0x80000008 ECX on AMD: 15:12 width of the id within a package, 7:0 cores minus one (APM vol. 3).
+ */
 export function amdCoreCount(view: PackageView): number {
   return (APIC_NODE_SHIFT << 12) | (Math.max(view.cores, 1) - 1);
 }
 
-/** 0x8000001E on AMD: extended APIC id, core id with one thread, node id with one node a package. */
+/**
+ * 0x8000001E on AMD: extended APIC id, core id with one thread, node id with one node a package.
+ */
 export function amdTopology(view: PackageView): { eax: number; ebx: number; ecx: number } {
   return {
     eax: view.apicId,
