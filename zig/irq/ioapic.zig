@@ -49,7 +49,7 @@ pub const Entry = packed struct(u64) {
     /// Remote IRR exists only for level-triggered fixed and lowest-priority entries; NMI, SMI, INIT
     /// and ExtINT are edges whatever the trigger bit says.
     fn waitsForEoi(self: Entry) bool {
-        const mode: DeliveryMode = @fromBackingInt(@intCast(self.delivery));
+        const mode: DeliveryMode = @fromBackingInt(self.delivery);
         return self.level and (mode == .fixed or mode == .lowest);
     }
 };
@@ -365,6 +365,19 @@ test "trigger mode changed while the line is up" {
     // Edge to level: an asserted line is a request. Level to edge: it is none.
     writeEntry(&io, 5, bit_level | 0x31);
     try expectEqual(1, io.take().?.level);
+    writeEntry(&io, 5, 0x31);
+    try expectEqual(null, io.take());
+}
+
+test "a message not yet taken goes with the mask, and with its trigger mode" {
+    var io = Ioapic.init();
+    writeEntry(&io, 5, 0x31);
+    io.setLine(5, true);
+    writeEntry(&io, 5, bit_masked | 0x31);
+    try expectEqual(null, io.take());
+    writeEntry(&io, 5, 0x31);
+    try expectEqual(null, io.take());
+    writeEntry(&io, 5, bit_level | 0x31);
     writeEntry(&io, 5, 0x31);
     try expectEqual(null, io.take());
 }

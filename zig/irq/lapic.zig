@@ -9,7 +9,7 @@
 //!  2. pending(): if a vector and the guest can take it (KVM ready_for_interrupt_injection and
 //!     IF): KVM_INTERRUPT with acknowledge(). If it cannot: request_interrupt_window = 1.
 //!  3. kvm_run.cr8 = cr8(); host timer at timerDeadline() when it changed.
-//! After KVM_RUN: setTpr(kvm_run.cr8 << 4) (a CR8 write may cause no exit), then the exit itself;
+//! After KVM_RUN: setCr8(kvm_run.cr8) (a CR8 write may cause no exit), then the exit itself;
 //! setBase when sregs' APIC base moved. A halted vCPU wakes when pending() gives a vector, or NMI.
 //! Publish view() (release store) after reset, setBase and Effects.view_changed.
 
@@ -258,7 +258,7 @@ pub const Lapic = struct {
         if (self.mode() == .disabled or !asserted) return .none;
         if (entry.* & registers.lvt_masked != 0) return .none;
         const vector: u8 = @truncate(entry.*);
-        switch (@as(message.DeliveryMode, @fromBackingInt(@intCast(@as(u3, @truncate(entry.* >> 8)))))) {
+        switch (@as(message.DeliveryMode, @fromBackingInt(@truncate(entry.* >> 8)))) {
             .ext_int => return .ext_int,
             .nmi => return if (rising) .nmi else .none,
             .smi => return if (rising) .smi else .none,

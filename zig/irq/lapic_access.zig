@@ -40,7 +40,7 @@ pub fn writeX2apic(self: *Lapic, msr: u32, value: u64, now: u64) error{Gp}!Effec
 fn x2apicRegister(self: *const Lapic, msr: u32) error{Gp}!Register {
     if (self.mode() != .x2apic) return error.Gp;
     if (msr < registers.x2apic_msr_first or msr > registers.x2apic_msr_last) return error.Gp;
-    return @fromBackingInt(@intCast(@as(u8, @truncate(msr))));
+    return @fromBackingInt(@truncate(msr));
 }
 
 /// `offset` within the page. Registers are 32 bits at 16-byte steps; the bytes between are
@@ -48,7 +48,7 @@ fn x2apicRegister(self: *const Lapic, msr: u32) error{Gp}!Register {
 pub fn readMmio(self: *Lapic, offset: u32, now: u64) u32 {
     if (self.mode() != .xapic) return 0xffff_ffff;
     if (offset >= registers.mmio_size or offset & 0xc != 0) return 0;
-    const register: Register = @fromBackingInt(@intCast(@as(u8, @intCast(offset >> 4))));
+    const register: Register = @fromBackingInt(@intCast(offset >> 4));
     if (!registers.exists(register)) {
         self.raiseError(registers.esr_illegal_register);
         return 0;
@@ -61,7 +61,7 @@ pub fn readMmio(self: *Lapic, offset: u32, now: u64) u32 {
 pub fn writeMmio(self: *Lapic, offset: u32, value: u32, now: u64) Effects {
     if (self.mode() != .xapic) return .{};
     if (offset >= registers.mmio_size or offset & 0xf != 0) return .{};
-    const register: Register = @fromBackingInt(@intCast(@as(u8, @intCast(offset >> 4))));
+    const register: Register = @fromBackingInt(@intCast(offset >> 4));
     if (!registers.exists(register)) {
         self.raiseError(registers.esr_illegal_register);
         return .{};
@@ -180,8 +180,8 @@ fn selfIpi(self: *Lapic, vector: u8) Effects {
 fn sendIpi(self: *Lapic) Effects {
     const low = self.icr_low;
     const vector: u8 = @truncate(low);
-    const delivery: DeliveryMode = @fromBackingInt(@intCast(@as(u3, @truncate(low >> 8))));
-    const shorthand: message.Shorthand = @fromBackingInt(@intCast(@as(u2, @truncate(low >> 18))));
+    const delivery: DeliveryMode = @fromBackingInt(@truncate(low >> 8));
+    const shorthand: message.Shorthand = @fromBackingInt(@truncate(low >> 18));
     switch (delivery) {
         .fixed, .lowest => {
             if (vector < message.vector_min) {

@@ -201,7 +201,7 @@ test "register map: what exists, what x2APIC lacks" {
     var readable: u32 = 0;
     var present: u32 = 0;
     for (0..256) |number| {
-        const register: Register = @fromBackingInt(@intCast(@as(u8, @intCast(number))));
+        const register: Register = @fromBackingInt(@intCast(number));
         writable += @intFromBool(x2apicReserved(register, false) != null);
         readable += @intFromBool(x2apicReadable(register));
         present += @intFromBool(exists(register));

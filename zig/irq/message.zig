@@ -47,7 +47,7 @@ pub const Message = extern struct {
     source: u32 = 0,
 
     pub fn mode(self: Message) DeliveryMode {
-        return @fromBackingInt(@intCast(@as(u3, @truncate(self.delivery))));
+        return @fromBackingInt(@truncate(self.delivery));
     }
 
     pub fn isBroadcast(self: Message) bool {
