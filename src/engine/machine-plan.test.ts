@@ -10,7 +10,8 @@ import { qemuMax, skylake, zen4 } from "../vmm/fixtures/cpuid.ts";
 import { kernelFile } from "../vmm/fixtures/kernel.ts";
 import { layoutMemory } from "../vmm/memory-map.ts";
 
-// src/vmm may not import src/native: that its plain objects are records of zig/abi.zig is shown here.
+// src/vmm may not import src/native: that its plain objects are records of zig/abi.zig is shown
+// here.
 
 const nodes = [{ id: 0, vcpus: 2, memoryBytes: 1n << 28n }];
 const memory = layoutMemory(nodes);

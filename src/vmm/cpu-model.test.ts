@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { SsihvError } from "../base/errors.ts";
 import { FEATURE_WORDS, featureNames, hasFeature, OFF } from "./cpu-features.ts";
-import { checkHost, type HostCpu, intersect } from "./cpu-model.ts";
+import { checkHost, type HostCpu, intersect, tscTolerancePpm } from "./cpu-model.ts";
 import { decodeModel, encodeModel, modelText } from "./cpu-model-json.ts";
 import { change, qemuMax, skylake, zen3, zen4 } from "./fixtures/cpuid.ts";
 
@@ -118,6 +118,14 @@ describe("several hosts", () => {
     expect(intersect([zen4("a"), { ...slow, tscScaling: true }]).tscKhz).toBe(3_250_000);
     const near: HostCpu = { ...zen4("near"), tscKhz: 3_250_100 };
     expect(intersect([zen4("a"), near]).tscKhz).toBe(3_250_100);
+  });
+
+  test("that are emulated calibrate one TSC apart: dilated VMs tolerate more", () => {
+    const other: HostCpu = { ...qemuMax("b"), tscKhz: 2_600_000 };
+    const hosts = [qemuMax("a"), other];
+    expect(refusal(() => intersect(hosts))).toContain("ppm apart");
+    expect(intersect(hosts, { tolerancePpm: tscTolerancePpm(20) }).tscKhz).toBe(2_600_000);
+    expect(tscTolerancePpm(1)).toBe(250);
   });
 
   test("share the immunities of all and the weaknesses of any in IA32_ARCH_CAPABILITIES", () => {

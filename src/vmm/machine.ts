@@ -8,7 +8,7 @@ import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
 import { busRegions, registerFiles } from "./board.ts";
 import { loadBzImage } from "./bzimage.ts";
-import { type CpuModel, checkHost, type HostCpu, intersect } from "./cpu-model.ts";
+import { type CpuModel, checkHost, type HostCpu, intersect, tscTolerancePpm } from "./cpu-model.ts";
 import { decodeModel } from "./cpu-model-json.ts";
 import { cpuidFor } from "./cpuid-leaves.ts";
 import { type EngineConfigPlan, type EngineSettings, engineConfig } from "./engine-config.ts";
@@ -105,7 +105,7 @@ function modelFor(request: MachineRequest, host: MachineHost): CpuModel {
     return intersect([own]);
   }
   const model = decodeModel(request.cpuModel);
-  checkHost(model, own);
+  checkHost(model, own, tscTolerancePpm(request.options.clockDilation));
   return model;
 }
 
