@@ -1,11 +1,12 @@
 // How a run ended, in words, as JSON and as an exit status; and the line of numbers every run ends
 // with. Pure.
 
-import type { EngineSummary, StoppedReason } from "../engine/messages.ts";
-import type { VmOutcome } from "../node/vm.ts";
+import type { Vm, VmOutcome } from "../node/vm.ts";
 import { debugExitStatus, EXIT, exitStatusOf } from "./exit-status.ts";
 
 type Stopped = Extract<VmOutcome, { kind: "stopped" }>;
+type StoppedReason = Stopped["reason"];
+export type EngineSummary = ReturnType<Vm["summaries"]>[number];
 
 const STATUS: Record<StoppedReason, number> = {
   powered_off: EXIT.ok,
@@ -62,8 +63,8 @@ export function outcomeJson(name: string, outcome: Stopped): Record<string, unkn
   };
 }
 
-function count(value: number, one: string): string {
-  return `${value} ${one}${value === 1 ? "" : "s"}`;
+function count(value: number, one: string, many = `${one}s`): string {
+  return `${value} ${value === 1 ? one : many}`;
 }
 
 function sum(summaries: readonly EngineSummary[], of: (each: EngineSummary) => number): number {
@@ -74,36 +75,34 @@ function worst(summaries: readonly EngineSummary[], of: (each: EngineSummary) =>
   return Math.max(0, ...summaries.map(of));
 }
 
+function faultWords(summaries: readonly EngineSummary[]): string {
+  const faults = count(
+    sum(summaries, (each) => each.remoteFaults),
+    "remote fault",
+  );
+  const median = Math.round(worst(summaries, (each) => each.faultUsMedian));
+  const p99 = Math.round(worst(summaries, (each) => each.faultUsP99));
+  return `${faults} (median ${median} us, p99 ${p99} us)`;
+}
+
 /** The run's last line: work summed over the nodes, times of the worst node. */
 export function summaryLine(name: string, summaries: readonly EngineSummary[]): string {
   const first = summaries[0];
   if (first === undefined) return `VM ${name}: no numbers: no engine lived to give them`;
-  const us = (value: number) => `${Math.round(value)} us`;
   const boot = summaries.find((each) => each.bootSeconds !== undefined)?.bootSeconds;
+  const exits = sum(summaries, (each) => each.exits);
+  const rare = sum(summaries, (each) => each.exitsTypescript);
+  const transfers = sum(summaries, (each) => each.pageTableTransfers);
+  const mismatches = sum(summaries, (each) => each.mismatches);
   const parts = [
     `ran ${worst(summaries, (each) => each.runSeconds).toFixed(1)} s`,
     ...(boot === undefined ? [] : [`boot ${boot.toFixed(1)} s`]),
-    count(
-      sum(summaries, (each) => each.exits),
-      "exit",
-    ) + ` (${sum(summaries, (each) => each.exitsTypescript)} by TypeScript)`,
-    count(
-      sum(summaries, (each) => each.remoteFaults),
-      "remote fault",
-    ) +
-      ` (median ${us(worst(summaries, (each) => each.faultUsMedian))},` +
-      ` p99 ${us(worst(summaries, (each) => each.faultUsP99))})`,
-    `${first.pageTables} page tables with ` +
-      count(
-        sum(summaries, (each) => each.pageTableTransfers),
-        "transfer",
-      ),
-    `longest stall ${us(worst(summaries, (each) => each.longestStallUs))}`,
+    `${count(exits, "exit")} (${rare} by TypeScript)`,
+    faultWords(summaries),
+    `${first.pageTables} page tables with ${count(transfers, "transfer")}`,
+    `longest stall ${Math.round(worst(summaries, (each) => each.longestStallUs))} us`,
     `stalled ${(worst(summaries, (each) => each.stalledShare) * 100).toFixed(1)} %`,
-    count(
-      sum(summaries, (each) => each.mismatches),
-      "mismatch",
-    ).replace("mismatchs", "mismatches"),
+    count(mismatches, "mismatch", "mismatches"),
   ];
   return `VM ${name}: ${parts.join(", ")}`;
 }

@@ -1,9 +1,15 @@
 // What `ssihv run` says besides the guest's console, always on stderr: stdout is the guest's alone.
 // Text for people, or with --json one JSON object a line ({"event": ...}, see EVENTS_HELP).
 
-import type { EngineSummary } from "../engine/messages.ts";
 import type { VmEvent, VmOutcome } from "../node/vm.ts";
-import { hotPageLines, outcomeJson, outcomeStatus, outcomeText, summaryLine } from "./outcome.ts";
+import {
+  type EngineSummary,
+  hotPageLines,
+  outcomeJson,
+  outcomeStatus,
+  outcomeText,
+  summaryLine,
+} from "./outcome.ts";
 import { formatError, printable } from "./report.ts";
 
 export const EVENTS_HELP = `With --json, stderr carries one JSON object a line; stdout stays the guest's console:

@@ -82,12 +82,17 @@ function checkMemory(nodes: readonly NodeShape[], facts: HostFacts): void {
   });
 }
 
-function checkFile(path: string, flag: string, code: "kernel_invalid" | "initrd_invalid"): string {
+/** Absolute path of a file that is there, readable and not empty. */
+function checkFile(
+  path: string,
+  what: "kernel" | "initrd",
+  code: "kernel_invalid" | "initrd_invalid",
+): string {
   const absolute = resolve(path);
-  if (openBootFile(absolute, flag, code).size === 0) {
-    throw new SsihvError(code, `${flag} ${absolute} is empty`, { hint: "name the right file" });
-  }
-  return absolute;
+  return named(`--${what}`, () => {
+    if (openBootFile(absolute, what, code).size > 0) return absolute;
+    throw new SsihvError(code, `${what} ${absolute} is empty`, { hint: "name the right file" });
+  });
 }
 
 /** What the user should know but that does not stop the VM. */
@@ -117,11 +122,11 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
   );
   // Refuses what cannot be laid out; the engines lay it out again from the same shapes.
   named("--memory", () => layoutMemory(shapes));
-  const kernel = checkFile(request.kernel, "--kernel", "kernel_invalid");
+  const kernel = checkFile(request.kernel, "kernel", "kernel_invalid");
   const initrd =
     request.initrd === undefined
       ? undefined
-      : checkFile(request.initrd, "--initrd", "initrd_invalid");
+      : checkFile(request.initrd, "initrd", "initrd_invalid");
   const line = guestCmdline(nodes.length, cmdline);
   if (line.includes("\0") || new TextEncoder().encode(line).length > CMDLINE_BYTES_MAX) {
     throw new SsihvError("flag_invalid", `--cmdline is longer than ${CMDLINE_BYTES_MAX} bytes`, {

@@ -1,0 +1,97 @@
+// The command line of ssihv: which commands there are, how errors of all of them are said, and which
+// exit status they end with. `main` is the whole program but for process.exit.
+
+import {
+  type Application,
+  buildApplication,
+  buildRouteMap,
+  ExitCode,
+  run,
+  type StricliProcess,
+  text_en,
+} from "@stricli/core";
+
+import { buildInfo, versionLine } from "../node/build-info.ts";
+import { checkCommand } from "./check.ts";
+import type { CliContext, HostAccess } from "./context.ts";
+import { engineCommand } from "./engine.ts";
+import { EXIT, exitStatusOf } from "./exit-status.ts";
+import { formatError } from "./report.ts";
+import { runCommand } from "./run.ts";
+import { unknownCommand, usageError } from "./usage-error.ts";
+
+const ROOT = buildRouteMap<"run" | "check" | "engine", CliContext>({
+  routes: { run: runCommand, check: checkCommand, engine: engineCommand },
+  docs: {
+    brief: "Joins several x86-64 Linux hosts into one virtual machine.",
+    fullDescription: `Joins several x86-64 Linux hosts into one virtual machine, on unmodified KVM.
+
+Examples:
+  ssihv check                                     is this host fit?
+  ssihv run --kernel /vmlinuz --initrd /initrd.img
+  ssihv run --kernel bzImage --initrd test.cpio --nodes 2 --cpus 2 --memory 1G
+  ssihv run --config cluster-config.yaml`,
+    hideRoute: { engine: true },
+  },
+});
+
+function application(json: boolean, debug: boolean): Application<CliContext> {
+  const format = (error: unknown) => formatError(error, { json, debug });
+  return buildApplication(ROOT, {
+    name: "ssihv",
+    versionInfo: { currentVersion: buildInfo().version },
+    scanner: { caseStyle: "allow-kebab-for-camel" },
+    documentation: {
+      disableAnsiColor: true,
+      caseStyle: "convert-camel-to-kebab",
+      onlyRequiredInUsageLine: true,
+    },
+    determineExitCode: exitStatusOf,
+    localization: {
+      text: {
+        ...text_en,
+        noCommandRegisteredForInput: ({ input, corrections }) =>
+          format(unknownCommand(input, corrections)),
+        exceptionWhileParsingArguments: (error) => format(usageError(error)),
+        exceptionWhileLoadingCommandFunction: format,
+        exceptionWhileLoadingCommandContext: format,
+        exceptionWhileRunningCommand: format,
+        commandErrorResult: format,
+      },
+    },
+  });
+}
+
+/** The parser's own codes are negative. */
+function statusOf(code: number): number {
+  if (code >= 0) return code;
+  const usage = code === ExitCode.UnknownCommand || code === ExitCode.InvalidArgument;
+  return usage ? EXIT.usage : EXIT.defect;
+}
+
+export interface MainStreams {
+  readonly stdout: { write(text: string): unknown };
+  readonly stderr: { write(text: string): unknown };
+}
+
+/** Runs one command line to its end; the exit status. */
+export async function main(
+  args: readonly string[],
+  streams: MainStreams,
+  host: HostAccess,
+): Promise<number> {
+  if (args.length === 1 && (args[0] === "--version" || args[0] === "-v")) {
+    streams.stdout.write(`${versionLine()}\n`);
+    return EXIT.ok;
+  }
+  const process: StricliProcess = {
+    stdout: { write: (text) => void streams.stdout.write(text) },
+    stderr: { write: (text) => void streams.stderr.write(text) },
+    env: {},
+  };
+  const context: CliContext & { process: StricliProcess } = { process, host, status: EXIT.ok };
+  const debug = globalThis.process.env["SSIHV_DEBUG"] !== undefined;
+  await run(application(args.includes("--json"), debug), args, context);
+  const status = statusOf(Number(process.exitCode ?? 0));
+  return status === EXIT.ok ? context.status : status;
+}

@@ -1,0 +1,114 @@
+// A VM at a terminal: connects stdin, escape keys, signals and output to the VM until it ends.
+// Invariants: the terminal is put back on every way out (return, signal, uncaught error, exit), and
+// no engine outlives this process. A first signal stops the VM in order; a second one ends it at once.
+
+import { constants } from "node:os";
+
+import type { VmPlan } from "../node/vm.ts";
+import { Vm, type VmDeps } from "../node/vm.ts";
+import { CONSOLE_HELP, type ConsoleCommand, EscapeParser } from "./console-escape.ts";
+import type { RunOutput } from "./run-output.ts";
+import { ConsoleInputStream, ConsoleOutputStream } from "./terminal.ts";
+
+/** Ends the run in order. In raw mode Ctrl-C is a byte for the guest and raises none of them. */
+const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
+type Ending = (typeof ENDING)[number] | "SIGPIPE";
+
+/** As a shell reports a command that a signal ended. */
+function signalStatus(signal: Ending): number {
+  return 128 + constants.signals[signal];
+}
+
+export class RunSession {
+  private readonly vm: Vm;
+  private readonly input = new ConsoleInputStream();
+  private readonly stdout: ConsoleOutputStream;
+  private readonly output: RunOutput;
+  private readonly parser = new EscapeParser();
+  private readonly undo: (() => void)[] = [];
+  private endedBy: Ending | undefined;
+
+  constructor(plan: VmPlan, output: RunOutput, deps: VmDeps) {
+    this.output = output;
+    this.stdout = new ConsoleOutputStream(() => this.onSignal("SIGPIPE"));
+    this.vm = new Vm(
+      plan,
+      {
+        onConsole: (chunk) => this.stdout.write(chunk),
+        onEvent: (event) => this.output.event(event),
+      },
+      deps,
+    );
+  }
+
+  /** Runs the VM to its end; the exit status of the command. */
+  async run(): Promise<number> {
+    this.listen();
+    this.input.enterRaw();
+    this.output.raw = this.input.isTerminal;
+    this.input.start((chunk) => this.onInput(chunk));
+    const outcome = await this.vm.run();
+    this.input.close();
+    this.output.raw = false;
+    for (const undo of this.undo) undo();
+    const status = this.output.outcome(outcome, this.vm.summaries());
+    return this.endedBy === undefined ? status : signalStatus(this.endedBy);
+  }
+
+  private listen(): void {
+    const on = (event: NodeJS.Signals | "exit", listener: () => void) => {
+      process.on(event, listener);
+      this.undo.push(() => process.off(event, listener));
+    };
+    for (const signal of ENDING) on(signal, () => this.onSignal(signal));
+    on("SIGCONT", () => this.input.reenterRaw());
+    on("exit", () => {
+      this.input.restore();
+      this.vm.killAll();
+    });
+  }
+
+  private onSignal(signal: Ending): void {
+    if (this.endedBy !== undefined) {
+      // process.exit runs the "exit" listener above: terminal back, engines gone.
+      process.exit(signalStatus(signal));
+    }
+    this.endedBy = signal;
+    this.vm.stop();
+  }
+
+  private async onInput(chunk: Uint8Array): Promise<void> {
+    if (!this.input.isTerminal) {
+      await this.vm.writeConsole(chunk);
+      return;
+    }
+    for (const input of this.parser.push(chunk)) {
+      if (input.kind === "data") await this.vm.writeConsole(input.bytes);
+      else this.command(input.command);
+    }
+  }
+
+  private command(command: ConsoleCommand): void {
+    switch (command) {
+      case "quit":
+        this.vm.stop();
+        return;
+      case "help":
+        this.output.say(`keys\n${CONSOLE_HELP}`);
+        return;
+      case "pause":
+        this.vm.togglePause();
+        return;
+      case "nmi":
+        this.vm.nmi();
+        return;
+      case "report":
+        this.output.showSummaries = true;
+        this.vm.report();
+        return;
+      case "unknown":
+        this.output.say("Ctrl-A H lists the keys");
+        return;
+    }
+  }
+}

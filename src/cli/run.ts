@@ -1,0 +1,217 @@
+// `ssihv run`: boots a VM on this host and attaches its console.
+
+import { buildCommand } from "@stricli/core";
+
+import { SsihvError } from "../base/errors.ts";
+import { loadClusterConfig } from "../config/cluster-config.ts";
+import { planVm, warnings } from "../node/vm-request.ts";
+import { CONSOLE_HELP } from "./console-escape.ts";
+import type { CliContext } from "./context.ts";
+import { EXIT_HELP } from "./exit-status.ts";
+import {
+  durationFlag,
+  memoryFlag,
+  RUN_DEFAULTS,
+  type RunFlags,
+  runRequest,
+  wholeNumber,
+} from "./run-options.ts";
+import { EVENTS_HELP, RunOutput } from "./run-output.ts";
+import { RunSession } from "./run-session.ts";
+
+function text(value: string): string {
+  return value;
+}
+
+function path(flag: string) {
+  return (value: string): string => {
+    if (value !== "" && !value.includes("\0")) return value;
+    throw new SsihvError("flag_invalid", `${flag}: the path is empty`, {
+      hint: `${flag} FILE`,
+    });
+  };
+}
+
+const KVM_HINTS: Record<string, string> = {
+  ENOENT:
+    "modprobe kvm_amd or kvm_intel; in a container start it with --device /dev/kvm; " +
+    "ssihv check tells more",
+  EACCES: "run as root or join the group that owns /dev/kvm: usermod -aG kvm USER",
+};
+
+async function run(this: CliContext, flags: RunFlags): Promise<void> {
+  const config = flags.config === undefined ? undefined : loadClusterConfig(flags.config);
+  const request = runRequest(flags, config);
+  const facts = this.host.facts();
+  const plan = planVm(request, facts);
+  const errno = this.host.kvmOpenError();
+  if (errno !== undefined) {
+    throw new SsihvError("host_unfit", `/dev/kvm cannot be opened (${errno})`, {
+      hint: KVM_HINTS[errno] ?? "ssihv check tells more",
+    });
+  }
+  const output = new RunOutput({
+    name: plan.name,
+    json: flags.json,
+    report: flags.report,
+    debug: process.env["SSIHV_DEBUG"] !== undefined,
+    write: (line) => this.process.stderr.write(line),
+  });
+  for (const warning of warnings(plan, facts)) output.say(warning);
+  const command = this.host.engineCommand;
+  const session = new RunSession(plan, output, {
+    createPage: await this.host.sharedPages(),
+    ...(command !== undefined && { command }),
+  });
+  this.status = await session.run();
+}
+
+const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes on this host. The guest's serial
+console is on stdin and stdout; everything ssihv says goes to stderr.
+
+Examples:
+  ssihv run --kernel /vmlinuz --initrd /initrd.img --cmdline 'break=top'
+  ssihv run --kernel bzImage --initrd test.cpio --cpus 2 --memory 1G --nodes 2
+  ssihv run --config cluster-config.yaml --memory 2G
+  echo 'poweroff -f' | ssihv run --kernel bzImage --initrd shell.cpio --json 2>events.jsonl
+
+Keys, when stdin is a terminal:
+${CONSOLE_HELP.replace(/^/gm, "  ")}
+
+${EXIT_HELP}
+
+${EVENTS_HELP}`;
+
+export const runCommand = buildCommand<RunFlags, [], CliContext>({
+  func: run,
+  docs: {
+    brief: "boot a VM on this host and attach its console",
+    fullDescription: EXAMPLES,
+    customUsage: ["--kernel FILE [flags]", "--config FILE [flags]"],
+  },
+  parameters: {
+    flags: {
+      kernel: {
+        kind: "parsed",
+        parse: path("--kernel"),
+        optional: true,
+        brief: "Linux kernel (bzImage)",
+        placeholder: "FILE",
+      },
+      initrd: {
+        kind: "parsed",
+        parse: path("--initrd"),
+        optional: true,
+        brief: "initial RAM disk",
+        placeholder: "FILE",
+      },
+      cmdline: {
+        kind: "parsed",
+        parse: text,
+        optional: true,
+        inferEmpty: true,
+        brief: "kernel options, after the default ones (the last of a kind wins)",
+        placeholder: "TEXT",
+      },
+      cpus: {
+        kind: "parsed",
+        parse: wholeNumber("--cpus", 1, 512),
+        optional: true,
+        brief: `vCPUs of the VM, spread over its nodes [${RUN_DEFAULTS.cpus} per node]`,
+        placeholder: "N",
+      },
+      memory: {
+        kind: "parsed",
+        parse: memoryFlag,
+        optional: true,
+        brief: "RAM of the VM, spread over its nodes: 512M, 4G [512M]",
+        placeholder: "SIZE",
+      },
+      nodes: {
+        kind: "parsed",
+        parse: wholeNumber("--nodes", 1, 8),
+        optional: true,
+        brief: `nodes, all on this host [${RUN_DEFAULTS.nodes}]`,
+        placeholder: "N",
+      },
+      name: {
+        kind: "parsed",
+        parse: text,
+        optional: true,
+        brief: `name of the VM in messages [${RUN_DEFAULTS.name}]`,
+        placeholder: "NAME",
+      },
+      config: {
+        kind: "parsed",
+        parse: path("--config"),
+        optional: true,
+        brief: "cluster-config.yaml; flags win over it",
+        placeholder: "FILE",
+      },
+      reboot: {
+        kind: "boolean",
+        optional: true,
+        withNegated: true,
+        brief: "start the guest again when it resets [yes]",
+      },
+      pageTables: {
+        kind: "enum",
+        values: ["auto", "strict", "replicated"],
+        optional: true,
+        brief: `how nodes share the guest's page tables [${RUN_DEFAULTS.pageTables}]`,
+      },
+      clockDilation: {
+        kind: "parsed",
+        parse: wholeNumber("--clock-dilation", 1, 1000),
+        optional: true,
+        brief: "guest clocks run N times slower, for emulated hosts [1]",
+        placeholder: "N",
+      },
+      peerTimeout: {
+        kind: "parsed",
+        parse: durationFlag("--peer-timeout"),
+        optional: true,
+        brief: "a node silent for this long is dead [5s]",
+        placeholder: "TIME",
+      },
+      holdMax: {
+        kind: "parsed",
+        parse: durationFlag("--hold-max"),
+        optional: true,
+        brief: "longest time a node keeps a contended page [1ms]",
+        placeholder: "TIME",
+      },
+      pager: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "serve the memory of a one-node VM by the pager too",
+      },
+      pinVcpus: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "pin every vCPU to a CPU of the host",
+      },
+      report: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "list the pages that moved most at the end",
+      },
+      systemMap: {
+        kind: "parsed",
+        parse: path("--system-map"),
+        optional: true,
+        brief: "System.map or /proc/kallsyms of the guest, for names in --report",
+        placeholder: "FILE",
+      },
+      json: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "machine-readable events on stderr",
+      },
+    },
+  },
+});
