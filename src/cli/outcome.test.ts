@@ -1,0 +1,115 @@
+import { expect, test } from "bun:test";
+
+import { SsihvError } from "../base/errors.ts";
+import type { VmOutcome } from "../node/vm.ts";
+import {
+  type EngineSummary,
+  hotPageLines,
+  outcomeJson,
+  outcomeStatus,
+  outcomeText,
+  summaryLine,
+} from "./outcome.ts";
+
+type Stopped = Extract<VmOutcome, { kind: "stopped" }>;
+
+function stopped(reason: Stopped["reason"], more: Partial<Stopped> = {}): Stopped {
+  return {
+    kind: "stopped",
+    node: 0,
+    reason,
+    code: undefined,
+    detail: undefined,
+    registers: undefined,
+    ...more,
+  };
+}
+
+const SUMMARY: EngineSummary = {
+  node: 0,
+  runSeconds: 12.34,
+  exits: 1000,
+  exitsTypescript: 3,
+  remoteFaults: 1,
+  faultUsMedian: 50,
+  faultUsP99: 400.4,
+  pageTables: "replicated",
+  pageTableTransfers: 7,
+  longestStallUs: 900,
+  stalledShare: 0.0312,
+  mismatches: 0,
+};
+
+test("every reason has its status", () => {
+  const statuses = {
+    powered_off: 0,
+    requested: 0,
+    reset: 6,
+    triple_fault: 8,
+    halted: 14,
+    internal_error: 10,
+    vcpu_lost: 10,
+    page_lost: 10,
+  } as const;
+  for (const [reason, status] of Object.entries(statuses)) {
+    expect(outcomeStatus(stopped(reason as Stopped["reason"]))).toBe(status);
+  }
+  expect(outcomeStatus(stopped("debug_exit", { code: 0x10 }))).toBe(33);
+  expect(outcomeStatus(stopped("debug_exit", { code: 0xff }))).toBe(255);
+  const failed = { kind: "failed", error: new SsihvError("host_unfit", "x") } as const;
+  expect(outcomeStatus(failed)).toBe(4);
+});
+
+test("a triple fault shows its registers, a power-off none", () => {
+  const registers = "vCPU 0  rip ...";
+  expect(outcomeText("demo", stopped("triple_fault", { registers }))).toBe(
+    `VM demo: the guest's CPU stopped with a triple fault\n${registers}`,
+  );
+  expect(outcomeText("demo", stopped("powered_off", { registers }))).toBe(
+    "VM demo: the guest powered off",
+  );
+  expect(outcomeText("demo", stopped("internal_error", { detail: "suberror 1" }))).toContain(
+    ": suberror 1",
+  );
+});
+
+test("json carries what the text does", () => {
+  expect(outcomeJson("demo", stopped("debug_exit", { code: 3 }))).toEqual({
+    event: "ended",
+    vm: "demo",
+    node: 0,
+    reason: "debug_exit",
+    code: 3,
+    status: 7,
+  });
+});
+
+test("the last line sums work over the nodes and takes times of the worst", () => {
+  const other = { ...SUMMARY, node: 1, remoteFaults: 9, faultUsP99: 80, longestStallUs: 12_000 };
+  expect(summaryLine("demo", [SUMMARY, other])).toBe(
+    "VM demo: ran 12.3 s, 2000 exits (6 by TypeScript), " +
+      "10 remote faults (median 50 us, p99 400 us), replicated page tables with 14 transfers, " +
+      "longest stall 12000 us, stalled 3.1 %, 0 mismatches",
+  );
+  expect(summaryLine("demo", [{ ...SUMMARY, bootSeconds: 4, mismatches: 1 }])).toContain(
+    "boot 4.0 s",
+  );
+  expect(summaryLine("demo", [])).toContain("no numbers");
+});
+
+test("the report adds up the pages of all nodes and names them", () => {
+  const a = { ...SUMMARY, hotPages: [{ gpa: 0x1000, transfers: 2 }] };
+  const b = {
+    ...SUMMARY,
+    hotPages: [
+      { gpa: 0x1000, transfers: 3, symbol: "init_top_pgt" },
+      { gpa: 0x2000, transfers: 9 },
+    ],
+  };
+  expect(hotPageLines([a, b]).slice(1)).toEqual([
+    "       9  0x000002000",
+    "       5  0x000001000  init_top_pgt",
+  ]);
+  expect(hotPageLines([a, b], 1).length).toBe(2);
+  expect(hotPageLines([SUMMARY])).toEqual(["no page moved between nodes"]);
+});
