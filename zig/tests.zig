@@ -2,6 +2,7 @@
 //! may not leave the root file's folder.
 
 test {
+    _ = @import("abi_hash.zig");
     _ = @import("base/failure.zig");
     _ = @import("base/last_words.zig");
     _ = @import("base/sys.zig");

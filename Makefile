@@ -1,0 +1,103 @@
+# SSI-HV: build, test, lab. `make help` lists the targets; ARCHITECTURE.md says how it fits together.
+# The first call fetches the pinned tools (tools/setup.sh); a later one needs no network. All that
+# is made stays in the checkout: build, dist, .tools, node_modules, .zig-cache, .lab.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.DEFAULT_GOAL := all
+
+zig_version := $(shell sed -n 's/^ziglang==\([0-9.]*\) .*/\1/p' tools/zig-requirements.txt)
+BUN := .tools/bun/node_modules/.bin/bun
+ZIG := .tools/zig-$(zig_version)/ziglang/zig
+export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/.zig-cache/global
+export ZIG_LOCAL_CACHE_DIR := $(CURDIR)/.zig-cache
+
+# Releases keep Zig's safety checks: a broken invariant must stop the engine, not corrupt a guest.
+# glibc 2.28 is what Debian 10 and RHEL 8 have. Symbols stay in, for gdb and perf (about 2 %).
+zig_flags := -dynamic -target x86_64-linux-gnu.2.28 -lc -O safe --name ssihv
+# Without the two no-autoload flags the binary would run what a bunfig.toml or .env in the current
+# folder says. --bytecode needs --format=esm for top-level await.
+bun_flags := --compile --minify --sourcemap=linked --bytecode --format=esm \
+	--no-compile-autoload-bunfig --no-compile-autoload-dotenv
+
+setup_inputs := tools/setup.sh tools/bun/package-lock.json tools/zig-requirements.txt \
+	package.json bun.lock
+zig_sources := $(shell find zig -name '*.zig' ! -name '.*' ! -name 'test*' ! -name 'gen_*')
+ts_sources := $(shell find src acpi coordinator -type f ! -name '*.test.ts')
+
+##> all        build dist/ssihv, one file (also what plain `make` does)
+.PHONY: all
+all: dist/ssihv
+
+##> test       everything: check, unit, end-to-end and lab tests
+.PHONY: test
+test: .tools/setup-test.stamp dist/ssihv
+	$(BUN) tools/test.ts --suite all
+
+##> check      the fast part: types, lint, layers, sizes, generated files, unit tests
+.PHONY: check
+check: .tools/setup-build.stamp build/libssihv.so
+	$(BUN) tools/test.ts --suite check
+
+##> lab        run CMD='...' in HOSTS=n emulated hosts (ARGS='...' for more, see ARGS=--help)
+.PHONY: lab
+HOSTS ?= 1
+lab: .tools/setup-build.stamp
+	$(BUN) test/lab/main.ts --hosts $(HOSTS) $(if $(CMD),--cmd '$(subst ','\'',$(value CMD))') $(ARGS)
+
+##> format     write the formatting that `make check` asks for
+.PHONY: format
+format: .tools/setup-build.stamp
+	$(BUN) node_modules/@biomejs/biome/bin/biome check --write
+	$(ZIG) fmt zig
+
+##> gen        refresh src/native/abi.gen.ts
+.PHONY: gen
+gen: build/abi.gen.ts
+
+##> clean      remove what was built, end and remove what labs left behind
+.PHONY: clean
+clean:
+	@if [ -x $(BUN) ]; then $(BUN) test/lab/main.ts --reap --all; fi
+	rm -rf build dist .zig-cache
+
+##> distclean  clean, and remove fetched tools, packages and the lab's cache
+.PHONY: distclean
+distclean: clean
+	rm -rf .tools node_modules .lab
+
+##> help       this list
+.PHONY: help
+help:
+	@echo 'make TARGET; the first call fetches about 170 MB of pinned tools into the checkout.'
+	@sed -n 's/^##> /  /p' Makefile
+
+.tools/setup-%.stamp: $(setup_inputs) tools/packages.txt
+	@sh tools/setup.sh $*
+	@touch $@
+
+# Zig does not cache a library made with -femit-bin: make's time stamps do.
+build/libssihv.so: $(zig_sources) tools/zig-requirements.txt | .tools/setup-build.stamp
+	@mkdir -p build
+	$(ZIG) build-lib $(zig_flags) zig/exports.zig -femit-bin=$@
+
+# The generator looks at signatures and layouts only; the bindings change when those did.
+gen_inputs := zig/abi.zig zig/abi_hash.zig zig/exports.zig zig/gen_abi.zig
+build/abi.gen.ts: $(gen_inputs) | .tools/setup-build.stamp
+	@mkdir -p build
+	$(ZIG) run zig/gen_abi.zig -lc > $@
+	@cmp -s $@ src/native/abi.gen.ts || { echo 'src/native/abi.gen.ts: refreshed'; \
+		cp $@ src/native/abi.gen.ts; }
+
+# The commit as of now, touched only when it is another one.
+.PHONY: FORCE
+build/commit: FORCE
+	@mkdir -p build
+	@sh tools/commit.sh > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+dist/ssihv: build/libssihv.so build/abi.gen.ts build/commit package.json bun.lock $(ts_sources)
+	@mkdir -p dist
+	$(BUN) build $(bun_flags) --define SSIHV_COMMIT="\"$$(cat build/commit)\"" \
+		src/main.ts --outfile $@

@@ -1,0 +1,162 @@
+// Runs the test suites one after another and ends with `N passed, N failed, N skipped`. Quick ones
+// first; each with a time budget that is shown, and killed at three times that, so that nothing hangs
+// a CI run. With CI=true a skipped test is a failure: that machine is meant to have everything.
+// Usage: bun tools/test.ts --suite check|all|NAME... (names: --list)
+
+import { existsSync, readdirSync } from "node:fs";
+import { resolve } from "node:path";
+import { parseArgs } from "node:util";
+import {
+  add,
+  type Counts,
+  countsOf,
+  type Dialect,
+  lastLine,
+  none,
+  skippedNames,
+} from "./test-counts.ts";
+
+const checkout = resolve(import.meta.dir, "..");
+const bun = process.execPath;
+const bin = `${checkout}/node_modules`;
+
+interface Suite {
+  readonly name: string;
+  /** Seconds it may take on a two-core machine. */
+  readonly budget: number;
+  readonly dialect: Dialect;
+  readonly command: readonly string[];
+  /** Part of `make check`. */
+  readonly fast: boolean;
+  /** Print as it runs; otherwise only what failed. */
+  readonly live?: boolean;
+}
+
+function zig(): string {
+  const folder = readdirSync(`${checkout}/.tools`).find((name) => /^zig-[\d.]+$/.test(name));
+  return `${checkout}/.tools/${folder}/ziglang/zig`;
+}
+
+const testFile = /\.test\.ts$/;
+
+/** Test files below `folders`, those below `except` left out. */
+function testFiles(folders: readonly string[], except: readonly string[] = []): string[] {
+  return folders
+    .filter((folder) => existsSync(`${checkout}/${folder}`))
+    .flatMap((folder) =>
+      readdirSync(`${checkout}/${folder}`, { recursive: true, encoding: "utf8" })
+        .filter((name) => testFile.test(name))
+        .map((name) => `./${folder}/${name}`),
+    )
+    .filter((path) => !except.some((folder) => path.startsWith(`./${folder}/`)))
+    .sort();
+}
+
+function bunSuite(name: string, budget: number, fast: boolean, files: readonly string[]): Suite[] {
+  if (files.length === 0) return [];
+  // One test may be a whole boot: its own limits are tighter and say more than bun's.
+  const command = [bun, "test", "--timeout", String(fast ? 60_000 : 900_000), ...files];
+  return [{ name, budget, dialect: "bun", fast, live: !fast, command }];
+}
+
+function allSuites(): Suite[] {
+  const status = (name: string, budget: number, command: string[]): Suite => ({
+    ...{ name, budget, dialect: "status", fast: true },
+    command,
+  });
+  const slow = ["test/e2e", "test/lab", "test/bench"];
+  return [
+    status("types", 20, [bun, `${bin}/typescript/bin/tsc`, "--noEmit"]),
+    status("lint", 20, [bun, `${bin}/@biomejs/biome/bin/biome`, "ci", "--colors=off"]),
+    status("zig format", 10, [zig(), "fmt", "--check", "zig"]),
+    {
+      ...{ name: "zig unit", budget: 90, dialect: "zig", fast: true },
+      command: [zig(), "test", "zig/tests.zig", "-lc", "--test-runner", "zig/test_runner.zig"],
+    },
+    ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
+    ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
+    ...bunSuite("lab", 1200, false, testFiles(["test/lab"])),
+  ];
+}
+
+/** Runs a suite; its output is kept, and shown at once when `live`. */
+async function capture(suite: Suite): Promise<{ output: string; exitCode: number }> {
+  const child = Bun.spawn([...suite.command], {
+    cwd: checkout,
+    env: { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1" },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const limit = setTimeout(() => {
+    console.log(`-- ${suite.name}: ended after ${suite.budget * 3} s, three times its budget`);
+    child.kill("SIGKILL");
+  }, suite.budget * 3000);
+  let output = "";
+  const read = async (stream: ReadableStream<Uint8Array>) => {
+    const decoder = new TextDecoder();
+    for await (const chunk of stream) {
+      const text = decoder.decode(chunk, { stream: true });
+      output += text;
+      if (suite.live) process.stdout.write(text);
+    }
+  };
+  await Promise.all([read(child.stdout), read(child.stderr)]);
+  const exitCode = await child.exited;
+  clearTimeout(limit);
+  return { output, exitCode };
+}
+
+/** A quiet suite's output without the lines of what went well. */
+function withoutPasses(output: string): string {
+  return output
+    .split("\n")
+    .filter((line) => !line.startsWith("(pass)"))
+    .join("\n")
+    .replace(/\n{3,}/g, "\n\n");
+}
+
+async function runSuite(suite: Suite, strict: boolean): Promise<Counts> {
+  const started = performance.now();
+  if (suite.live) console.log(`-- ${suite.name}`);
+  const { output, exitCode } = await capture(suite);
+  let counts = countsOf(suite.dialect, output, exitCode);
+  if (counts.failed > 0 && !suite.live) console.log(withoutPasses(output));
+  for (const name of skippedNames(output)) console.log(`-- ${suite.name}: skipped ${name}`);
+  if (strict && counts.skipped > 0) {
+    console.log(`-- ${suite.name}: skipped tests count as failed here (CI=true)`);
+    counts = { ...counts, failed: counts.failed + counts.skipped, skipped: 0 };
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const over = seconds > suite.budget ? ", OVER BUDGET" : "";
+  const time = `${seconds.toFixed(1)} s of ${suite.budget} s${over}`;
+  console.log(`-- ${suite.name}: ${lastLine(counts)} (${time})`);
+  return counts;
+}
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: { suite: { type: "string", multiple: true }, list: { type: "boolean" } },
+  });
+  const suites = allSuites();
+  if (values.list) {
+    for (const { name, budget } of suites) console.log(`${name} (${budget} s)`);
+    return 0;
+  }
+  const wanted = values.suite ?? ["all"];
+  const chosen = suites.filter(({ name, fast }) =>
+    wanted.some((word) => word === "all" || word === name || (word === "check" && fast)),
+  );
+  if (chosen.length === 0) {
+    console.error(`no suite "${wanted.join(", ")}"; there are: check, all, or one of --list`);
+    return 2;
+  }
+  let total = none;
+  for (const suite of chosen) {
+    total = add(total, await runSuite(suite, process.env["CI"] === "true"));
+  }
+  console.log(lastLine(total));
+  return total.failed === 0 ? 0 : 1;
+}
+
+process.exitCode = await main();
