@@ -1,5 +1,7 @@
 import { describe, expect, test } from "bun:test";
+import { HARDWARE } from "../../acpi/board.ts";
 import { BOARD, busRegions, DEVICE, POWER, registerFiles } from "./board.ts";
+import { PCI_HOLE_BASE, PCI_HOLE_END } from "./memory-map.ts";
 import { BUS_TARGET, type BusRegion, IO_KIND, REGISTER_FILE_MAX } from "./records.ts";
 
 const regions = busRegions();
@@ -103,6 +105,16 @@ describe("register files", () => {
     const file = registerFiles().find((f) => f.device === DEVICE.nmiStatus);
     expect(((file?.image[0] ?? 0xff) | (file?.write_mask[0] ?? 0xff)) & 0xc0).toBe(0);
   });
+});
+
+test("the ACPI tables tell the same addresses", () => {
+  const told: Record<string, unknown> = { ...HARDWARE };
+  const shared = Object.entries(BOARD).filter(([name]) => name in told);
+  expect(shared.length).toBeGreaterThanOrEqual(10);
+  for (const [name, value] of shared) expect([name, told[name]]).toEqual([name, value]);
+  expect(HARDWARE.resetValue).toBe(POWER.resetFull);
+  expect(HARDWARE.hole).toEqual([PCI_HOLE_BASE, PCI_HOLE_END]);
+  for (const [port] of HARDWARE.claimedPorts) expect(portOwner(port)?.device).toBeGreaterThan(0);
 });
 
 test("the board's addresses are those of the PC", () => {

@@ -7,6 +7,7 @@ import { encodeModel } from "./cpu-model-json.ts";
 import { qemuMax, skylake, zen4 } from "./fixtures/cpuid.ts";
 import { kernelBytes } from "./fixtures/kernel.ts";
 import { hostCpu, type MachineHost, type MachineRequest, planMachine } from "./machine.ts";
+import { splitVcpus } from "./topology.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "ssihv-machine-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -124,6 +125,15 @@ describe("a machine on two nodes", () => {
     );
     expect(() => planMachine(request(SPAN), host(qemuMax()))).toThrow(/is of CPU family 0x17/);
   });
+});
+
+test("the largest VM's tables fit their area, and its CPUID is whole", () => {
+  const nodes = splitVcpus(511, 8).map((vcpus, id) => ({ id, vcpus, memoryBytes: 2 ** 30 }));
+  const plan = planMachine(request({ ...SPAN, nodes }), host());
+  expect(plan.vcpus.length).toBe(511);
+  expect(plan.cpuid.length).toBe(64);
+  const tables = (plan.boot?.loads ?? []).filter(({ gpa }) => gpa >= 0xe_0000n && gpa < 0x10_0000n);
+  expect(tables.length).toBeGreaterThanOrEqual(7);
 });
 
 describe("refusals", () => {

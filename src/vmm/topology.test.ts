@@ -24,13 +24,16 @@ test("the limits are those of zig/abi.zig", () => {
   expect(value("nodes_max")).toBe(NODES_MAX);
 });
 
+/** Every APIC id but 0xFF, which means all CPUs to an xAPIC. */
+const LARGEST = Array.from({ length: NODES_MAX }, (_, node) => (node === 3 ? 63 : 64));
+
 describe("APIC ids", () => {
   test("are unique, in order, and no package or x2APIC cluster spans nodes", () => {
-    const places = placeVcpus(shape(...Array(NODES_MAX).fill(VCPUS_PER_NODE_MAX)));
-    expect(places.length).toBe(512);
+    const places = placeVcpus(shape(...LARGEST));
+    expect(places.length).toBe(511);
     places.forEach((place, uid) => {
       expect(place.uid).toBe(uid);
-      expect(place.apicId).toBe(uid);
+      expect(place.apicId).toBe(uid < 0xff ? uid : uid + 1);
       expect(place.apicId >> APIC_NODE_SHIFT).toBe(place.node);
     });
     const clusters = new Map<number, number>();
@@ -55,6 +58,7 @@ describe("shapes no engine runs are refused", () => {
     [[], /no nodes/],
     [shape(...Array(9).fill(1)), /9 nodes, at most 8/],
     [shape(65), /node 0 has 65 vCPUs, 0 to 64/],
+    [shape(1, 1, 1, 64), /node 3 has 64 vCPUs, 0 to 63/],
     [shape(1, -1), /node 1 has -1 vCPUs/],
     [shape(1.5), /1\.5 vCPUs/],
     [shape(0, 1), /node 0 has no vCPU/],
@@ -69,11 +73,15 @@ describe("splitVcpus", () => {
   test("is even, lower nodes first", () => {
     expect(splitVcpus(5, 2)).toEqual([3, 2]);
     expect(splitVcpus(8, 4)).toEqual([2, 2, 2, 2]);
+    expect(splitVcpus(64, 1)).toEqual([64]);
+    expect(splitVcpus(319, 5)).toEqual([64, 64, 64, 63, 64]);
+    expect(splitVcpus(511, 8)).toEqual(LARGEST);
   });
 
   test("refuses nodes without vCPUs and too many", () => {
     expect(() => splitVcpus(1, 2)).toThrow(/1 vCPUs over 2 node/);
     expect(() => splitVcpus(65, 1)).toThrow(/1 to 64 are possible/);
+    expect(() => splitVcpus(512, 8)).toThrow(/8 to 511 are possible/);
     expect(() => splitVcpus(4, 9)).toThrow(/9 nodes/);
     expect(() => splitVcpus(Number.NaN, 1)).toThrow(/NaN/);
   });

@@ -28,6 +28,14 @@ export const VCPUS_PER_NODE_MAX = 64;
 /** abi.zig nodes_max. */
 export const NODES_MAX = 8;
 
+/** Id 0xFF is "all CPUs" to an xAPIC (SDM vol. 3A, 11.6.2.1), which is how every CPU starts. */
+const XAPIC_BROADCAST = 0xff;
+
+/** Most vCPUs that node `node` can have: all its APIC ids, but for the one that is no CPU's. */
+export function vcpusMax(node: number): number {
+  return node === XAPIC_BROADCAST >> APIC_NODE_SHIFT ? VCPUS_PER_NODE_MAX - 1 : VCPUS_PER_NODE_MAX;
+}
+
 export function apicId(node: number, index: number): number {
   return (node << APIC_NODE_SHIFT) | index;
 }
@@ -53,10 +61,11 @@ export function checkNodes(nodes: readonly NodeShape[]): void {
         `node ${node.id} stands at place ${position}: ids must be 0, 1, 2 ... in order`,
       );
     }
-    if (!Number.isInteger(node.vcpus) || node.vcpus < 0 || node.vcpus > VCPUS_PER_NODE_MAX) {
+    const most = vcpusMax(node.id);
+    if (!Number.isInteger(node.vcpus) || node.vcpus < 0 || node.vcpus > most) {
       throw new SsihvError(
         "topology_invalid",
-        `node ${node.id} has ${node.vcpus} vCPUs, 0 to ${VCPUS_PER_NODE_MAX} are possible`,
+        `node ${node.id} has ${node.vcpus} vCPUs, 0 to ${most} are possible`,
         { hint: "spread the vCPUs over more nodes or ask for fewer" },
       );
     }
@@ -73,7 +82,8 @@ export function splitVcpus(total: number, nodes: number): number[] {
   if (!Number.isInteger(nodes) || nodes < 1 || nodes > NODES_MAX) {
     throw new SsihvError("topology_invalid", `${nodes} nodes: 1 to ${NODES_MAX} are possible`);
   }
-  const most = nodes * VCPUS_PER_NODE_MAX;
+  const shares = Array.from({ length: nodes }, () => 0);
+  const most = shares.reduce((sum, _, node) => sum + vcpusMax(node), 0);
   if (!Number.isInteger(total) || total < nodes || total > most) {
     throw new SsihvError(
       "topology_invalid",
@@ -81,8 +91,12 @@ export function splitVcpus(total: number, nodes: number): number[] {
       { hint: "every node runs at least one vCPU and at most 64" },
     );
   }
-  const least = Math.floor(total / nodes);
-  return Array.from({ length: nodes }, (_, node) => least + (node < total % nodes ? 1 : 0));
+  for (let given = 0; given < total; given++) {
+    const open = shares.map((share, node) => (share < vcpusMax(node) ? share : total));
+    const least = open.indexOf(Math.min(...open));
+    shares[least] = (shares[least] ?? 0) + 1;
+  }
+  return shares;
 }
 
 /** All vCPUs, boot vCPU first, in APIC id order. */
