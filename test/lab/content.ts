@@ -1,5 +1,5 @@
-// Cached files are named after what goes into them, so a changed input is never answered with a stale
-// file, and appear by rename, so that a name always stands for a whole file.
+// Cached files are named after what goes into them, so a changed input is never answered with a
+// stale file, and appear by rename, so that a name always stands for a whole file.
 
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";

@@ -10,7 +10,7 @@ interface Parsed {
   device: string;
 }
 
-// Reads an archive the way the kernel does (init/initramfs.c): header, name, body, each padded to 4.
+// Reads an archive as the kernel does (init/initramfs.c): header, name, body, each padded to 4.
 function parse(archive: Uint8Array): Parsed[] {
   const decode = (from: number, to: number) => new TextDecoder().decode(archive.subarray(from, to));
   const align = (offset: number) => (offset + 3) & ~3;

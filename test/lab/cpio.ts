@@ -1,6 +1,6 @@
 // Writes initramfs archives ("newc" cpio, the format of Documentation/driver-api/early-userspace/
-// buffer-format.rst in Linux). Own writer because an archive must come out byte for byte the same on
-// every machine (it is cached by content) and must hold device nodes without anyone being root.
+// buffer-format.rst in Linux). Own writer because an archive must come out byte for byte the same
+// on every machine (it is cached by content) and must hold device nodes without anyone being root.
 // Invariants: owner 0:0, time 0, inode numbers by position, entries in the order given.
 
 export type CpioEntry =

@@ -12,7 +12,7 @@ const unpacked = `${cacheDirectory}/debian`;
 const mirrorHint =
   "the first lab run needs a Debian mirror: check the network and /etc/apt/sources.list";
 
-/** Folder with the unpacked files of one package; `pattern` picks what a meta-package stands for. */
+/** Folder with one package's unpacked files; `pattern` picks what a meta-package stands for. */
 export async function unpackedPackage(name: string, pattern?: string): Promise<string> {
   return once(name, async (scratch) => {
     const concrete = await resolveName(name, pattern);

@@ -4,7 +4,11 @@
 # When the lab goes away the port closes and the host powers itself off.
 busybox() { /run/lab/busybox "$@"; }
 stage() { read -r up rest </proc/uptime; echo "lab: $up s: $1"; }
-argument() { for word in $(busybox cat /proc/cmdline); do case $word in "lab.$1="*) echo "${word#*=}" ;; esac; done; }
+argument() {
+    for word in $(busybox cat /proc/cmdline); do
+        case $word in "lab.$1="*) echo "${word#*=}" ;; esac
+    done
+}
 
 export LABNODE="$(argument node)" LABHOSTS="$(argument hosts)"
 export HOME=/root TERM=dumb LANG=C.UTF-8
@@ -21,7 +25,8 @@ if [ -e /sys/class/net/eth0 ]; then
     # Acknowledge at once on the segment: a held-back ACK costs a small message 40 ms.
     # (Named by its path: this shell would take busybox's own ip, which knows no quickack.)
     for ip in /usr/sbin/ip /sbin/ip /usr/bin/ip /bin/ip; do
-        [ -x $ip ] && $ip route change 10.9.0.0/24 dev eth0 src "10.9.0.$LABNODE" quickack 1 && break
+        [ -x $ip ] || continue
+        $ip route change 10.9.0.0/24 dev eth0 src "10.9.0.$LABNODE" quickack 1 && break
     done
 fi
 # The emulated host's own modules, so that modprobe works in it; the machine's belong to its kernel.

@@ -1,6 +1,7 @@
-// What an emulated host boots: Debian's own kernel, unpacked so that the emulated CPU does not spend
-// seconds on decompressing it (started through its PVH entry), and a small initramfs with the modules
-// needed to reach the machine's root. Built once per kernel and script version, then only looked up.
+// What an emulated host boots: Debian's own kernel, unpacked so that the emulated CPU does not
+// spend seconds on decompressing it (started through its PVH entry), and a small initramfs with the
+// modules needed to reach the machine's root. Built once per kernel and script version, then only
+// looked up.
 
 import { existsSync } from "node:fs";
 import { readdir } from "node:fs/promises";
@@ -98,8 +99,8 @@ async function initrdEntries(tree: string): Promise<CpioEntry[]> {
   ];
 }
 
-// Files of the modules and of all they depend on, each once, in loading order. modules.dep has a line
-// `file: dependency...` per module, with the dependencies nearest first.
+// Files of the modules and of all they depend on, each once, in loading order. modules.dep has a
+// line `file: dependency...` per module, with the dependencies nearest first.
 async function moduleFiles(tree: string, names: readonly string[]): Promise<string[]> {
   const text = await Bun.file(`${tree}/modules.dep`).text();
   const lines = new Map<string, string[]>();

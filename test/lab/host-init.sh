@@ -17,7 +17,10 @@ for file in /modules/*; do
     insmod "$file" $options || echo "lab: cannot load $file"
 done
 stage "modules loaded"
-nine() { mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" || echo "lab: cannot mount $1"; }
+nine() {
+    mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" ||
+        echo "lab: cannot mount $1"
+}
 nine root /lower ro,cache=loose
 mount -t tmpfs -o mode=0755 upper /upper
 mkdir /upper/files /upper/work

@@ -1,7 +1,7 @@
 // One emulated host: a QEMU process, its serial console in a file, and orders to the agent inside
-// over a virtio-serial port that is QEMU's own stdin and stdout. That choice needs no socket and makes
-// the host power itself off when this process dies, however it dies.
-// Invariant: every `run` ends, with a status, at its time limit, or with the death of the host.
+// over a virtio-serial port that is QEMU's own stdin and stdout. That choice needs no socket and
+// makes the host power itself off when this process dies, however it dies. Invariant: every `run`
+// ends, with a status, at its time limit, or with the death of the host.
 
 import { closeSync, existsSync, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
 import type { HostImage } from "./host-image.ts";

@@ -2,9 +2,9 @@
 // promises to whoever uses it (results come back, limits hold, nothing is left behind).
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { type Lab, startLab } from "./lab.ts";
-import { checkout } from "./paths.ts";
+import { checkout, labDirectory } from "./paths.ts";
 import type { RoundTrips } from "./round-trips.ts";
 import { labMissing } from "./tools.ts";
 
@@ -189,7 +189,8 @@ describe.skipIf(reason !== undefined)("the command line", () => {
   test(
     "runs on three hosts, shapes one's traffic, returns the first failure, keeps the evidence",
     async () => {
-      const script = `/run/lab/busybox ping -c 1 10.9.0.$((LABNODE % 3 + 1)) | grep -o '1 packets received'
+      const script = `/run/lab/busybox ping -c 1 10.9.0.$((LABNODE % 3 + 1)) |
+          grep -o '1 packets received'
         tc qdisc show dev eth0 | grep -o 'netem.*delay 5ms'; exit $((LABNODE == 3 ? 9 : 0))`;
       const child = Bun.spawn(
         [
@@ -216,6 +217,26 @@ describe.skipIf(reason !== undefined)("the command line", () => {
     bootLimitMs,
   );
 
+  test(
+    "leaves nothing behind when it is told to stop",
+    async () => {
+      const child = Bun.spawn(
+        [bun, `${import.meta.dir}/main.ts`, "--memory", "512", "--cmd", "echo up; sleep 1000"],
+        { stdout: "pipe", stderr: "ignore" },
+      );
+      let started: { directory: string; pids: string[] } | undefined;
+      for await (const _ of child.stdout) {
+        started = runOf(child.pid);
+        child.kill("SIGTERM");
+      }
+      expect(await child.exited).toBe(143);
+      expect(started?.pids.length).toBe(2); // itself and one host
+      expect(existsSync(started?.directory ?? "/")).toBe(false);
+      for (const pid of started?.pids ?? []) expect(await ended(pid)).toBe(true);
+    },
+    bootLimitMs,
+  );
+
   test.each([
     [["--cmd", "true", "--hosts", "0"], "--hosts takes a whole number"],
     [["--hosts", "2"], "--cmd is missing"],
@@ -229,3 +250,26 @@ describe.skipIf(reason !== undefined)("the command line", () => {
     expect(errors).not.toMatch(/^\s+at /m);
   });
 });
+
+// The run directory that a lab process owns, and the processes noted there.
+function runOf(owner: number): { directory: string; pids: string[] } | undefined {
+  for (const name of readdirSync(labDirectory)) {
+    const list = `${labDirectory}/${name}/pids`;
+    if (!name.startsWith("run-") || !existsSync(list)) continue;
+    const pids = [...readFileSync(list, "utf8").matchAll(/^([0-9]+) /gm)].map(
+      (match) => `${match[1]}`,
+    );
+    if (pids.includes(`${owner}`)) return { directory: `${labDirectory}/${name}`, pids };
+  }
+  return undefined;
+}
+
+// Dead, or dead and not yet collected by its parent: state Z in /proc/PID/stat.
+async function ended(pid: string): Promise<boolean> {
+  const running = () => {
+    const path = `/proc/${pid}/stat`;
+    return existsSync(path) && !/\) Z /.test(readFileSync(path, "utf8"));
+  };
+  for (let tries = 0; tries < 100 && running(); tries += 1) await Bun.sleep(20);
+  return !running();
+}

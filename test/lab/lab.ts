@@ -1,6 +1,6 @@
 // A lab: N emulated hosts on one segment, kept up while commands run in them. `startLab` for many
-// checks in one boot, `runLab` for one command. Everything a lab starts or writes ends with `close`,
-// except the run directory when something failed: consoles and logs are then the evidence.
+// checks in one boot, `runLab` for one command. Everything a lab starts or writes ends with
+// `close`, except the run directory when something failed: consoles and logs are then the evidence.
 
 import { cp } from "node:fs/promises";
 import { basename } from "node:path";

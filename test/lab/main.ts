@@ -1,5 +1,5 @@
-// `make lab`: boots emulated hosts, runs one command on each, streams what they print with the host's
-// number in front, and ends with the first non-zero exit status. Ctrl-C ends everything.
+// `make lab`: boots emulated hosts, runs one command on each, streams what they print with the
+// host's number in front, and ends with the first non-zero exit status. Ctrl-C ends everything.
 
 import { parseArgs } from "node:util";
 import { SsihvError } from "../../src/base/errors.ts";

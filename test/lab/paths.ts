@@ -1,5 +1,6 @@
 // Where the lab keeps things: everything under one git-ignored folder of the checkout, so that
-// removing that folder leaves no trace. SSIHV_LAB_DIR moves it (another disk, a forced empty cache).
+// removing that folder leaves no trace. SSIHV_LAB_DIR moves it (another disk, a forced empty
+// cache).
 
 import { resolve } from "node:path";
 

@@ -2,8 +2,8 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 
-// The functions under test work on the folder of SSIHV_LAB_DIR, so each test runs them in a process of
-// its own: that process is also what "the lab's owner" is about.
+// The functions under test work on the folder of SSIHV_LAB_DIR, so each test runs them in a process
+// of its own: that process is also what "the lab's owner" is about.
 let folder = "";
 beforeEach(() => {
   folder = mkdtempSync(`${tmpdir()}/lab-test-`);

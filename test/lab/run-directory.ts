@@ -1,7 +1,7 @@
-// One folder per lab, `.lab/run-*`: sockets, consoles, the folder shared with the hosts, and the list
-// of processes the lab started. The list is what lets `make clean` end what a killed test left behind
-// without ever touching a process that is not the lab's: a line is a pid with its start time.
-// A folder without that list is evidence, kept on purpose; the newest few stay.
+// One folder per lab, `.lab/run-*`: sockets, consoles, the folder shared with the hosts, and the
+// list of processes the lab started. The list is what lets `make clean` end what a killed test left
+// behind without ever touching a process that is not the lab's: a line is a pid with its start
+// time. A folder without that list is evidence, kept on purpose; the newest few stay.
 
 import {
   appendFileSync,
@@ -62,7 +62,8 @@ function alive(entry: Recorded): boolean {
   return startTime(entry.pid) === entry.started;
 }
 
-// Field 22 of /proc/PID/stat, proc(5): start time in ticks since boot; pids are reused, this pair is not.
+// Field 22 of /proc/PID/stat, proc(5): start time in ticks since boot; pids are reused, this pair
+// is not.
 function startTime(pid: number): string | undefined {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8");

@@ -1,7 +1,7 @@
-// The private network of a lab: one Ethernet segment that never leaves the QEMU processes. Two hosts
-// send each other datagrams through a pair of Unix sockets; three and more meet in a hub, which is a
-// QEMU without a machine. Socket names are relative to the run directory (a socket path is limited
-// to 107 bytes), so every process of a lab runs there. No ports, so labs never collide.
+// The private network of a lab: one Ethernet segment that never leaves the QEMU processes. Two
+// hosts send each other datagrams through a pair of Unix sockets; three and more meet in a hub,
+// which is a QEMU without a machine. Socket names are relative to the run directory (a socket path
+// is limited to 107 bytes), so every process of a lab runs there. No ports, so labs never collide.
 
 /** Largest frame payload: fits the 4 KiB page with headers, and is what Soft-RoCE wants. */
 export const segmentMtu = 9000;

@@ -1,6 +1,6 @@
-// Finds the programs the lab runs: on this machine, else installed by apt (root), else unpacked from
-// their .debs into the cache and run from there. SSIHV_LAB_TOOLS=unpacked forces the last way, as if
-// this machine had nothing installed.
+// Finds the programs the lab runs: on this machine, else installed by apt (root), else unpacked
+// from their .debs into the cache and run from there. SSIHV_LAB_TOOLS=unpacked forces the last way,
+// as if this machine had nothing installed.
 
 import { existsSync } from "node:fs";
 import { unpackedClosure } from "./debian.ts";
@@ -44,7 +44,7 @@ export function labMissing(): string | undefined {
 
 let unpackedRoot: Promise<string | undefined> | undefined;
 
-/** The tool, after making sure that all of them are there (one apt run, whichever is asked first). */
+/** The tool, after making sure that all of them are there (one apt run for all). */
 export async function findTool(name: ToolName): Promise<Tool> {
   unpackedRoot ??= ensureTools();
   const root = await unpackedRoot;
