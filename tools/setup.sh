@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings what the build needs into this checkout: Bun, Zig, npm packages; with `test` also the Debian
-# packages of tools/packages.txt. Everything is pinned and goes to .tools and node_modules; what is
-# there already is not fetched again, so a second call is instant and needs no network.
+# Brings what the build needs into this checkout: Bun, Zig, npm packages; with `test` also the
+# Debian packages of tools/packages.txt. Everything is pinned and goes to .tools and node_modules;
+# what is there already is not fetched again: a second call is instant and needs no network.
 # POSIX sh: nothing else can be relied on yet. Usage: tools/setup.sh build|test
 
 set -eu
@@ -27,7 +27,8 @@ is() { [ "$("$1" "$2" 2>/dev/null || true)" = "$3" ]; }
 fetch() {
     say "$1"
     shift
-    (while sleep 5; do
+    # The sleep outlives its killed shell: it must not hold our output open.
+    (while sleep 5 >/dev/null 2>&1; do
         say "  $(($(date +%s) - started)) s: $(tail -n 1 .tools/fetch.log | cut -c 1-70)"
     done) &
     ticker=$!
@@ -46,10 +47,12 @@ fetch_failed() {
 
 check_machine() {
     [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] ||
-        fail "this machine is $(uname -s) on $(uname -m)" "SSI-HV builds and runs on Linux on x86-64 only."
+        fail "this machine is $(uname -s) on $(uname -m)" \
+            "SSI-HV builds and runs on Linux on x86-64 only."
     free_kib=$(df -Pk . | awk 'NR == 2 { print $4 }')
     [ -x "$zig" ] || [ "$free_kib" -ge 1500000 ] ||
-        fail "only $((free_kib / 1024)) MB free here" "Tools, packages and build need about 1500 MB."
+        fail "only $((free_kib / 1024)) MB free here" \
+            "Tools, packages and build need about 1500 MB."
 }
 
 get_bun() {
@@ -72,7 +75,8 @@ get_bun() {
     rm -rf .tools/npm-cache
     is "$bun" --version "$bun_version" ||
         fail "$bun does not run or is not version $bun_version" \
-            "Does npm run install scripts here (npm config get ignore-scripts)? Bun needs a CPU with AVX2."
+            "Does npm run install scripts here (npm config get ignore-scripts)?" \
+            "Bun needs a CPU with AVX2."
 }
 
 get_zig() {
@@ -91,8 +95,9 @@ get_zig() {
     rm -rf "$folder.part"
     what="Zig $zig_version from PyPI: 101 MB to fetch, 413 MB on disk"
     if python3 -m pip --version >/dev/null 2>&1; then
-        fetch "$what" python3 -m pip install --no-deps --no-cache-dir --no-input --require-hashes \
-            --target "$folder.part" -r tools/zig-requirements.txt || fetch_failed "pip install of Zig"
+        fetch "$what" python3 -m pip install --no-deps --no-cache-dir --no-input \
+            --require-hashes --target "$folder.part" -r tools/zig-requirements.txt ||
+            fetch_failed "pip install of Zig"
     else
         fetch "$what (no pip here: by tools/fetch_zig.py)" \
             python3 tools/fetch_zig.py tools/zig-requirements.txt "$folder.part" ||

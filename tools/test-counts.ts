@@ -21,7 +21,7 @@ export function lastLine({ passed, failed, skipped }: Counts): string {
   return `${passed} passed, ${failed} failed, ${skipped} skipped`;
 }
 
-/** How a program tells its counts: by exit status alone, our Zig runner's line, or bun's summary. */
+/** How a program tells its counts: exit status alone, our Zig runner's line, or bun's summary. */
 export type Dialect = "status" | "zig" | "bun";
 
 function lastNumber(output: string, pattern: RegExp): number | undefined {

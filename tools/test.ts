@@ -1,6 +1,6 @@
 // Runs the test suites one after another and ends with `N passed, N failed, N skipped`. Quick ones
-// first; each with a time budget that is shown, and killed at three times that, so that nothing hangs
-// a CI run. With CI=true a skipped test is a failure: that machine is meant to have everything.
+// first; each with a time budget that is shown, and killed at three times that, so that nothing
+// hangs a CI run. With CI=true a skipped test is a failure: that machine has everything.
 // Usage: bun tools/test.ts --suite check|all|NAME... (names: --list)
 
 import { existsSync, readdirSync } from "node:fs";

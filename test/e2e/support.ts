@@ -1,0 +1,41 @@
+// Helpers of the end-to-end tests: run a command to its end, and make temporary folders that go away.
+
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+
+export const checkout: string = resolve(import.meta.dir, "../..");
+export const binary: string = `${checkout}/dist/ssihv`;
+
+export interface Finished {
+  readonly code: number;
+  readonly out: string;
+  readonly err: string;
+}
+
+export interface RunOptions {
+  readonly cwd?: string;
+  /** Added to this process's environment; undefined removes. */
+  readonly env?: Record<string, string | undefined>;
+  readonly stdin?: Uint8Array;
+}
+
+export async function run(command: readonly string[], options: RunOptions = {}): Promise<Finished> {
+  const child = Bun.spawn([...command], {
+    cwd: options.cwd ?? checkout,
+    env: { ...process.env, ...options.env },
+    stdin: options.stdin ?? "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [out, err] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  return { code: await child.exited, out, err };
+}
+
+/** A folder that is removed at the end of the block: `using folder = temporaryFolder()`. */
+export function temporaryFolder(parent: string = tmpdir()): Disposable & { readonly path: string } {
+  const path = mkdtempSync(join(parent, "ssihv-e2e-"));
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
+}
+
+export const isRoot: boolean = process.getuid?.() === 0;
