@@ -24,7 +24,7 @@ bun_flags := --compile --minify --sourcemap=linked --bytecode --format=esm \
 setup_inputs := tools/setup.sh tools/bun/package-lock.json tools/zig-requirements.txt \
 	package.json bun.lock
 zig_sources := $(shell find zig -name '*.zig' ! -name '.*' ! -name 'test*' ! -name 'gen_*')
-ts_sources := $(shell find src acpi coordinator -type f ! -name '*.test.ts')
+ts_sources := $(shell find $(wildcard src acpi coordinator) -type f ! -name '*.test.ts')
 
 ##> all        build dist/ssihv, one file (also what plain `make` does)
 .PHONY: all
@@ -40,7 +40,7 @@ test: .tools/setup-test.stamp dist/ssihv
 check: .tools/setup-build.stamp build/libssihv.so
 	$(BUN) tools/test.ts --suite check
 
-##> lab        run CMD='...' in HOSTS=n emulated hosts (ARGS='...' for more, see ARGS=--help)
+##> lab        run CMD='...' in HOSTS=n emulated hosts (more: ARGS='...', see ARGS=--help)
 .PHONY: lab
 HOSTS ?= 1
 lab: .tools/setup-build.stamp

@@ -84,7 +84,9 @@ describe("set-up refuses with the reason and the cure", () => {
   });
 
   test("pip missing and a wheel that is not the pinned one", async () => {
-    const python3 = `[ "$1" = -m ] && exit 1; exec ${Bun.which("python3")} "$@"`;
+    // Not the first python3 in PATH: that may be a version manager's script, which needs more.
+    const real = await run(["python3", "-c", "import sys; print(sys.executable)"]);
+    const python3 = `[ "$1" = -m ] && exit 1; exec ${real.out.trim()} "$@"`;
     using index = planted();
     process.env["PIP_INDEX_URL"] = index.url;
     const { code, err } = await setUpOn({ fake: { bun, python3 } });
