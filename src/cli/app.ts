@@ -12,6 +12,7 @@ import {
 } from "@stricli/core";
 
 import { buildInfo, versionLine } from "../node/build-info.ts";
+import { acpiCommands } from "./acpi.ts";
 import { checkCommand } from "./check.ts";
 import type { CliContext, HostAccess } from "./context.ts";
 import { engineCommand } from "./engine.ts";
@@ -20,8 +21,8 @@ import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 
-const ROOT = buildRouteMap<"run" | "check" | "engine", CliContext>({
-  routes: { run: runCommand, check: checkCommand, engine: engineCommand },
+const ROOT = buildRouteMap<"run" | "check" | "acpi" | "engine", CliContext>({
+  routes: { run: runCommand, check: checkCommand, acpi: acpiCommands, engine: engineCommand },
   docs: {
     brief: "Joins several x86-64 Linux hosts into one virtual machine.",
     fullDescription: `Joins several x86-64 Linux hosts into one virtual machine, on unmodified KVM.

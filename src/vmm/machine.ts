@@ -6,6 +6,7 @@
 import { buildTables } from "../../acpi/tables.ts";
 import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
+import { acpiBoard } from "./acpi-board.ts";
 import { busRegions, registerFiles } from "./board.ts";
 import { loadBzImage } from "./bzimage.ts";
 import { type CpuModel, checkHost, type HostCpu, intersect, tscTolerancePpm } from "./cpu-model.ts";
@@ -13,7 +14,7 @@ import { decodeModel } from "./cpu-model-json.ts";
 import { cpuidFor } from "./cpuid-leaves.ts";
 import { type EngineConfigPlan, type EngineSettings, engineConfig } from "./engine-config.ts";
 import type { HypervisorIdentity } from "./hypervisor-identity.ts";
-import { layoutMemory, type MemoryMap, numaRanges } from "./memory-map.ts";
+import { layoutMemory, type MemoryMap } from "./memory-map.ts";
 import type { BusRegion, CpuidEntry, Load, MsrEntry, RegisterFile, VcpuRecord } from "./records.ts";
 import { type NodeShape, placeVcpus, type VcpuPlace } from "./topology.ts";
 
@@ -110,15 +111,8 @@ function modelFor(request: MachineRequest, host: MachineHost): CpuModel {
 }
 
 function acpiLoads(request: MachineRequest, memory: MemoryMap, vcpus: readonly VcpuPlace[]) {
-  const { distances } = request;
-  const tables = buildTables({
-    base: memory.acpiBase,
-    cpus: vcpus.map(({ apicId, uid, node }) => ({ apicId, uid, node })),
-    memory: numaRanges(memory),
-    distances: request.nodes.map((_, from) =>
-      request.nodes.map((__, to) => distances?.[from]?.[to] ?? (from === to ? 10 : 20)),
-    ),
-  });
+  const { nodes, distances } = request;
+  const tables = buildTables(acpiBoard(memory, vcpus, nodes.length, distances));
   const end = memory.acpiBase + memory.acpiBytes;
   for (const { gpa, name, bytes } of tables.blobs) {
     if (gpa < memory.acpiBase || gpa + BigInt(bytes.length) > end) {
