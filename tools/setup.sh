@@ -115,6 +115,7 @@ get_packages() {
         env BUN_INSTALL_CACHE_DIR="$PWD/.tools/bun-cache" "$bun" install --frozen-lockfile ||
         fetch_failed "bun install"
     rm -rf .tools/bun-cache
+    rm -f node_modules/.ssihv
     echo "$wanted" >node_modules/.ssihv
 }
 
