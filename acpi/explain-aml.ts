@@ -72,7 +72,9 @@ class Cursor {
   name(): string {
     let prefix = "";
     if (this.peek() === 0x5c) prefix = String.fromCharCode(this.byte());
-    else while (this.peek() === 0x5e) prefix += String.fromCharCode(this.byte());
+    else
+      while (this.peek() === 0x5e && prefix.length < DEPTH_MAX)
+        prefix += String.fromCharCode(this.byte());
     const count = this.#segments();
     return prefix + Array.from({ length: count }, () => this.segment()).join(".");
   }
@@ -113,9 +115,9 @@ interface Data {
   buffer?: Uint8Array;
 }
 
-function bufferData(cursor: Cursor): Data {
+function bufferData(cursor: Cursor, depth: number): Data {
   const inside = cursor.package();
-  const size = data(inside, DEPTH_MAX).integer;
+  const size = data(inside, depth + 1).integer;
   const content = inside.bytes.subarray(inside.at, inside.end);
   return { text: `Buffer of ${size ?? "?"} byte(s)`, buffer: content };
 }
@@ -172,7 +174,7 @@ function data(cursor: Cursor, depth: number): Data {
     case 0x0d:
       return stringData(cursor);
     case 0x11:
-      return bufferData(cursor);
+      return bufferData(cursor, depth);
     case 0x12:
       return packageData(cursor, true, depth);
     case 0x13:

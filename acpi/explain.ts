@@ -17,6 +17,8 @@ import { SLIT } from "./slit.ts";
 import { SRAT, SRAT_ENTRIES } from "./srat.ts";
 import { XSDT_ENTRY_BYTES } from "./xsdt.ts";
 
+/** More lines than any real table gives; a table of empty entries must not fill the memory. */
+const LINES_MAX = 50_000;
 /** RSDT entries have 32 bits. */
 const RSDT_ENTRY_BYTES = 4;
 
@@ -27,8 +29,11 @@ interface Explainer {
   rest?: (bytes: Uint8Array, at: number) => string[];
 }
 
-function bad(message: string, hint?: string): never {
-  throw new SsihvError("acpi_invalid", message, hint === undefined ? {} : { hint });
+const NO_TABLE = "give a binary ACPI table, as in /sys/firmware/acpi/tables";
+const DAMAGED = "the table is damaged or cut: take it again from where it came";
+
+function bad(message: string, hint: string = DAMAGED): never {
+  throw new SsihvError("acpi_invalid", message, { hint });
 }
 
 /** Fields of `shape` from `at` on; stops where the bytes end between two fields. */
@@ -44,7 +49,6 @@ function fieldLines(bytes: Uint8Array, at: number, shape: Layout, indent = ""): 
       bad(
         `the table ends at ${bytes.length}, in the middle of "${field.name || "reserved"}", ` +
           `which is ${field.size} byte(s) at offset 0x${offset.toString(16)}`,
-        "the table is damaged or cut",
       );
     }
     lines.push(...describeField(bytes, offset, field).map((line) => indent + line));
@@ -58,6 +62,7 @@ function entries(known: readonly EntryLayout[]) {
   return (bytes: Uint8Array, start: number): string[] => {
     const lines: string[] = [];
     for (let at = start; at < bytes.length; ) {
+      if (lines.length > LINES_MAX) return [...lines, `... ${bytes.length - at} more byte(s)`];
       const type = bytes[at] ?? 0;
       const size = bytes[at + 1] ?? 0;
       const where = `the entry at offset 0x${at.toString(16)}`;
@@ -85,6 +90,7 @@ function pointers(size: number) {
     const lines: string[] = [];
     let at = start;
     for (; at + size <= bytes.length; at += size) {
+      if (lines.length > LINES_MAX) return [...lines, `... ${bytes.length - at} more byte(s)`];
       const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
       const address = size === 8 ? view.getBigUint64(at, true) : BigInt(view.getUint32(at, true));
       const bytesOf = hexBytes(bytes, at, size);
@@ -149,23 +155,14 @@ function explainFacs(bytes: Uint8Array): string[] {
 
 function explainStandard(bytes: Uint8Array, signature: string): string[] {
   if (bytes.length < HEADER_BYTES) {
-    bad(
-      `a table has at least ${HEADER_BYTES} bytes, this has ${bytes.length}`,
-      "give a binary ACPI table, as in /sys/firmware/acpi/tables",
-    );
+    bad(`a table has at least ${HEADER_BYTES} bytes, this has ${bytes.length}`, NO_TABLE);
   }
   if (!/^[A-Z0-9_]{4}$/.test(signature)) {
-    bad(
-      `"${printable(signature)}" is no table signature`,
-      "give a binary ACPI table, as in /sys/firmware/acpi/tables",
-    );
+    bad(`"${printable(signature)}" is no table signature`, NO_TABLE);
   }
   const length = claimedLength(bytes);
   if (length < HEADER_BYTES || length > bytes.length) {
-    bad(
-      `${signature} says it has ${length} bytes, ${bytes.length} were given`,
-      "the file is damaged, cut or no ACPI table",
-    );
+    bad(`${signature} says it has ${length} bytes, ${bytes.length} were given`, NO_TABLE);
   }
   const table = bytes.subarray(0, length);
   const known: Explainer = TABLES[signature] ?? {};
@@ -189,7 +186,7 @@ function explainStandard(bytes: Uint8Array, signature: string): string[] {
 
 /** Text without a newline at its end. Throws SsihvError "acpi_invalid" for what is no ACPI table. */
 export function explainTable(bytes: Uint8Array): string {
-  if (bytes.length === 0) bad("the table is empty");
+  if (bytes.length === 0) bad("the table is empty", NO_TABLE);
   const text = (size: number): string => String.fromCharCode(...bytes.subarray(0, size));
   const lines =
     text(8) === RSDP_SIGNATURE
