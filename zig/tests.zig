@@ -16,6 +16,11 @@ test {
     _ = @import("engine/exits.zig");
     _ = @import("engine/inbox.zig");
     _ = @import("kvm/api.zig");
+    _ = @import("kvm/host.zig");
+    _ = @import("memory/faults.zig");
+    _ = @import("memory/mailbox.zig");
+    _ = @import("memory/replicas.zig");
+    _ = @import("memory/uffd.zig");
     _ = @import("memory/ram.zig");
     _ = @import("irq/fuzz_test.zig");
     _ = @import("irq/ioapic.zig");

@@ -1,0 +1,67 @@
+import { expect, test } from "bun:test";
+import { CONTROL, type Hands, ResetBarrier } from "./reset.ts";
+
+/** Barriers of several nodes joined by queues; `log` is what happened in which order. */
+function cluster(nodes: number, paged: boolean) {
+  const log: string[] = [];
+  const queue: (() => void)[] = [];
+  const barriers: ResetBarrier[] = [];
+  for (let node = 0; node < nodes; node++) {
+    const later = (what: () => void) => queue.push(what);
+    const own = () => barriers[node] as ResetBarrier;
+    const hands: Hands = {
+      pause: () => later(() => (log.push(`${node} parked`), own().parked())),
+      forgetPages: () => later(() => (log.push(`${node} forgot`), own().pagesForgotten())),
+      resetMachine: () => log.push(`${node} reset`),
+      load: () => log.push(`${node} load`),
+      resume: () => log.push(`${node} resume`),
+      send: (to, operation) => {
+        const targets = to === "others" ? barriers.filter((_, i) => i !== node) : [barriers[to]];
+        for (const target of targets) later(() => target?.control(operation));
+      },
+    };
+    barriers.push(new ResetBarrier({ node, nodes, paged }, hands));
+  }
+  const run = () => {
+    for (let next = queue.shift(); next; next = queue.shift()) next();
+  };
+  return { log, barriers, run };
+}
+
+test("one node with plain memory: park, reset, load, resume", () => {
+  const { log, barriers, run } = cluster(1, false);
+  barriers[0]?.begin();
+  run();
+  expect(log).toEqual(["0 parked", "0 reset", "0 load", "0 resume"]);
+  expect(barriers[0]?.active).toBe(false);
+});
+
+test("nobody forgets before all are parked, nobody resumes before all forgot", () => {
+  const { log, barriers, run } = cluster(3, true);
+  barriers[0]?.begin();
+  run();
+  const last = (what: string) => log.findLastIndex((line) => line.endsWith(what));
+  const first = (what: string) => log.findIndex((line) => line.endsWith(what));
+  expect(last("parked")).toBeLessThan(first("forgot"));
+  expect(last("reset")).toBeLessThan(first("resume"));
+  expect(log.filter((line) => line.endsWith("resume")).length).toBe(3);
+  expect(log.indexOf("0 load")).toBeLessThan(first("resume"));
+});
+
+test("a second request during a reset changes nothing", () => {
+  const { log, barriers, run } = cluster(2, true);
+  barriers[0]?.begin();
+  barriers[0]?.begin();
+  run();
+  expect(log.filter((line) => line === "0 parked").length).toBe(1);
+  barriers[0]?.begin();
+  run();
+  expect(log.filter((line) => line === "1 resume").length).toBe(2);
+});
+
+test("a pause that is no reset is not taken for one", () => {
+  const { barriers } = cluster(1, true);
+  expect(barriers[0]?.parked()).toBe(false);
+  barriers[0]?.control(CONTROL.forgotten);
+  expect(barriers[0]?.active).toBe(false);
+});

@@ -1,0 +1,125 @@
+//! The faults in flight on this node: who waits for what since when. Gives threads small indexes for
+//! the protocol's ages, measures service times and knows the oldest fault. One entry a thread, since a
+//! thread waits for one page at a time. Shard thread only.
+
+const std = @import("std");
+const abi = @import("../abi.zig");
+
+/// vCPU threads, device threads, the loader.
+pub const threads_max = 96;
+
+pub const Entry = struct {
+    tid: u32,
+    page: u32,
+    write: bool,
+    waiting: bool,
+    since_ns: u64,
+    /// A message was needed: the answer came from another node.
+    remote: bool,
+};
+
+pub const Faults = struct {
+    entries: [threads_max]Entry = undefined,
+    count: u16 = 0,
+    stats: *abi.EngineStats,
+
+    /// Index of the faulting thread, whose wait for `page` starts (or goes on) now.
+    pub fn begin(self: *Faults, tid: u32, page: u32, write: bool, now: u64) u16 {
+        const index = self.find(tid);
+        const entry = &self.entries[index];
+        // The same wait seen twice (a protected page after its install): keep its start.
+        if (entry.waiting and entry.page == page) {
+            entry.write = entry.write or write;
+            return index;
+        }
+        if (!entry.waiting) entry.since_ns = now;
+        entry.page = page;
+        entry.write = write;
+        entry.remote = false;
+        entry.waiting = true;
+        return index;
+    }
+
+    fn find(self: *Faults, tid: u32) u16 {
+        for (self.entries[0..self.count], 0..) |e, i| {
+            if (e.tid == tid) return @intCast(i);
+        }
+        // More threads than a VM can have means a defect in thread accounting.
+        std.debug.assert(self.count < threads_max);
+        self.entries[self.count] = .{
+            .tid = tid,
+            .page = 0,
+            .write = false,
+            .waiting = false,
+            .since_ns = 0,
+            .remote = false,
+        };
+        self.count += 1;
+        return self.count - 1;
+    }
+
+    pub fn markRemote(self: *Faults, index: u16) void {
+        if (self.entries[index].waiting) self.entries[index].remote = true;
+    }
+
+    /// The waiters of a page were woken: their service times count.
+    pub fn woken(self: *Faults, page: u32, now: u64) void {
+        for (self.entries[0..self.count]) |*e| {
+            if (!e.waiting or e.page != page) continue;
+            e.waiting = false;
+            const ns = now -| e.since_ns;
+            if (e.remote) {
+                self.stats.faults_remote += 1;
+                record(&self.stats.fault_latency, ns);
+            } else self.stats.faults_local += 1;
+            self.stats.stalled_ns += ns;
+            self.stats.stall_ns_max = @max(self.stats.stall_ns_max, ns);
+        }
+    }
+
+    /// Updates the age of the oldest fault in flight; 0 when there is none.
+    pub fn oldest(self: *Faults, now: u64) u64 {
+        var age: u64 = 0;
+        for (self.entries[0..self.count]) |e| {
+            if (e.waiting) age = @max(age, now -| e.since_ns);
+        }
+        self.stats.oldest_fault_ns = age;
+        return age;
+    }
+};
+
+pub fn record(histogram: *abi.Histogram, ns: u64) void {
+    const bucket = if (ns == 0) 0 else std.math.log2_int(u64, ns);
+    histogram.buckets[@min(bucket, histogram.buckets.len - 1)] += 1;
+    histogram.count += 1;
+    histogram.sum_ns += ns;
+    histogram.max_ns = @max(histogram.max_ns, ns);
+}
+
+test "a wait is counted once, from its first fault to the wake" {
+    var stats = std.mem.zeroes(abi.EngineStats);
+    var faults: Faults = .{ .stats = &stats };
+    const a = faults.begin(100, 7, false, 1000);
+    const b = faults.begin(200, 7, true, 1500);
+    try std.testing.expect(a != b);
+    try std.testing.expectEqual(a, faults.begin(100, 7, true, 1800));
+    faults.markRemote(a);
+    try std.testing.expectEqual(@as(u64, 2000), faults.oldest(3000));
+    faults.woken(7, 3000);
+    try std.testing.expectEqual(@as(u64, 1), stats.faults_remote);
+    try std.testing.expectEqual(@as(u64, 1), stats.faults_local);
+    try std.testing.expectEqual(@as(u64, 2000), stats.stall_ns_max);
+    try std.testing.expectEqual(@as(u64, 3500), stats.stalled_ns);
+    faults.woken(7, 9000);
+    try std.testing.expectEqual(@as(u64, 3500), stats.stalled_ns);
+    try std.testing.expectEqual(@as(u64, 0), faults.oldest(9000));
+}
+
+test "the histogram's buckets are powers of two" {
+    var histogram = std.mem.zeroes(abi.Histogram);
+    for ([_]u64{ 0, 1, 1023, 1024, 1 << 50 }) |ns| record(&histogram, ns);
+    try std.testing.expectEqual(@as(u64, 2), histogram.buckets[0]);
+    try std.testing.expectEqual(@as(u64, 1), histogram.buckets[9]);
+    try std.testing.expectEqual(@as(u64, 1), histogram.buckets[10]);
+    try std.testing.expectEqual(@as(u64, 1), histogram.buckets[39]);
+}

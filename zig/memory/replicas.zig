@@ -1,0 +1,166 @@
+//! Replicated page-table pages of this node: each with a twin, the content every node agreed on.
+//! A scan compares page and twin and reports every changed 8-byte entry; a peer's entry is applied to
+//! both. The page itself is written by guest code and by the hardware's walks at any time, so entries
+//! are read and changed atomically.
+
+const std = @import("std");
+
+pub const entries_per_page = 512;
+const page_size = 4096;
+
+/// Accessed and dirty (Intel SDM vol. 3A, 4.8): set by hardware on any node, merged by OR.
+pub const accessed_dirty: u64 = 0x60;
+
+pub const Table = [entries_per_page]u64;
+
+pub const Replica = struct {
+    page: u32,
+    level: u8,
+    live: *Table,
+    twin: *Table,
+};
+
+pub const Change = struct { page: u32, level: u8, index: u16, old: u64, new: u64 };
+
+pub const Patched = enum { applied, conflict, unknown };
+
+pub const Replicas = struct {
+    allocator: std.mem.Allocator,
+    list: std.ArrayList(Replica) = .empty,
+
+    pub fn deinit(self: *Replicas) void {
+        self.clear();
+        self.list.deinit(self.allocator);
+    }
+
+    pub fn clear(self: *Replicas) void {
+        for (self.list.items) |r| self.allocator.destroy(r.twin);
+        self.list.clearRetainingCapacity();
+    }
+
+    /// Adds a page whose present content is agreed.
+    pub fn add(self: *Replicas, page: u32, level: u8, live: *[page_size]u8) error{OutOfMemory}!void {
+        std.debug.assert(self.find(page) == null);
+        const twin = try self.allocator.create(Table);
+        errdefer self.allocator.destroy(twin);
+        const table: *Table = @ptrCast(@alignCast(live));
+        for (twin, table) |*t, *l| t.* = @atomicLoad(u64, l, .monotonic);
+        try self.list.append(self.allocator, .{
+            .page = page,
+            .level = level,
+            .live = table,
+            .twin = twin,
+        });
+    }
+
+    pub fn remove(self: *Replicas, page: u32) void {
+        const index = self.find(page) orelse return;
+        const gone = self.list.swapRemove(index);
+        self.allocator.destroy(gone.twin);
+    }
+
+    pub fn find(self: *const Replicas, page: u32) ?usize {
+        for (self.list.items, 0..) |r, i| if (r.page == page) return i;
+        return null;
+    }
+
+    /// The next changed entry at or after the cursor; updates the twin. Null ends the scan.
+    pub fn next(self: *Replicas, cursor: *Cursor) ?Change {
+        while (cursor.replica < self.list.items.len) {
+            const r = self.list.items[cursor.replica];
+            if (cursor.index == 0 and same(r)) {
+                cursor.replica += 1;
+                continue;
+            }
+            while (cursor.index < entries_per_page) {
+                const i = cursor.index;
+                cursor.index += 1;
+                const new = @atomicLoad(u64, &r.live[i], .acquire);
+                const old = r.twin[i];
+                if (new == old) continue;
+                r.twin[i] = new;
+                return .{ .page = r.page, .level = r.level, .index = @intCast(i), .old = old, .new = new };
+            }
+            cursor.index = 0;
+            cursor.replica += 1;
+        }
+        return null;
+    }
+
+    pub const Cursor = struct { replica: usize = 0, index: usize = 0 };
+
+    fn same(r: Replica) bool {
+        const live: *const volatile Table = r.live;
+        var difference: u64 = 0;
+        for (0..entries_per_page) |i| difference |= live[i] ^ r.twin[i];
+        return difference == 0;
+    }
+
+    /// Applies a peer's change. A local change of the same entry that has not been sent yet is a
+    /// conflict, unless it only sets accessed or dirty.
+    pub fn patch(self: *Replicas, page: u32, index: u16, old: u64, new: u64) Patched {
+        const at = self.find(page) orelse return .unknown;
+        const r = self.list.items[at];
+        std.debug.assert(index < entries_per_page);
+        var current = @atomicLoad(u64, &r.live[index], .acquire);
+        while (true) {
+            const plain = ~accessed_dirty;
+            if (current & plain != old & plain and current & plain != new & plain) return .conflict;
+            // Bits hardware set here and nobody was told of survive, unless the entry went away.
+            const extra = current & ~r.twin[index] & accessed_dirty;
+            const merged = if (new & 1 != 0) new | extra else new;
+            // Hardware may set A or D between: compare and swap keeps its bit.
+            current = @cmpxchgWeak(u64, &r.live[index], current, merged, .acq_rel, .acquire) orelse break;
+        }
+        r.twin[index] = new;
+        return .applied;
+    }
+};
+
+const TestPage = struct {
+    bytes: [page_size]u8 align(page_size) = @splat(0),
+
+    fn entry(self: *TestPage, index: usize) *u64 {
+        return @ptrCast(@alignCast(&self.bytes[index * 8]));
+    }
+};
+
+test "a scan reports each change once" {
+    var page: TestPage = .{};
+    page.entry(3).* = 0x1003;
+    var replicas: Replicas = .{ .allocator = std.testing.allocator };
+    defer replicas.deinit();
+    try replicas.add(9, 2, &page.bytes);
+    var cursor: Replicas.Cursor = .{};
+    try std.testing.expectEqual(@as(?Change, null), replicas.next(&cursor));
+    page.entry(3).* = 0x2003;
+    page.entry(511).* = 0x5001;
+    cursor = .{};
+    const first = replicas.next(&cursor).?;
+    try std.testing.expectEqual(Change{ .page = 9, .level = 2, .index = 3, .old = 0x1003, .new = 0x2003 }, first);
+    try std.testing.expectEqual(@as(u16, 511), replicas.next(&cursor).?.index);
+    try std.testing.expectEqual(@as(?Change, null), replicas.next(&cursor));
+    cursor = .{};
+    try std.testing.expectEqual(@as(?Change, null), replicas.next(&cursor));
+}
+
+test "patches apply, keep unsent accessed bits, and find conflicts" {
+    var page: TestPage = .{};
+    page.entry(1).* = 0x1003;
+    var replicas: Replicas = .{ .allocator = std.testing.allocator };
+    defer replicas.deinit();
+    try replicas.add(4, 1, &page.bytes);
+    page.entry(1).* |= 0x20;
+    try std.testing.expectEqual(Patched.applied, replicas.patch(4, 1, 0x1003, 0x7003));
+    try std.testing.expectEqual(@as(u64, 0x7023), page.entry(1).*);
+    // The accessed bit is still unsent: the next scan tells it.
+    var cursor: Replicas.Cursor = .{};
+    try std.testing.expectEqual(@as(u64, 0x7023), replicas.next(&cursor).?.new);
+    page.entry(1).* = 0x9003;
+    try std.testing.expectEqual(Patched.conflict, replicas.patch(4, 1, 0x7023, 0x8003));
+    try std.testing.expectEqual(Patched.unknown, replicas.patch(5, 1, 0, 1));
+    // Both nodes made the same change: no conflict.
+    page.entry(1).* = 0x7003;
+    try std.testing.expectEqual(Patched.applied, replicas.patch(4, 1, 0x7023, 0));
+    try std.testing.expectEqual(@as(u64, 0), page.entry(1).*);
+}
