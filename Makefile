@@ -1,4 +1,4 @@
-# SSI-HV: build, test, lab. `make help` lists the targets; ARCHITECTURE.md says how all fits together.
+# SSI-HV: build, test, lab. `make help` lists the targets; ARCHITECTURE.md says how it all fits.
 # The first call fetches the pinned tools (tools/setup.sh); a later one needs no network. All that
 # is made stays in the checkout: build, dist, .tools, node_modules, .zig-cache, .lab.
 

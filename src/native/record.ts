@@ -1,8 +1,8 @@
-// Plain objects to and from the records of zig/abi.zig, driven by the generated layouts: u64 and i64
-// are bigint, smaller integers number, u8 arrays Uint8Array, other arrays and nested records as they
-// look. `pad` and `reserved` are not part of an object; they are written as zero.
+// Plain objects to and from the records of zig/abi.zig, driven by the generated layouts: u64 and
+// i64 are bigint, smaller integers number, u8 arrays Uint8Array, other arrays and nested records as
+// they look. `pad` and `reserved` are not part of an object; they are written as zero.
 // A value that does not fit, a missing or unknown field or a wrong array length is a defect of the
-// caller and throws with the field's full name; nothing is truncated silently. All little endian.
+// caller and throws with the field's full name; nothing is truncated silently. Little endian.
 
 import { records } from "./abi.gen.ts";
 

@@ -74,7 +74,7 @@ describe("set-up refuses with the reason and the cure", () => {
     expect(err).toContain("python3 is missing");
   });
 
-  test("a registry that cannot be reached: its own words, and that make goes on from here", async () => {
+  test("a registry out of reach: its own words, and that make goes on from here", async () => {
     const fake = { npm: "echo 'npm ERR! network ENOTFOUND registry' >&2; exit 1" };
     const { code, out, err } = await setUpOn({ fake });
     expect(code).toBe(1);

@@ -1,4 +1,4 @@
-// Helpers of the end-to-end tests: run a command to its end, and make temporary folders that go away.
+// Helpers of the end-to-end tests: run a command to its end, and folders that go away again.
 
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
