@@ -1,7 +1,7 @@
-// AML, the byte code of the ACPI namespace (ACPI 6.3, chapter 20): small functions that each return the
-// bytes of one term, so that a table reads like the ASL it stands for.
-// Invariants: package lengths and integers take their shortest form, which is also what iasl makes,
-// so that decompiling and compiling again gives the same bytes.
+// AML, the byte code of the ACPI namespace (ACPI 6.3, chapter 20): small functions that each
+// return the bytes of one term, so that a table reads like the ASL it stands for.
+// Invariants: package lengths and integers take their shortest form, which is also what iasl
+// makes, so that decompiling and compiling again gives the same bytes.
 
 import { Encoder } from "./encoder.ts";
 
@@ -219,7 +219,7 @@ export function opRegion(
 /** Field access types: how wide the interpreter reads (ACPI 6.3, 20.2.5.2). */
 export const ACCESS = { any: 0, byte: 1, word: 2, dword: 3, qword: 4 } as const;
 
-/** Fields of a region in order: [name, bits]; an empty name skips. Not locked; the rest is preserved. */
+/** Fields of a region in order: [name, bits]; an empty name skips. Unlocked, preserving. */
 export function field(
   region: string,
   access: (typeof ACCESS)[keyof typeof ACCESS],

@@ -1,5 +1,5 @@
-// DSDT (ACPI 6.3, 5.2.11.1): the namespace: soft off, the CPUs, and the devices that are not on a bus
-// that can be probed. Nothing is declared that does not answer.
+// DSDT (ACPI 6.3, 5.2.11.1): the namespace: soft off, the CPUs, and the devices that are not on a
+// bus that can be probed. Nothing is declared that does not answer.
 
 import { type Aml, device, eisaId, integer, join, list, name, scope, string } from "./aml.ts";
 import {

@@ -1,5 +1,5 @@
-// Boards that several tests build tables for: the smallest VM, a span of two nodes whose RAM passes the
-// PCI hole, and one with PCI and APIC ids on both sides of 255.
+// Boards that several tests build tables for: the smallest VM, a span of two nodes whose RAM
+// passes the PCI hole, and one with PCI and APIC ids on both sides of 255.
 
 import type { AcpiBoard } from "./board.ts";
 

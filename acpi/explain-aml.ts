@@ -1,7 +1,7 @@
-// The namespace of a DSDT or SSDT as an outline: scopes, devices, names with their values, methods with
-// their size. Bodies of methods and what else needs an interpreter are not decoded (iasl -d does
-// that). Invariants: every step consumes at least one byte and stays inside its package, depth and
-// lines are bounded, so hostile AML costs time in its size and no more.
+// The namespace of a DSDT or SSDT as an outline: scopes, devices, names with their values, methods
+// with their size. Bodies of methods and what else needs an interpreter are not decoded (iasl -d
+// does that). Invariants: every step consumes at least one byte and stays inside its package,
+// depth and lines are bounded, so hostile AML costs time in its size and no more.
 
 import { SsihvError } from "../src/base/errors.ts";
 import { describeResources } from "./explain-resources.ts";

@@ -1,5 +1,5 @@
-// Resource descriptors of a _CRS or _PRS buffer in words (ACPI 6.3, 6.4). Every descriptor carries its
-// length, so an unknown one is named by its type and skipped; a cut one ends the list.
+// Resource descriptors of a _CRS or _PRS buffer in words (ACPI 6.3, 6.4). Every descriptor carries
+// its length, so an unknown one is named by its type and skipped; a cut one ends the list.
 
 function uint(bytes: Uint8Array, at: number, size: number): bigint {
   let value = 0n;
@@ -11,14 +11,15 @@ const hex = (value: bigint): string => `0x${value.toString(16).toUpperCase()}`;
 
 const WINDOW_SPACES: Readonly<Record<number, string>> = { 0: "memory", 1: "I/O", 2: "bus numbers" };
 
-/** Word, DWord and QWord windows: granularity, minimum, maximum, translation, length of `size` bytes. */
+/** Address windows: granularity, minimum, maximum, translation and length, `size` bytes each. */
 function describeWindow(body: Uint8Array, size: number): string {
   const space = body[0] ?? 0;
   const what = WINDOW_SPACES[space] ?? `space ${space}`;
   const consumed = ((body[1] ?? 0) & 1) === 1 ? "used" : "passed on";
   const low = uint(body, 3 + size, size);
   const high = uint(body, 3 + 2 * size, size);
-  return `${what} ${hex(low)} to ${hex(high)}, ${hex(uint(body, 3 + 4 * size, size))} in all, ${consumed}`;
+  const total = uint(body, 3 + 4 * size, size);
+  return `${what} ${hex(low)} to ${hex(high)}, ${hex(total)} in all, ${consumed}`;
 }
 
 function describeInterrupts(body: Uint8Array): string {

@@ -1,4 +1,5 @@
-// How one field of a table looks as text: "offset  bytes  name  value  meaning", then a line for each flag.
+// How one field of a table looks as text: "offset  bytes  name  value  meaning", then a line for
+// each flag.
 
 import type { Field } from "./layout.ts";
 

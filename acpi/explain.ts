@@ -1,7 +1,8 @@
-// Any ACPI table in words: every field with its offset, bytes, value and meaning. The field lists are
-// those the tables are written from. Works on foreign tables of other versions: what is shorter ends
-// early, what is longer or unknown is shown as bytes. Hostile input gives an SsihvError or odd
-// text, never anything else; no control character of a table reaches the terminal.
+// Any ACPI table in words: every field with its offset, bytes, value and meaning. The field lists
+// are those the tables are written from. Works on foreign tables of other versions: what is
+// shorter ends early, what is longer or unknown is shown as bytes. Hostile input gives an
+// SsihvError or odd text, never anything else; no control character of a table reaches the
+// terminal.
 
 import { SsihvError } from "../src/base/errors.ts";
 import { checksum, claimedLength, HEADER_BYTES } from "./encoder.ts";
@@ -184,7 +185,7 @@ function explainStandard(bytes: Uint8Array, signature: string): string[] {
   return lines;
 }
 
-/** Text without a newline at its end. Throws SsihvError "acpi_invalid" for what is no ACPI table. */
+/** Text without a newline at its end. Throws SsihvError "acpi_invalid" for what is no table. */
 export function explainTable(bytes: Uint8Array): string {
   if (bytes.length === 0) bad("the table is empty", NO_TABLE);
   const text = (size: number): string => String.fromCharCode(...bytes.subarray(0, size));

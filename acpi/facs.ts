@@ -1,5 +1,5 @@
-// FACS (ACPI 6.3, 5.2.10): the page firmware and OS share. There is no firmware here and no sleep state
-// but S5, so all it offers is the global lock, which nobody else takes. It has no checksum.
+// FACS (ACPI 6.3, 5.2.10): the page firmware and OS share. There is no firmware here and no sleep
+// state but S5, so all it offers is the global lock, which nobody else takes. It has no checksum.
 
 import { Encoder } from "./encoder.ts";
 import { ascii, encode, layout, reserved, u8, u32, u64 } from "./layout.ts";

@@ -1,6 +1,6 @@
-// FADT, signature "FACP" (ACPI 6.3, 5.2.9): the fixed hardware: PM1 registers, PM timer, reset, and what
-// legacy the machine has. Not hardware-reduced: power-off, SCI and PM timer are those of an ICH9.
-// It says nothing that is not there: no SMI, no GPE blocks, no buttons, no i8042, no VGA.
+// FADT, signature "FACP" (ACPI 6.3, 5.2.9): the fixed hardware: PM1 registers, PM timer, reset,
+// and what legacy the machine has. Not hardware-reduced: power-off, SCI and PM timer are those of
+// an ICH9. It says nothing that is not there: no SMI, no GPE blocks, no buttons, no i8042, no VGA.
 
 import { type AcpiHardware, HARDWARE } from "./board.ts";
 import { Encoder, encodeTable } from "./encoder.ts";

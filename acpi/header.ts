@@ -1,5 +1,5 @@
-// The header that every system description table begins with (ACPI 6.3, 5.2.6), as fields to explain.
-// encoder.ts writes it.
+// The header that every system description table begins with (ACPI 6.3, 5.2.6), as fields to
+// explain. encoder.ts writes it.
 
 import { ascii, layout, u8, u32 } from "./layout.ts";
 

@@ -1,7 +1,7 @@
 // Structures of ACPI tables as data: the fields in order, each with its name, size and meaning.
-// The same list writes a structure (encode) and explains one (explain.ts), so what we say about a byte
-// and what we put there cannot drift apart. Invariant: a field's offset is the sum of the sizes
-// before it; no ACPI structure described here has padding that is not a field.
+// The same list writes a structure (encode) and explains one (explain.ts), so what we say about a
+// byte and what we put there cannot drift apart. Invariant: a field's offset is the sum of the
+// sizes before it; no ACPI structure described here has padding that is not a field.
 
 import type { Encoder } from "./encoder.ts";
 

@@ -1,8 +1,8 @@
 // MADT, signature "APIC" (ACPI 6.3, 5.2.12): the interrupt controllers.
 // CPUs with an APIC id below 255 are told as Processor Local APIC, the rest as Local x2APIC. The
 // specification demands exactly that (5.2.12.12: ids below 255 "must use" the old form), Windows
-// relies on it, and Linux takes both; the old form does not keep a guest from running them as x2APICs,
-// CPUID decides that. A CPU whose UID does not fit the old form's byte is told as x2APIC.
+// relies on it, and Linux takes both; the old form does not keep a guest from running them as
+// x2APICs, CPUID decides that. A CPU whose UID does not fit the old form's byte is told as x2APIC.
 
 import { type AcpiBoard, type AcpiCpu, HARDWARE } from "./board.ts";
 import { Encoder, encodeTable } from "./encoder.ts";

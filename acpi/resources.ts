@@ -1,10 +1,11 @@
-// Resource descriptors of _CRS (ACPI 6.3, 6.4): the ports, interrupts and address windows of a device.
-// Each function returns one descriptor; resourceTemplate puts them into the buffer AML wants.
+// Resource descriptors of _CRS (ACPI 6.3, 6.4): the ports, interrupts and address windows of a
+// device. Each function returns one descriptor; resourceTemplate puts them into the buffer AML
+// wants.
 
 import { type Aml, buffer, join } from "./aml.ts";
 import { Encoder } from "./encoder.ts";
 
-/** Small items carry their length in bits 2:0 of the first byte, large ones in two bytes after it. */
+/** Large items carry their length in two bytes after the type, small ones in its bits 2:0. */
 function large(type: number, content: Encoder): Uint8Array {
   return new Encoder().u8(type).u16(content.length).bytes(content.finish()).finish();
 }
@@ -51,7 +52,7 @@ export function memory32Fixed(base: bigint, size: bigint, writable: boolean): Ui
 
 /** Resource types and flags of address space descriptors (6.4.3.5). */
 const SPACE = { memory: 0, io: 1, bus: 2 } as const;
-/** Minimum and maximum are fixed (bits 2 and 3), positive decode, produced for children (bit 0 clear). */
+/** Minimum and maximum are fixed (bits 2 and 3), passed on to children (bit 0 clear). */
 const WINDOW_FIXED = 0x0c;
 /** Type flags: memory is writable and cacheable (bits 0 and 2:1 = 1) or, for BARs, not cached. */
 const MEMORY_WRITABLE = 0x01;

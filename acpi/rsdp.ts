@@ -1,5 +1,5 @@
-// RSDP (ACPI 6.3, 5.2.5.3): the one structure a guest must find by itself or by boot_params; it points
-// at the XSDT. Revision 2, no RSDT: every 64-bit guest reads the XSDT.
+// RSDP (ACPI 6.3, 5.2.5.3): the one structure a guest must find by itself or by boot_params; it
+// points at the XSDT. Revision 2, no RSDT: every 64-bit guest reads the XSDT.
 
 import { checksum, Encoder, OEM_ID } from "./encoder.ts";
 import { ascii, encode, layout, reserved, u8, u32, u64 } from "./layout.ts";

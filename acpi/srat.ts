@@ -1,6 +1,6 @@
 // SRAT (ACPI 6.3, 5.2.16): which node every CPU and every RAM range belongs to.
-// A CPU is told in the same form as in the MADT. Memory ranges are the board's: the PCI hole already
-// cuts them, so no entry ever covers device addresses.
+// A CPU is told in the same form as in the MADT. Memory ranges are the board's: the PCI hole
+// already cuts them, so no entry ever covers device addresses.
 
 import type { AcpiBoard, AcpiCpu } from "./board.ts";
 import { Encoder, encodeTable } from "./encoder.ts";

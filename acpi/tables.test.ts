@@ -1,5 +1,5 @@
-// The tables as a guest's first look at them finds them: every pointer followed, every number read at
-// its offset in the specification, by code that shares nothing with the encoder.
+// The tables as a guest's first look at them finds them: every pointer followed, every number read
+// at its offset in the specification, by code that shares nothing with the encoder.
 
 import { describe, expect, test } from "bun:test";
 import type { AcpiBoard } from "./board.ts";

@@ -1,5 +1,6 @@
 // All ACPI tables of a board, laid out in guest memory one after another.
-// A new table is one file like slit.ts and one line in `pointed` below; nothing else knows the list.
+// A new table is one file like slit.ts and one line in `pointed` below; nothing else knows the
+// list.
 
 import { type AcpiBoard, checkBoard, TABLES_ALIGNMENT } from "./board.ts";
 import { buildDsdt } from "./dsdt.ts";

@@ -1,5 +1,5 @@
-// `ssihv acpi dump|explain`: the ACPI tables a VM would get, as files or hex, and any ACPI table field
-// by field. acpiDump and acpiExplain are pure; the commands below them read and write files.
+// `ssihv acpi dump|explain`: the ACPI tables a VM would get, as files or hex, and any ACPI table
+// field by field. acpiDump and acpiExplain are pure; the commands below them read and write files.
 
 import { closeSync, mkdirSync, openSync, readSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
@@ -171,7 +171,7 @@ const dumpCommand = buildCommand<DumpFlags, [], CliContext>({
   },
   docs: {
     brief: "the ACPI tables that a VM of this shape gets",
-    fullDescription: `Writes every table to DIR/NAME.dat, or all of them as hex that acpixtract reads.
+    fullDescription: `Writes every table to DIR/NAME.dat, or all as hex that acpixtract reads.
 
 Examples:
   ssihv acpi dump --nodes 2 --cpus 4 --memory 4G --output tables && iasl -d tables/DSDT.dat
@@ -204,8 +204,8 @@ const explainCommand = buildCommand<AcpiOptions, string[], CliContext>({
   },
   docs: {
     brief: "ACPI tables field by field: our own, or any file's",
-    fullDescription: `Tells every field's offset, bytes, name, value and meaning. AML is shown as an outline.
-With FILE it explains that table; without, the tables of a VM of this shape.
+    fullDescription: `Tells every field's offset, bytes, name, value and meaning.
+AML is shown as an outline. With FILE it explains that table; without, the tables of a VM of this shape.
 
 Examples:
   ssihv acpi explain --nodes 2 --cpus 4 --table SRAT

@@ -1,6 +1,7 @@
-// `ssihv acpi explain` takes any file: random bytes, and real tables damaged in every way that keeps
-// their outside intact. It must answer with text or SsihvError "acpi_invalid", never anything
-// else, print nothing that drives a terminal, and not grow out of proportion to its input.
+// `ssihv acpi explain` takes any file: random bytes, and real tables damaged in every way that
+// keeps their outside intact. It must answer with text or SsihvError "acpi_invalid", never
+// anything else, print nothing that drives a terminal, and not grow out of proportion to its
+// input.
 
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";

@@ -1,6 +1,6 @@
-// The reference implementation's opinion: iasl decompiles every table and compiles it again without an
-// error, a warning or a remark, and gets the same bytes; acpiexec loads the DSDT and evaluates it.
-// Without Debian's acpica-tools the tests are skipped, aloud.
+// The reference implementation's opinion: iasl decompiles every table and compiles it again
+// without an error, a warning or a remark, and gets the same bytes; acpiexec loads the DSDT and
+// evaluates it. Without Debian's acpica-tools the tests are skipped, aloud.
 
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";

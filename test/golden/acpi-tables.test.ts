@@ -1,6 +1,7 @@
-// Golden bytes: the tables of three boards as hex, one file per board in test/golden/acpi. A change of one
-// byte fails here with the field's name. After a wanted change: SSIHV_UPDATE_GOLDEN=1 bun test
-// test/golden, and review the diff. CI (CI=true) refuses to regenerate.
+// Golden bytes: the tables of three boards as hex, one file per board in test/golden/acpi. A
+// change of one byte fails here with the field's name. After a wanted change:
+// SSIHV_UPDATE_GOLDEN=1 bun test test/golden, and review the diff. CI (CI=true) refuses to
+// regenerate.
 
 import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
