@@ -7,9 +7,12 @@ test {
     _ = @import("base/last_words.zig");
     _ = @import("base/sys.zig");
     _ = @import("base/timer.zig");
+    _ = @import("devices/calendar.zig");
     _ = @import("devices/hypervisor_port.zig");
     _ = @import("devices/pm_timer.zig");
     _ = @import("devices/register_file.zig");
+    _ = @import("devices/rtc.zig");
+    _ = @import("devices/uart.zig");
     _ = @import("engine/bus.zig");
     _ = @import("engine/clock.zig");
     _ = @import("engine/events.zig");
