@@ -205,7 +205,7 @@ const explainCommand = buildCommand<AcpiOptions, string[], CliContext>({
   docs: {
     brief: "ACPI tables field by field: our own, or any file's",
     fullDescription: `Tells every field's offset, bytes, name, value and meaning.
-AML is shown as an outline. With FILE it explains that table; without, the tables of a VM of this shape.
+AML is shown as an outline. With FILE it explains that table; without, those of a VM of this shape.
 
 Examples:
   ssihv acpi explain --nodes 2 --cpus 4 --table SRAT
