@@ -1,5 +1,5 @@
-//! Gregorian dates and seconds since 1970, for the real-time clock. Every input has an answer: fields
-//! out of range are brought into it, since a guest may write anything into its clock.
+//! Gregorian dates and seconds since 1970, for the real-time clock. Every input has an answer:
+//! fields out of range are brought into it, since a guest may write anything into its clock.
 
 const std = @import("std");
 

@@ -41,7 +41,7 @@ pub fn answer(request: Registers, frequencies: Frequencies) Registers {
         reply.eax = refused;
         return reply;
     }
-    switch (@as(Command, @enumFromInt(@as(u16, @truncate(request.ecx))))) {
+    switch (@as(Command, @fromBackingInt(@intCast(@as(u16, @truncate(request.ecx)))))) {
         .get_version => {
             reply.eax = interface_version;
             reply.ebx = magic;

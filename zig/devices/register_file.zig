@@ -1,7 +1,7 @@
-//! A device that is only registers (abi.RegisterFile): what it reads, which bits a write may change,
-//! which it clears by a written one, and which written ones TypeScript wants to hear of. It knows
-//! nothing of its meaning. Accesses of any size and offset are safe: what lies behind the end reads
-//! as ones and is dropped when written.
+//! A device that is only registers (abi.RegisterFile): what it reads, which bits a write may
+//! change, which it clears by a written one, and which written ones TypeScript wants to hear of. It
+//! knows nothing of its meaning. Accesses of any size and offset are safe: what lies behind the end
+//! reads as ones and is dropped when written.
 
 const std = @import("std");
 const abi = @import("../abi.zig");
