@@ -34,4 +34,5 @@ test {
     _ = @import("irq/message.zig");
     _ = @import("irq/model_test.zig");
     _ = @import("irq/route.zig");
+    _ = @import("transport/frame.zig");
 }
