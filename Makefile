@@ -30,15 +30,16 @@ ts_sources := $(shell find $(wildcard src acpi coordinator) -type f ! -name '*.t
 .PHONY: all
 all: dist/ssihv
 
-##> test       everything: check, unit, end-to-end and lab tests
+##> test       everything: check, unit, end-to-end and lab tests (one of them: SUITE=lab)
 .PHONY: test
+SUITE ?= all
 test: .tools/setup-test.stamp dist/ssihv
-	$(BUN) tools/test.ts --suite all
+	@$(BUN) tools/test.ts --suite '$(SUITE)'
 
 ##> check      the fast part: types, lint, layers, sizes, generated files, unit tests
 .PHONY: check
 check: .tools/setup-build.stamp build/libssihv.so
-	$(BUN) tools/test.ts --suite check
+	@$(BUN) tools/test.ts --suite check
 
 ##> lab        run CMD='...' in HOSTS=n emulated hosts (more: ARGS='...', see ARGS=--help)
 .PHONY: lab

@@ -1,5 +1,5 @@
 // Runs the test suites one after another and ends with `N passed, N failed, N skipped`. Quick ones
-// first; each with a time budget that is shown, and killed at three times that, so that nothing
+// first; each with a time budget that is shown and a limit at which it is killed, so that nothing
 // hangs a CI run. With CI=true a skipped test is a failure: that machine has everything.
 // Usage: bun tools/test.ts --suite check|all|NAME... (names: --list)
 
@@ -24,12 +24,16 @@ interface Suite {
   readonly name: string;
   /** Seconds it may take on a two-core machine. */
   readonly budget: number;
+  /** Seconds after which it is killed; three times the budget unless said. */
+  readonly limit?: number;
   readonly dialect: Dialect;
   readonly command: readonly string[];
   /** Part of `make check`. */
   readonly fast: boolean;
   /** Print as it runs; otherwise only what failed. */
   readonly live?: boolean;
+  /** Run after a kill: ends what the suite could not end itself. */
+  readonly cleanUp?: readonly string[];
 }
 
 function zig(): string {
@@ -75,7 +79,11 @@ function allSuites(): Suite[] {
     },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
     ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
-    ...bunSuite("lab", 1200, false, testFiles(["test/lab"])),
+    ...bunSuite("lab", 1200, false, testFiles(["test/lab"])).map((suite) => ({
+      ...suite,
+      limit: 1700,
+      cleanUp: [bun, "test/lab/main.ts", "--reap", "--all"],
+    })),
   ];
 }
 
@@ -88,10 +96,12 @@ async function capture(suite: Suite): Promise<{ output: string; exitCode: number
     stdout: "pipe",
     stderr: "pipe",
   });
-  const limit = setTimeout(() => {
-    console.log(`-- ${suite.name}: ended after ${suite.budget * 3} s, three times its budget`);
+  const limit = suite.limit ?? suite.budget * 3;
+  const timer = setTimeout(() => {
+    console.log(`-- ${suite.name}: ended after ${limit} s, its limit`);
     child.kill("SIGKILL");
-  }, suite.budget * 3000);
+    if (suite.cleanUp !== undefined) Bun.spawnSync([...suite.cleanUp], { cwd: checkout });
+  }, limit * 1000);
   let output = "";
   const read = async (stream: ReadableStream<Uint8Array>) => {
     const decoder = new TextDecoder();
@@ -103,7 +113,7 @@ async function capture(suite: Suite): Promise<{ output: string; exitCode: number
   };
   await Promise.all([read(child.stdout), read(child.stderr)]);
   const exitCode = await child.exited;
-  clearTimeout(limit);
+  clearTimeout(timer);
   return { output, exitCode };
 }
 
