@@ -1,5 +1,5 @@
-// The executable: hands the command line to src/cli with the real host behind it, and turns whatever
-// still goes wrong into a message and a status.
+// The executable: hands the command line to src/cli with the real host behind it, and turns
+// whatever still goes wrong into a message and a status.
 
 import { main } from "./cli/app.ts";
 import type { HostAccess } from "./cli/context.ts";

@@ -292,7 +292,8 @@ pub const RamRange = extern struct {
 pub const EngineConfig = extern struct {
     /// Shared page fd, already mapped by ssihv_shared_map.
     shared_fd: i32,
-    /// Console: guest serial output goes to console_out_fd, input comes from console_in_fd; -1 = none.
+    /// Console: guest serial output goes to console_out_fd, input comes from console_in_fd; -1 =
+    /// none.
     console_in_fd: i32,
     console_out_fd: i32,
     /// A byte is written here whenever the event ring goes from empty to not empty.
@@ -359,7 +360,8 @@ pub const BusRegion = extern struct {
 pub const register_file_max: u32 = 64;
 
 /// A device that is only registers: read gives image; a write changes image under write_mask,
-/// clears the bits written as one under w1c_mask, and a written one under event_mask raises an event.
+/// clears the bits written as one under w1c_mask, and a written one under event_mask raises an
+/// event.
 pub const RegisterFile = extern struct {
     device: u32,
     len: u32,
@@ -459,7 +461,8 @@ pub const ProbeResult = extern struct {
 
 pub const HostProbe = extern struct {
     kvm: ProbeResult,
-    /// value = 1 when replaced page-table pages are seen (TDP), 0 when stale translations were used.
+    /// value = 1 when replaced page-table pages are seen (TDP), 0 when stale translations were
+    /// used.
     tdp: ProbeResult,
     /// value = WRITE|WP faults on write-protected page-table pages by a guest that only reads.
     walks_write: ProbeResult,
@@ -486,15 +489,15 @@ pub const HostProbe = extern struct {
 
 /// Every record that TypeScript sees, in order: the generator and the hash walk this list.
 pub const records = .{
-    ErrorRecord, AbiInfo,      SharedInfo, LastWords,   IoSlot,    Event,           EventRing,
-    CpuDump,     VcpuStats,    Histogram,  EngineStats, Shared,    RamRange,        EngineConfig,
-    BusRegion,   RegisterFile, CpuidEntry, MsrEntry,    Segment,   DescriptorTable, VcpuRecord,
+    ErrorRecord, AbiInfo,      SharedInfo, LastWords,   IoSlot,  Event,           EventRing,
+    CpuDump,     VcpuStats,    Histogram,  EngineStats, Shared,  RamRange,        EngineConfig,
+    BusRegion,   RegisterFile, CpuidEntry, MsrEntry,    Segment, DescriptorTable, VcpuRecord,
     ProbeResult, HostProbe,
 };
 
 /// Every enum that TypeScript sees.
 pub const enums = .{
-    Status,    EngineState, LastWordsKind, IoKind,    IoState,    EventKind, StopReason,
+    Status,    EngineState, LastWordsKind, IoKind,     IoState, EventKind, StopReason,
     PeerState, PageTables,  BusTarget,     ProbeState,
 };
 

@@ -60,7 +60,11 @@ pub const Engine = struct {
     /// vCPUs halted with interrupts off: all of them means the guest is over.
     stop_claimed: std.atomic.Value(bool) = .init(false),
 
-    pub fn create(allocator: std.mem.Allocator, config: *const abi.EngineConfig, shared: *abi.Shared) Error!*Engine {
+    pub fn create(
+        allocator: std.mem.Allocator,
+        config: *const abi.EngineConfig,
+        shared: *abi.Shared,
+    ) Error!*Engine {
         if (config.vcpu_count > abi.vcpus_max or config.node >= config.node_count or
             config.node_count > abi.nodes_max or config.ram_range_count > abi.ram_ranges_max)
         {
@@ -183,11 +187,12 @@ pub const Engine = struct {
     }
 
     fn setState(self: *Engine, state: abi.EngineState) void {
-        @atomicStore(u32, &self.shared.state, @intFromEnum(state), .release);
+        @atomicStore(u32, &self.shared.state, @backingInt(state), .release);
     }
 
     pub fn pause(self: *Engine) void {
-        if (self.command.cmpxchgStrong(Command.run, Command.pause, .seq_cst, .seq_cst) != null) return;
+        const before = self.command.cmpxchgStrong(Command.run, Command.pause, .seq_cst, .seq_cst);
+        if (before != null) return;
         self.kickAll();
         if (self.vcpus.len == 0) self.events.simple(.paused, 0, 0, 0, 0);
     }
@@ -199,8 +204,8 @@ pub const Engine = struct {
         sys.futexWake(&self.command, std.math.maxInt(u31));
     }
 
-    /// All vCPUs are parked: a fresh KVM machine over the same RAM, devices at power-on, RAM cleared.
-    /// TypeScript then loads the images again and resumes.
+    /// All vCPUs are parked: a fresh KVM machine over the same RAM, devices at power-on, RAM
+    /// cleared. TypeScript then loads the images again and resumes.
     pub fn reset(self: *Engine) Error!void {
         for (self.vcpus) |*v| v.vcpu.destroy();
         self.vm.destroy();
@@ -234,7 +239,7 @@ pub const Engine = struct {
         self.setState(.stopped);
         self.kickAll();
         self.console.stop();
-        self.events.simple(.stopped, vcpu, @intFromEnum(reason), detail, 0);
+        self.events.simple(.stopped, vcpu, @backingInt(reason), detail, 0);
     }
 
     fn kickAll(self: *Engine) void {
@@ -266,8 +271,9 @@ pub const Engine = struct {
         _ = self.ended.fetchAdd(1, .seq_cst);
     }
 
-    /// A vCPU halted with interrupts off. When every other one is too (or never started), nothing can
-    /// wake the guest but an NMI nobody will send: a guest that "halted" instead of powering off.
+    /// A vCPU halted with interrupts off. When every other one is too (or never started), nothing
+    /// can wake the guest but an NMI nobody will send: a guest that "halted" instead of powering
+    /// off.
     pub fn maskedHalt(self: *Engine, index: u32) void {
         if (self.config.node_count > 1) return;
         for (self.vcpus) |*v| {
@@ -293,12 +299,12 @@ pub const Engine = struct {
 
     pub fn completeIo(self: *Engine, vcpu: u32, value: u64) error{StateWrong}!void {
         const slot = &self.shared.io_slots[vcpu];
-        if (@atomicLoad(u32, &slot.state, .acquire) != @intFromEnum(abi.IoState.posted)) {
+        if (@atomicLoad(u32, &slot.state, .acquire) != @backingInt(abi.IoState.posted)) {
             return error.StateWrong;
         }
         slot.value = value;
         // Release: the vCPU sees the value before the state.
-        @atomicStore(u32, &slot.state, @intFromEnum(abi.IoState.done), .release);
+        @atomicStore(u32, &slot.state, @backingInt(abi.IoState.done), .release);
         self.vcpus[vcpu].inbox.post(Signal.wake);
     }
 

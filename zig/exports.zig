@@ -19,7 +19,7 @@ comptime {
     abi_hash.exportAll(@This());
 }
 
-const ok: i32 = @intFromEnum(abi.Status.ok);
+const ok: i32 = @backingInt(abi.Status.ok);
 const allocator = std.heap.c_allocator;
 
 /// One engine a process; the handle's generation makes a stale one visible.
@@ -161,11 +161,15 @@ fn stale(handle: u32) i32 {
     return failure.fail(.handle_stale, "engine handle {d} is stale", .{handle});
 }
 
+fn notRam(gpa: u64, len: u64) i32 {
+    return failure.fail(.guest_range_invalid, "load of {d} bytes at 0x{x}: not RAM", .{ len, gpa });
+}
+
 /// Copies bytes into guest RAM: images and tables, before start or while paused.
 pub fn engineLoad(handle: u32, gpa: u64, bytes: [*]const u8, len: u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
     const memory = engine.ram.slice(gpa, len) orelse {
-        return failure.fail(.guest_range_invalid, "load of {d} bytes at 0x{x}: not RAM", .{ len, gpa });
+        return notRam(gpa, len);
     };
     @memcpy(memory, bytes[0..len]);
     return ok;
@@ -175,7 +179,7 @@ pub fn engineLoad(handle: u32, gpa: u64, bytes: [*]const u8, len: u32) callconv(
 pub fn engineLoadFile(handle: u32, gpa: u64, fd: i32, offset: u64, len: u64) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
     const memory = engine.ram.slice(gpa, len) orelse {
-        return failure.fail(.guest_range_invalid, "load of {d} bytes at 0x{x}: not RAM", .{ len, gpa });
+        return notRam(gpa, len);
     };
     // Through a bounce buffer: no kernel I/O may target guest RAM (see the pager's rules).
     var bounce: [65536]u8 = undefined;
@@ -184,9 +188,12 @@ pub fn engineLoadFile(handle: u32, gpa: u64, fd: i32, offset: u64, len: u64) cal
         const want: usize = @intCast(@min(bounce.len, len - done));
         const r = linux.pread(fd, &bounce, want, @intCast(offset + done));
         const n = sys.check(r) catch {
-            return failure.fail(.io_failed, "read of an image at offset {d} failed", .{offset + done});
+            return failure.fail(.io_failed, "image: read at {d} failed", .{offset + done});
         };
-        if (n == 0) return failure.fail(.io_failed, "image ends at {d}, {d} bytes short", .{ offset + done, len - done });
+        if (n == 0) {
+            const where = .{ offset + done, len - done };
+            return failure.fail(.io_failed, "image ends at {d}, {d} bytes short", where);
+        }
         @memcpy(memory[done..][0..n], bounce[0..n]);
         done += n;
     }
@@ -209,7 +216,12 @@ pub fn engineRegisterFile(handle: u32, file: *const abi.RegisterFile) callconv(.
     return ok;
 }
 
-pub fn engineCpuid(handle: u32, vcpu: u32, entries: [*]const abi.CpuidEntry, count: u32) callconv(.c) i32 {
+pub fn engineCpuid(
+    handle: u32,
+    vcpu: u32,
+    entries: [*]const abi.CpuidEntry,
+    count: u32,
+) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
     if (vcpu >= engine.vcpus.len or count > @import("kvm/api.zig").cpuid_entries_max) {
         return failure.fail(.invalid_argument, "CPUID of vCPU {d}: {d} entries", .{ vcpu, count });

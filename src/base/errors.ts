@@ -1,5 +1,6 @@
 // The one error type of SSI-HV. A code is `noun_state`, stable, part of the API; the message says
-// what happened and to what, `hint` says what to do. Places that print or map errors: src/cli/report.ts.
+// what happened and to what, `hint` says what to do. Places that print or map errors:
+// src/cli/report.ts.
 
 export const ERROR_CODES = [
   "abi_mismatched",

@@ -1,10 +1,18 @@
 // The engine process: `ssihv engine`, one VM on one host. Takes a plan from its parent, builds the
-// machine (src/vmm, acpi), loads the Zig data plane and then sleeps; it wakes for rare device accesses,
-// reset and the end. The parent reads the shared page itself: nothing here is on a hot path.
+// machine (src/vmm, acpi), loads the Zig data plane and then sleeps; it wakes for rare device
+// accesses, reset and the end. The parent reads the shared page itself: nothing here is on a hot
+// path.
 
 import { SsihvError } from "../base/errors.ts";
 import { constants, enums } from "../native/abi.gen.ts";
-import { dieWithParent, EngineHandle, hostCpuid, hostMsrs, hostTscKhz, plantCrash } from "../native/engine-handle.ts";
+import {
+  dieWithParent,
+  EngineHandle,
+  hostCpuid,
+  hostMsrs,
+  hostTscKhz,
+  plantCrash,
+} from "../native/engine-handle.ts";
 import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
 import { type MachinePlan, planMachine } from "../vmm/machine.ts";
 import { hostCapabilities } from "./capabilities.ts";
@@ -171,7 +179,8 @@ export class EngineProcess {
       case "debug_exit":
         return this.finish("debug_exit", { code: decision.value });
       case "reset":
-        if (this.plan?.options.onReset === "stop") return this.finish("reset", { detail: decision.by });
+        if (this.plan?.options.onReset === "stop")
+          return this.finish("reset", { detail: decision.by });
         if (this.resetPending) return;
         this.resetPending = true;
         this.send({ type: "notice", text: `guest reset by ${decision.by}` });

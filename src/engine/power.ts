@@ -64,14 +64,21 @@ export class PowerDevices {
   private i8042(access: DeviceAccess): DeviceAnswer {
     if (!access.isWrite) return { value: i8042.idle };
     if ((access.value & 0xff) !== POWER.i8042Reset) return { value: 0 };
-    return { value: 0, decision: { kind: "reset", by: `i8042 (port 0x${BOARD.i8042CommandPort.toString(16)})` } };
+    return {
+      value: 0,
+      decision: { kind: "reset", by: `i8042 (port 0x${BOARD.i8042CommandPort.toString(16)})` },
+    };
   }
 
   private reset(access: DeviceAccess): DeviceAnswer {
     if (!access.isWrite) return { value: this.resetControl };
-    const starts = (access.value & POWER.resetCpu) !== 0 && (this.resetControl & POWER.resetCpu) === 0;
+    const starts =
+      (access.value & POWER.resetCpu) !== 0 && (this.resetControl & POWER.resetCpu) === 0;
     this.resetControl = access.value & 0x0e & ~POWER.resetCpu;
     if (!starts) return { value: 0 };
-    return { value: 0, decision: { kind: "reset", by: `reset register (port 0x${BOARD.resetPort.toString(16)})` } };
+    return {
+      value: 0,
+      decision: { kind: "reset", by: `reset register (port 0x${BOARD.resetPort.toString(16)})` },
+    };
   }
 }

@@ -1,6 +1,6 @@
-// Typed calls into the engine of this process: plain objects in, errors out. The only file that holds
-// raw pointers besides shared-page.ts and library.ts; buffers live until the call returns, since every
-// exported function copies what it needs.
+// Typed calls into the engine of this process: plain objects in, errors out. The only file that
+// holds raw pointers besides shared-page.ts and library.ts; buffers live until the call returns,
+// since every exported function copies what it needs.
 
 import { ptr } from "bun:ffi";
 import { closeSync, openSync } from "node:fs";

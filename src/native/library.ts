@@ -1,7 +1,7 @@
-// Loads the Zig library. It is embedded in the executable; it reaches dlopen through a sealed memfd,
-// so that hosts with a read-only or noexec temp folder work and no file is left behind. Where memfds
-// may not be executed (vm.memfd_noexec=2) Bun's own extraction is the fallback.
-// The library's ABI hash must equal the generated bindings': mixed builds are refused here.
+// Loads the Zig library. It is embedded in the executable; it reaches dlopen through a sealed
+// memfd, so that hosts with a read-only or noexec temp folder work and no file is left behind.
+// Where memfds may not be executed (vm.memfd_noexec=2) Bun's own extraction is the fallback. The
+// library's ABI hash must equal the generated bindings': mixed builds are refused here.
 
 import { dlopen, FFIType, ptr } from "bun:ffi";
 import { readFileSync } from "node:fs";
@@ -44,7 +44,7 @@ function open() {
     }
   }
   throw new SsihvError("library_unloadable", "the data-plane library could not be loaded", {
-    hint: "is /proc mounted, is glibc 2.28 or newer, and may memfds or the temp folder be executed?",
+    hint: "needs /proc, glibc 2.28 or newer, and memfds or a temp folder that may be executed",
     cause,
   });
 }
@@ -60,9 +60,10 @@ export function library(): Library {
   symbols.ssihv_abi_info(ptr(info));
   const { version, hash } = decode(records.AbiInfo, info);
   if (version !== ABI_VERSION || hash !== ABI_HASH) {
+    const found = `${version}/${hash.toString(16)}`;
     throw new SsihvError(
       "abi_mismatched",
-      `library has ABI ${version}/${hash.toString(16)}, bindings ${ABI_VERSION}/${ABI_HASH.toString(16)}`,
+      `library has ABI ${found}, bindings ${ABI_VERSION}/${ABI_HASH.toString(16)}`,
       { hint: "build both from one checkout: make clean && make" },
     );
   }

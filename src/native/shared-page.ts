@@ -1,7 +1,7 @@
 // The shared page of an engine: stats, event ring, io slots, last words. The engine maps the memfd
 // its parent made, so both read the same page; TypeScript writes only the ring's tail.
-// 64-bit counters are read as two u32 halves: exact to 2^53, and a torn read across a carry shows an
-// old high half for one sample at most.
+// 64-bit counters are read as two u32 halves: exact to 2^53, and a torn read across a carry shows
+// an old high half for one sample at most.
 
 import { type Pointer, ptr, toArrayBuffer } from "bun:ffi";
 import { constants, records } from "./abi.gen.ts";

@@ -1,6 +1,6 @@
-// Percentiles of the log2 histograms the data plane keeps (abi.Histogram): bucket i counts samples of
-// [2^i, 2^(i+1)) ns. Within a bucket samples are taken as evenly spread, so a percentile is exact to
-// its bucket and never above the largest sample seen.
+// Percentiles of the log2 histograms the data plane keeps (abi.Histogram): bucket i counts
+// samples of [2^i, 2^(i+1)) ns. Within a bucket samples are taken as evenly spread, so a
+// percentile is exact to its bucket and never above the largest sample seen.
 
 export interface HistogramCounts {
   readonly count: bigint;

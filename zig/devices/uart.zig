@@ -1,8 +1,9 @@
-//! A 16550A serial port: registers, both FIFOs, interrupt priorities and loopback, as far as
-//! software can see them (National Semiconductor PC16550D data sheet; "DS" below names its section).
-//! Pure: bytes in, bytes out, the level of the interrupt line. Characters take no time: what the
-//! guest sends is in `sent` at once, and data below the trigger level counts as timed out at once.
-//! Invariant: THR-empty is told only while a whole FIFO load fits: a guest that looks loses none.
+//! A 16550A serial port: registers, both FIFOs, interrupt priorities and loopback, as far as a
+//! software can see them (National Semiconductor PC16550D data sheet; "DS" below names its
+//! section). Pure: bytes in, bytes out, the level of the interrupt line. Characters take no time:
+//! what the guest sends is in `sent` at once, and data below the trigger level counts as timed
+//! out at once. Invariant: THR-empty is told only while a whole FIFO load fits: a guest that
+//! looks loses none.
 
 const std = @import("std");
 

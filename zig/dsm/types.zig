@@ -1,7 +1,7 @@
-//! The coherence protocol's vocabulary: messages between nodes, events into the core, actions out of
-//! it. The core (core.zig) is a pure step function over these; the pager's shell executes actions on
-//! a userfaultfd and lanes, the explorer and the simulator on models. Wire form = memory form, little
-//! endian, no hidden padding.
+//! The coherence protocol's vocabulary: messages between nodes, events into the core, actions out
+//! of it. The core (core.zig) is a pure step function over these; the pager's shell executes
+//! actions on a userfaultfd and lanes, the explorer and the simulator on models. Wire form =
+//! memory form, little endian, no hidden padding.
 
 const std = @import("std");
 
@@ -22,8 +22,9 @@ pub const MsgKind = enum(u8) {
     forward_exclusive = 5,
     /// home -> sharer: drop it, ack to `requester`.
     invalidate = 6,
-    /// home or owner -> requester. flag_data: the page follows; flag_exclusive, flag_zero (content is
-    /// zeroes, nothing follows), flag_more: another grant brings what is missing; `acks` to await.
+    /// home or owner -> requester. flag_data: the page follows; flag_exclusive, flag_zero
+    /// (content is zeroes, nothing follows), flag_more: another grant brings what is missing;
+    /// `acks` to await.
     grant = 7,
     /// sharer -> requester.
     ack = 8,
@@ -84,8 +85,8 @@ pub const Access = enum(u8) {
 };
 
 pub const Event = union(enum) {
-    /// A local thread cannot go on: `page` is absent, or write-protected for a writer. `thread` is a
-    /// small index of the faulting thread (vCPU or device thread).
+    /// A local thread cannot go on: `page` is absent, or write-protected for a writer. `thread`
+    /// is a small index of the faulting thread (vCPU or device thread).
     fault: struct { page: Page, write: bool, thread: u16, now: u64 },
     message: struct { from: Node, msg: Msg, now: u64 },
     /// Deadlines may have passed.

@@ -1,6 +1,6 @@
-//! The devices of one engine and their interrupt lines: UART, RTC, IOAPIC, PM timer, register files.
-//! Each device is a pure state machine; this file gives it a lock, the time and a wire to the IOAPIC.
-//! Lock order: uart or rtc, then ioapic.
+//! The devices of one engine and their interrupt lines: UART, RTC, IOAPIC, PM timer, register
+//! files. Each device is a pure state machine; this file gives it a lock, the time and a wire to
+//! the IOAPIC. Lock order: uart or rtc, then ioapic.
 
 const std = @import("std");
 const abi = @import("../abi.zig");
@@ -107,7 +107,8 @@ pub const Board = struct {
         }
         self.setLine(uart_line, self.uart.irq());
         // THR written or RBR read: the console thread has bytes to take or room to fill.
-        // acq_rel: pairs with the exchange in consoleOutput, so no byte waits for a bell nobody rings.
+        // acq_rel: pairs with the exchange in consoleOutput, so no byte waits for a bell nobody
+        // rings.
         if (offset == 0 and !self.console_told.swap(true, .acq_rel)) {
             sys.eventfdSignal(self.console_eventfd);
         }

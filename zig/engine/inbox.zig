@@ -94,7 +94,10 @@ pub const Inbox = struct {
     /// vCPU thread: takes all signals. Interrupt bits stay in `posted` for takeWord.
     pub fn take(self: *Inbox) Taken {
         const all = self.signals.swap(0, .seq_cst);
-        return .{ .signals = all & 0xff, .startup_vector = @truncate(all >> Signal.startup_vector_shift) };
+        return .{
+            .signals = all & 0xff,
+            .startup_vector = @truncate(all >> Signal.startup_vector_shift),
+        };
     }
 
     pub fn takeWord(self: *Inbox, index: usize) struct { vectors: u32, level: u32 } {

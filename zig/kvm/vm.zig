@@ -30,7 +30,12 @@ pub const Vm = struct {
         const run_size = try sys.ioctl(kvm_fd, api.GET_VCPU_MMAP_SIZE, 0);
         const fd: i32 = @intCast(try sys.ioctl(kvm_fd, api.CREATE_VM, 0));
         errdefer sys.close(fd);
-        for ([_]u32{ api.Cap.X86_USER_SPACE_MSR, api.Cap.X86_MSR_FILTER, api.Cap.IMMEDIATE_EXIT }) |cap| {
+        const needed = [_]u32{
+            api.Cap.X86_USER_SPACE_MSR,
+            api.Cap.X86_MSR_FILTER,
+            api.Cap.IMMEDIATE_EXIT,
+        };
+        for (needed) |cap| {
             if (try sys.ioctl(fd, api.CHECK_EXTENSION, cap) == 0) return error.CapabilityMissing;
         }
         var identity = identity_map_gpa;
@@ -47,8 +52,9 @@ pub const Vm = struct {
         self.* = undefined;
     }
 
-    /// MSR accesses KVM rejects (x2APIC without a LAPIC) or does not know reach user space, and so do
-    /// writes that would break the clock: TSC (0x10), TSC_ADJUST (0x3b), TSC deadline (0x6e0).
+    /// MSR accesses KVM rejects (x2APIC without a LAPIC) or does not know reach user space, and
+    /// so do writes that would break the clock: TSC (0x10), TSC_ADJUST (0x3b), TSC deadline
+    /// (0x6e0).
     fn filterMsrs(self: *const Vm) Error!void {
         var cap: api.EnableCap = .{ .cap = api.Cap.X86_USER_SPACE_MSR };
         cap.args[0] = api.MSR_EXIT_REASON_INVAL | api.MSR_EXIT_REASON_UNKNOWN |
@@ -59,7 +65,12 @@ pub const Vm = struct {
         const both = api.MSR_FILTER_READ | api.MSR_FILTER_WRITE;
         var filter: api.MsrFilter = .{};
         const bitmap = @intFromPtr(&deny);
-        filter.ranges[0] = .{ .flags = api.MSR_FILTER_WRITE, .nmsrs = 1, .base = 0x10, .bitmap = bitmap };
+        filter.ranges[0] = .{
+            .flags = api.MSR_FILTER_WRITE,
+            .nmsrs = 1,
+            .base = 0x10,
+            .bitmap = bitmap,
+        };
         filter.ranges[1] = .{ .flags = both, .nmsrs = 1, .base = 0x3b, .bitmap = bitmap };
         filter.ranges[2] = .{ .flags = both, .nmsrs = 1, .base = 0x6e0, .bitmap = bitmap };
         _ = try sys.ioctl(self.fd, api.X86_SET_MSR_FILTER, @intFromPtr(&filter));

@@ -1,6 +1,6 @@
-//! The faults in flight on this node: who waits for what since when. Gives threads small indexes for
-//! the protocol's ages, measures service times and knows the oldest fault. One entry a thread, since a
-//! thread waits for one page at a time. Shard thread only.
+//! The faults in flight on this node: who waits for what since when. Gives threads small indexes
+//! for the protocol's ages, measures service times and knows the oldest fault. One entry a
+//! thread, since a thread waits for one page at a time. Shard thread only.
 
 const std = @import("std");
 const abi = @import("../abi.zig");

@@ -1,6 +1,6 @@
-//! Messages from any thread to the shard's thread: interrupts, forwarded exits and commands that must
-//! leave in order with the shard's own sends. Bounded: a full mailbox holds back the poster, which
-//! the shard never waits for. The lock is a leaf.
+//! Messages from any thread to the shard's thread: interrupts, forwarded exits and commands that
+//! must leave in order with the shard's own sends. Bounded: a full mailbox holds back the poster,
+//! which the shard never waits for. The lock is a leaf.
 
 const std = @import("std");
 const linux = std.os.linux;

@@ -1,7 +1,7 @@
 //! Replicated page-table pages of this node: each with a twin, the content every node agreed on.
-//! A scan compares page and twin and reports every changed 8-byte entry; a peer's entry is applied to
-//! both. The page itself is written by guest code and by the hardware's walks at any time, so entries
-//! are read and changed atomically.
+//! A scan compares page and twin and reports every changed 8-byte entry; a peer's entry is
+//! applied to both. The page itself is written by guest code and by the hardware's walks at any
+//! time, so entries are read and changed atomically.
 
 const std = @import("std");
 
