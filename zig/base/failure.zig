@@ -9,7 +9,7 @@ pub var record: abi.ErrorRecord = .{ .status = 0, .errno = 0, .text_len = 0, .te
 
 /// Records the failure and returns its status, so that an export can `return fail(...)`.
 pub fn fail(status: abi.Status, comptime format: []const u8, args: anytype) i32 {
-    record.status = @intFromEnum(status);
+    record.status = @backingInt(status);
     record.errno = sys.last_errno;
     const text = std.fmt.bufPrint(&record.text, format, args) catch record.text[0..];
     record.text_len = @intCast(text.len);

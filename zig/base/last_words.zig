@@ -31,9 +31,9 @@ fn write(kind: abi.LastWordsKind, signo: u32, address: u64, text: []const u8) vo
     const n = @min(text.len, words.text.len);
     @memcpy(words.text[0..n], text[0..n]);
     words.text_len = @intCast(n);
-    @atomicStore(u32, &shared.state, @intFromEnum(abi.EngineState.dead), .release);
+    @atomicStore(u32, &shared.state, @backingInt(abi.EngineState.dead), .release);
     // Release: a reader that sees the kind sees everything else.
-    @atomicStore(u32, &words.kind, @intFromEnum(kind), .release);
+    @atomicStore(u32, &words.kind, @backingInt(kind), .release);
 }
 
 pub fn onPanic(message: []const u8, return_address: ?usize) noreturn {
@@ -51,8 +51,8 @@ pub fn fatal(comptime format: []const u8, args: anytype) noreturn {
 
 fn onSignal(signal: posix.SIG, info: *const posix.siginfo_t, _: ?*anyopaque) callconv(.c) void {
     const address: u64 = @intFromPtr(info.fields.sigfault.addr);
-    write(.signal, @intCast(@intFromEnum(signal)), address, "fatal signal in the engine");
-    linux.exit_group(128 + @as(i32, @intCast(@intFromEnum(signal))));
+    write(.signal, @intCast(@backingInt(signal)), address, "fatal signal in the engine");
+    linux.exit_group(128 + @as(i32, @intCast(@backingInt(signal))));
 }
 
 /// Replaces the runtime's crash handlers: its report would blame the wrong program.
@@ -62,7 +62,8 @@ pub fn installSignalHandlers() void {
         .mask = posix.sigemptyset(),
         .flags = posix.SA.SIGINFO,
     };
-    for ([_]posix.SIG{ .SEGV, .BUS, .ILL, .FPE, .ABRT, .TRAP }) |s| posix.sigaction(s, &action, null);
+    const fatal_signals = [_]posix.SIG{ .SEGV, .BUS, .ILL, .FPE, .ABRT, .TRAP };
+    for (fatal_signals) |signal| posix.sigaction(signal, &action, null);
 }
 
 test "the first cause wins" {
@@ -74,7 +75,7 @@ test "the first cause wins" {
     write(.panic, 0, 0x1234, "index out of bounds");
     write(.signal, 6, 0, "fatal signal in the engine");
     const words = &shared.last_words;
-    try std.testing.expectEqual(@intFromEnum(abi.LastWordsKind.panic), words.kind);
+    try std.testing.expectEqual(@backingInt(abi.LastWordsKind.panic), words.kind);
     try std.testing.expectEqualStrings("index out of bounds", words.text[0..words.text_len]);
-    try std.testing.expectEqual(@intFromEnum(abi.EngineState.dead), shared.state);
+    try std.testing.expectEqual(@backingInt(abi.EngineState.dead), shared.state);
 }

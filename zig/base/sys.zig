@@ -1,6 +1,6 @@
 //! Thin wrappers over the system calls the data plane makes: each returns a value or an error that
-//! carries no errno, with `last_errno` beside it for reports. No std.Io here: its start-up would take
-//! over signal handlers of the process that loaded us.
+//! carries no errno, with `last_errno` beside it for reports. No std.Io here: its start-up would
+//! take over signal handlers of the process that loaded us.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -14,7 +14,7 @@ pub const Error = error{SystemCall};
 pub fn check(result: usize) Error!usize {
     const e = linux.errno(result);
     if (e == .SUCCESS) return result;
-    last_errno = @intFromEnum(e);
+    last_errno = @backingInt(e);
     return error.SystemCall;
 }
 
@@ -124,7 +124,7 @@ pub fn restoreSignals(old: posix.sigset_t) void {
 
 /// The real-time signal that kicks a vCPU thread out of KVM_RUN.
 pub fn kickSignal() posix.SIG {
-    return @enumFromInt(std.c.sigrtmin() + 2);
+    return @fromBackingInt(@intCast(std.c.sigrtmin() + 2));
 }
 
 pub fn unblockSignal(sig: posix.SIG) void {
@@ -136,7 +136,8 @@ pub fn unblockSignal(sig: posix.SIG) void {
 /// Pins the calling thread to one of the CPUs it may use: number `index` modulo their count.
 pub fn pinToCpu(index: u32) void {
     var allowed: linux.cpu_set_t = @splat(0);
-    if (linux.errno(linux.sched_getaffinity(0, @sizeOf(linux.cpu_set_t), &allowed)) != .SUCCESS) return;
+    const r = linux.sched_getaffinity(0, @sizeOf(linux.cpu_set_t), &allowed);
+    if (linux.errno(r) != .SUCCESS) return;
     var count: u32 = 0;
     for (allowed) |word| count += @popCount(word);
     if (count == 0) return;
@@ -172,7 +173,7 @@ pub fn writeAll(fd: i32, bytes: []const u8) Error!void {
                 _ = linux.poll(&p, 1, 1000);
             },
             else => |e| {
-                last_errno = @intFromEnum(e);
+                last_errno = @backingInt(e);
                 return error.SystemCall;
             },
         }

@@ -29,12 +29,12 @@ pub const ThreadTimer = struct {
 
     pub fn create(signal: std.posix.SIG) sys.Error!ThreadTimer {
         var event: SigEvent = .{
-            .signo = @intCast(@intFromEnum(signal)),
+            .signo = @intCast(@backingInt(signal)),
             .notify = SIGEV_THREAD_ID,
             .tid = linux.gettid(),
         };
         var id: i32 = -1;
-        const clock = @intFromEnum(linux.CLOCK.MONOTONIC);
+        const clock = @backingInt(linux.CLOCK.MONOTONIC);
         const r = linux.syscall3(.timer_create, clock, @intFromPtr(&event), @intFromPtr(&id));
         _ = try sys.check(r);
         return .{ .id = id };
@@ -70,7 +70,7 @@ test "an armed timer signals its thread once, a disarmed one never" {
         .mask = posix.sigemptyset(),
         .flags = 0,
     };
-    const signal: posix.SIG = @enumFromInt(std.c.sigrtmin() + 5);
+    const signal: posix.SIG = @fromBackingInt(@intCast(std.c.sigrtmin() + 5));
     posix.sigaction(signal, &action, null);
     var timer = try ThreadTimer.create(signal);
     defer timer.destroy();

@@ -1,8 +1,8 @@
 //! Who answers a port or MMIO access: the table TypeScript made (abi.BusRegion), and the devices of
-//! this engine behind it. A device of another node, a device in TypeScript and an address nobody owns
-//! are answers too; the vCPU thread acts on them.
-//! Lock order: a device's lock, then the IOAPIC's; interrupts are posted with both released or under
-//! the IOAPIC's only (posting is lock-free).
+//! this engine behind it. A device of another node, a device in TypeScript and an address nobody
+//! owns are answers too; the vCPU thread acts on them.
+//! Lock order: a device's lock, then the IOAPIC's; interrupts are posted with both released or
+//! under the IOAPIC's only (posting is lock-free).
 
 const std = @import("std");
 const abi = @import("../abi.zig");
@@ -69,16 +69,16 @@ pub const Bus = struct {
             return if (index == 0) null else &self.regions[index - 1];
         }
         for (self.regions[0..self.region_count]) |*r| {
-            if (r.kind == @intFromEnum(abi.IoKind.mmio) and address -% r.base < r.len) return r;
+            if (r.kind == @backingInt(abi.IoKind.mmio) and address -% r.base < r.len) return r;
         }
         return null;
     }
 
-    /// Answers on this node where it can. Ports of adjacent devices that one wide access covers go to
-    /// the first one, as on hardware behind one decoder.
+    /// Answers on this node where it can. Ports of adjacent devices that one wide access covers go
+    /// to the first one, as on hardware behind one decoder.
     pub fn access(self: *Bus, a: Access) Answer {
         const region = self.find(a.kind, a.address) orelse return .unclaimed;
-        const target: abi.BusTarget = @enumFromInt(region.target);
+        const target: abi.BusTarget = @fromBackingInt(@intCast(region.target));
         if (target == .none) return .{ .done = ones(a.size) };
         // The PM timer reads every node's own synchronised clock: never worth a message.
         const everywhere = target == .pm_timer or target == .hypervisor_port;
@@ -100,7 +100,7 @@ pub const Bus = struct {
     pub fn isHypervisorPort(self: *const Bus, port: u16) bool {
         const index = self.ports[port];
         if (index == 0) return false;
-        return self.regions[index - 1].target == @intFromEnum(abi.BusTarget.hypervisor_port);
+        return self.regions[index - 1].target == @backingInt(abi.BusTarget.hypervisor_port);
     }
 };
 

@@ -36,7 +36,7 @@ pub const Events = struct {
 
     pub fn simple(self: *Events, kind: abi.EventKind, vcpu: u32, a: u64, b: u64, c: u64) void {
         self.push(.{
-            .kind = @intFromEnum(kind),
+            .kind = @backingInt(kind),
             .vcpu = vcpu,
             .a = a,
             .b = b,
@@ -50,7 +50,7 @@ pub const Events = struct {
     /// A short text for the user; cut at 40 bytes (a..e of the event).
     pub fn notice(self: *Events, text: []const u8) void {
         var event = std.mem.zeroes(abi.Event);
-        event.kind = @intFromEnum(abi.EventKind.notice);
+        event.kind = @backingInt(abi.EventKind.notice);
         const room = std.mem.asBytes(&event)[@offsetOf(abi.Event, "a")..][0..40];
         const n = @min(text.len, room.len);
         @memcpy(room[0..n], text[0..n]);

@@ -37,7 +37,7 @@ pub fn handle(self: *VcpuThread) bool {
         },
         .internal_error => return broken(self, run.exit.internal.suberror),
         .fail_entry => return broken(self, run.exit.fail_entry.reason),
-        else => return broken(self, @intFromEnum(run.exit_reason)),
+        else => return broken(self, @backingInt(run.exit_reason)),
     }
     return true;
 }

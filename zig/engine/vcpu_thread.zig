@@ -109,7 +109,9 @@ pub const VcpuThread = struct {
     fn takeInbox(self: *VcpuThread) !void {
         var taken = self.inbox.take();
         if (self.deferred.signals != 0) {
-            if (taken.signals & Signal.startup == 0) taken.startup_vector = self.deferred.startup_vector;
+            if (taken.signals & Signal.startup == 0) {
+                taken.startup_vector = self.deferred.startup_vector;
+            }
             taken.signals |= self.deferred.signals;
             self.deferred = .{ .signals = 0, .startup_vector = 0 };
         }
@@ -230,7 +232,7 @@ pub const VcpuThread = struct {
     /// wait only if they stop the VM: their signals are kept for the next turn.
     pub fn request(self: *VcpuThread, access: bus_file.Access, completer: Completer) ?u64 {
         const slot = &self.engine.shared.io_slots[self.index];
-        slot.kind = @intFromEnum(access.kind);
+        slot.kind = @backingInt(access.kind);
         slot.size = access.size;
         slot.is_write = @intFromBool(access.is_write);
         slot.address = access.address;
@@ -244,25 +246,27 @@ pub const VcpuThread = struct {
             .remote => self.stats.io_remote += 1,
         }
         // Release: the completer sees the fields before the state.
-        @atomicStore(u32, &slot.state, @intFromEnum(abi.IoState.posted), .release);
+        @atomicStore(u32, &slot.state, @backingInt(abi.IoState.posted), .release);
         switch (completer) {
             .typescript => self.engine.events.simple(.io_request, self.index, access.address, 0, 0),
             .remote => |node| self.engine.forward(self.index, node),
         }
         // Acquire: pairs with the completer's release of `done`.
-        while (@atomicLoad(u32, &slot.state, .acquire) != @intFromEnum(abi.IoState.done)) {
+        while (@atomicLoad(u32, &slot.state, .acquire) != @backingInt(abi.IoState.done)) {
             if (self.engine.stopping()) return null;
             self.inbox.sleep(null);
             self.deferSignals();
         }
-        @atomicStore(u32, &slot.state, @intFromEnum(abi.IoState.idle), .release);
+        @atomicStore(u32, &slot.state, @backingInt(abi.IoState.idle), .release);
         return slot.value;
     }
 
     fn deferSignals(self: *VcpuThread) void {
         const taken = self.inbox.take();
         if (taken.signals & Signal.init != 0) self.deferred.signals &= ~Signal.startup;
-        if (taken.signals & Signal.startup != 0) self.deferred.startup_vector = taken.startup_vector;
+        if (taken.signals & Signal.startup != 0) {
+            self.deferred.startup_vector = taken.startup_vector;
+        }
         self.deferred.signals |= taken.signals;
     }
 };

@@ -47,7 +47,7 @@ pub const Vcpu = struct {
     pub fn setMsr(self: *const Vcpu, entry: abi.MsrEntry) Error!void {
         var list: api.MsrsOne = .{ .entry = entry };
         if (try sys.ioctl(self.fd, api.SET_MSRS, @intFromPtr(&list)) == 1) return;
-        sys.last_errno = @intFromEnum(linux.E.INVAL);
+        sys.last_errno = @backingInt(linux.E.INVAL);
         return error.SystemCall;
     }
 
@@ -191,7 +191,7 @@ pub const Vcpu = struct {
             .SUCCESS => .exited,
             .INTR, .AGAIN => .interrupted,
             else => |e| {
-                sys.last_errno = @intFromEnum(e);
+                sys.last_errno = @backingInt(e);
                 return error.SystemCall;
             },
         };
