@@ -35,4 +35,5 @@ test {
     _ = @import("irq/model_test.zig");
     _ = @import("irq/route.zig");
     _ = @import("transport/frame.zig");
+    _ = @import("transport/tcp.zig");
 }
