@@ -56,7 +56,7 @@ export const HARDWARE: AcpiHardware = {
   com1Irq: 4,
   rtcPort: 0x70,
   rtcIrq: 8,
-  rtcCenturyIndex: 0,
+  rtcCenturyIndex: 0x32,
   // isa-debug-exit, debugcon and the hypervisor's identity port.
   claimedPorts: [
     [0xf4, 4],

@@ -130,6 +130,12 @@ test("the FADT tells the PM registers at both their places, and the reset regist
   expect(fadt.getUint16(109, true)).toBe(0b000101);
 });
 
+test("the FADT names the CMOS byte in which the clock keeps the century", async () => {
+  const clock = await Bun.file(`${import.meta.dir}/../zig/devices/rtc.zig`).text();
+  const [, index] = /const century = (0x[0-9a-f]+);/.exec(clock) ?? [];
+  expect(new Memory(ONE_NODE).find("FACP")[108]).toBe(Number(index));
+});
+
 describe("MADT", () => {
   test("tells APIC ids below 255 in the old form, boot CPU first, and one IOAPIC", () => {
     const madt = new Memory(TWO_NODES).find("APIC");
