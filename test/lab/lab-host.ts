@@ -204,7 +204,7 @@ function hostCommand(options: HostOptions, consolePath: string): string[] {
     `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`,
   ];
   const kernelLine = [
-    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check random.trust_cpu=on",
+    "console=ttyS0 loglevel=5 panic=-1 mitigations=off tsc=reliable no_timer_check random.trust_cpu=on",
     `lab.node=${index} lab.hosts=${options.hosts} lab.checkout=${checkout}`,
     `lab.modules=${image.modules}`,
   ];

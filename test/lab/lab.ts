@@ -141,9 +141,11 @@ interface Child {
 class Children {
   readonly directory: string;
   readonly #children: Child[] = [];
-  readonly #atExit = () => {
+  readonly #atExit = (status: number) => {
     for (const child of this.#children) child.kill();
-    removeRunDirectory(this.directory);
+    // Above 128 is how main.ts says that it was told to stop; an error leaves its evidence.
+    if (status === 0 || status > 128) removeRunDirectory(this.directory);
+    else keepRunDirectory(this.directory);
   };
 
   constructor(directory: string) {
