@@ -7,6 +7,7 @@ test {
     _ = @import("base/last_words.zig");
     _ = @import("base/sys.zig");
     _ = @import("base/timer.zig");
+    _ = @import("base/uffd_api.zig");
     _ = @import("devices/calendar.zig");
     _ = @import("devices/hypervisor_port.zig");
     _ = @import("devices/pm_timer.zig");
@@ -19,6 +20,9 @@ test {
     _ = @import("engine/exits.zig");
     _ = @import("engine/inbox.zig");
     _ = @import("kvm/api.zig");
+    _ = @import("kvm/probe.zig");
+    _ = @import("kvm/probe_guest.zig");
+    _ = @import("kvm/probe_memory.zig");
     _ = @import("kvm/host.zig");
     _ = @import("memory/faults.zig");
     _ = @import("memory/mailbox.zig");

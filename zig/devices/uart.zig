@@ -1,4 +1,4 @@
-//! A 16550A serial port: registers, both FIFOs, interrupt priorities and loopback, as far as a
+//! A 16550A serial port: registers, both FIFOs, interrupt priorities and loopback, as far as
 //! software can see them (National Semiconductor PC16550D data sheet; "DS" below names its
 //! section). Pure: bytes in, bytes out, the level of the interrupt line. Characters take no time:
 //! what the guest sends is in `sent` at once, and data below the trigger level counts as timed
