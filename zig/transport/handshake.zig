@@ -150,8 +150,8 @@ pub const Peer = struct { node: u8 };
 pub const Result = union(enum) { connected: Peer, refused: Refusal };
 
 pub const Progress = union(enum) {
-    /// Poll for these events, then advance again.
-    waiting: i16,
+    /// Poll for events(), then advance again.
+    waiting,
     finished: Result,
 };
 
@@ -190,6 +190,12 @@ pub const Handshake = struct {
         return self;
     }
 
+    /// What to poll for before the next advance().
+    pub fn events(self: *const Handshake) i16 {
+        const out: i16 = if (self.out_start < self.out_end and !self.is_deaf) linux.POLL.OUT else 0;
+        return if (self.result == null) linux.POLL.IN | out else out;
+    }
+
     /// Goes as far as the socket lets it.
     pub fn advance(self: *Handshake, fd: i32) Progress {
         while (true) {
@@ -197,13 +203,12 @@ pub const Handshake = struct {
             if (self.result) |result| {
                 // A refusal's last bytes are a courtesy: not waited for.
                 if (all_sent or result == .refused) return .{ .finished = result };
-                return .{ .waiting = linux.POLL.OUT };
+                return .waiting;
             }
             const need = self.needed();
             if (self.in_length < need and !self.readSome(fd, need)) {
                 if (self.result != null) continue;
-                const out: i16 = if (all_sent) 0 else linux.POLL.OUT;
-                return .{ .waiting = linux.POLL.IN | out };
+                return .waiting;
             }
             if (self.in_length == need) {
                 self.in_length = 0;
@@ -412,7 +417,7 @@ pub fn perform(fd: i32, role: Role, own: Identity, key: *const Key, deadline_ns:
     while (true) {
         switch (shake.advance(fd)) {
             .finished => |result| return result,
-            .waiting => |events| tcp.waitFor(fd, events, deadline_ns) catch |err| switch (err) {
+            .waiting => tcp.waitFor(fd, shake.events(), deadline_ns) catch |err| switch (err) {
                 error.TimedOut => return .{ .refused = shake.timedOut() },
                 error.SystemCall => return failedCall(),
             },
