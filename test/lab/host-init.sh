@@ -28,7 +28,6 @@ mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work ro
     echo "lab: cannot mount the overlay"
 for name in proc sys dev; do mount --move /$name /root/$name; done
 mkdir -p /root/out /root/dev/shm /root/dev/pts
-mount -t tmpfs -o mode=1777 tmp /root/tmp
 mount -t tmpfs -o mode=1777 shm /root/dev/shm
 mount -t tmpfs -o mode=0755 run /root/run
 mount -t devpts -o mode=0620,ptmxmode=0666 pts /root/dev/pts
