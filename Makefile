@@ -1,6 +1,6 @@
 # SSI-HV: build, test, lab. `make help` lists the targets; ARCHITECTURE.md says how it all fits.
 # The first call fetches the pinned tools (tools/setup.sh); a later one needs no network. All that
-# is made stays in the checkout: build, dist, .tools, node_modules, .zig-cache, .lab.
+# is made stays in the checkout: build, dist, .tools, node_modules, .zig-cache, .lab, lab.out.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -61,7 +61,7 @@ gen: build/abi.gen.ts
 .PHONY: clean
 clean:
 	@if [ -x $(BUN) ]; then $(BUN) test/lab/main.ts --reap --all; fi
-	rm -rf build dist .zig-cache
+	rm -rf build dist .zig-cache lab.out
 
 ##> distclean  clean, and remove fetched tools, packages and the lab's cache
 .PHONY: distclean
