@@ -31,8 +31,8 @@ export interface OutputOptions {
 }
 
 export class RunOutput {
-  /** Raw terminals need a carriage return before what we say, wherever the guest left the cursor. */
-  raw = false;
+  /** The guest left the cursor in the middle of a line of the terminal we write to as well. */
+  midLine = false;
   /** Ctrl-A R was pressed: show the next summaries. */
   showSummaries = false;
   private readonly options: OutputOptions;
@@ -94,7 +94,8 @@ export class RunOutput {
   }
 
   private lines(text: string): void {
-    const body = this.raw ? `\r${text.replaceAll("\n", "\r\n")}\r\n` : `${text}\n`;
-    this.options.write(body);
+    // Raw mode keeps the terminal's output processing: a newline is enough.
+    this.options.write(`${this.midLine ? "\n" : ""}${text}\n`);
+    this.midLine = false;
   }
 }

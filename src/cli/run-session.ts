@@ -14,6 +14,8 @@ import { ConsoleInputStream, ConsoleOutputStream } from "./terminal.ts";
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
 type Ending = (typeof ENDING)[number] | "SIGPIPE";
 
+const NEWLINE = 0x0a;
+
 /** As a shell reports a command that a signal ended. */
 function signalStatus(signal: Ending): number {
   return 128 + constants.signals[signal];
@@ -34,7 +36,7 @@ export class RunSession {
     this.vm = new Vm(
       plan,
       {
-        onConsole: (chunk) => this.stdout.write(chunk),
+        onConsole: (chunk) => this.onConsole(chunk),
         onEvent: (event) => this.output.event(event),
       },
       deps,
@@ -45,11 +47,9 @@ export class RunSession {
   async run(): Promise<number> {
     this.listen();
     this.input.enterRaw();
-    this.output.raw = this.input.isTerminal;
     this.input.start((chunk) => this.onInput(chunk));
     const outcome = await this.vm.run();
     this.input.close();
-    this.output.raw = false;
     for (const undo of this.undo) undo();
     const status = this.output.outcome(outcome, this.vm.summaries());
     return this.endedBy === undefined ? status : signalStatus(this.endedBy);
@@ -75,6 +75,11 @@ export class RunSession {
     }
     this.endedBy = signal;
     this.vm.stop();
+  }
+
+  private onConsole(chunk: Uint8Array): Promise<void> {
+    if (this.input.isTerminal) this.output.midLine = chunk[chunk.length - 1] !== NEWLINE;
+    return this.stdout.write(chunk);
   }
 
   private async onInput(chunk: Uint8Array): Promise<void> {

@@ -1,0 +1,33 @@
+// The real command line over engines that are fakes (src/node/fake-engine.fixture.ts): what tests of
+// `ssihv run` spawn, so that they need neither KVM nor the Zig library. Never part of the product.
+
+import { closeSync, openSync } from "node:fs";
+import { join } from "node:path";
+
+import { hostFacts } from "../node/host-facts.ts";
+import type { CpuDump } from "../node/last-words.ts";
+import { main } from "./app.ts";
+
+const ENGINE = join(import.meta.dir, "..", "node", "fake-engine.fixture.ts");
+
+const status = await main(process.argv.slice(2), process, {
+  facts: hostFacts,
+  kvmOpenError: () => process.env["FAKE_KVM_ERROR"],
+  probe: () => Promise.reject(new Error("no probe in this test")),
+  runEngine: () => Promise.reject(new Error("no engine in this test")),
+  engineCommand: [process.execPath, ENGINE],
+  sharedPages: () =>
+    Promise.resolve(() => {
+      const fd = openSync("/dev/null", "r+");
+      return {
+        fd,
+        close: () => closeSync(fd),
+        cpuDump: () => ({ valid: 0 }) as CpuDump,
+        lastWords: () => {
+          const text = new TextEncoder().encode("planted");
+          return { kind: 1, signo: 0, vcpu: 0, text_len: text.length, address: 0n, text };
+        },
+      };
+    }),
+});
+process.exit(status);
