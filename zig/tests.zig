@@ -4,6 +4,7 @@
 test {
     _ = @import("abi_hash.zig");
     _ = @import("base/failure.zig");
+    _ = @import("base/histogram.zig");
     _ = @import("base/last_words.zig");
     _ = @import("base/sys.zig");
     _ = @import("base/timer.zig");

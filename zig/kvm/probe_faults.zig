@@ -11,23 +11,6 @@ const uffd_api = @import("../base/uffd_api.zig");
 const page_size = guest.page_size;
 const pages_max = guest.ram_pages;
 
-pub const Mode = enum { full, user_only };
-
-/// The device node needs no sysctl; the system call is the way of kernels before 6.1.
-pub fn openUffd(mode: Mode) sys.Error!i32 {
-    const open_flags: linux.O = .{ .CLOEXEC = true, .NONBLOCK = true };
-    const flags = @as(u32, @bitCast(open_flags)) |
-        (if (mode == .user_only) uffd_api.user_mode_only else 0);
-    const device_flags: linux.O = .{ .ACCMODE = .RDWR, .CLOEXEC = true };
-    if (sys.check(linux.open("/dev/userfaultfd", device_flags, 0))) |device| {
-        const fd: i32 = @intCast(device);
-        defer sys.close(fd);
-        return @intCast(try sys.ioctl(fd, uffd_api.IOC_NEW, flags));
-    } else |_| {
-        return @intCast(try sys.check(linux.syscall1(.userfaultfd, flags)));
-    }
-}
-
 const Counter = std.atomic.Value(u32);
 
 /// What the thread shares with the one that probes. Counters are written before the fault is
@@ -104,9 +87,9 @@ pub const Faults = struct {
     thread: std.Thread,
 
     /// Registers the memory for absent and protected pages, asking for what an engine asks for.
-    pub fn start(memory: []align(std.heap.page_size_min) u8, mode: Mode) sys.Error!Faults {
+    pub fn start(memory: []align(std.heap.page_size_min) u8, mode: uffd_api.Mode) sys.Error!Faults {
         std.debug.assert(memory.len <= pages_max * page_size);
-        const fd = try openUffd(mode);
+        const fd = try uffd_api.open(mode);
         errdefer sys.close(fd);
         const wanted = uffd_api.Feature.pagefault_wp | uffd_api.Feature.thread_id;
         var features: uffd_api.Api = .{ .features = wanted };

@@ -13,7 +13,6 @@ const ProbeVm = probe_vm.ProbeVm;
 const Error = probe_vm.Error;
 const good = @import("probe_cpu.zig").good;
 const Faults = @import("probe_faults.zig").Faults;
-const openUffd = @import("probe_faults.zig").openUffd;
 
 const page_size = guest.page_size;
 
@@ -73,7 +72,7 @@ pub fn walksWrite() Error!abi.ProbeResult {
 /// Value: every feature this kernel offers (UFFDIO_API). A process that may only open the user-mode
 /// kind gets its answer too: the next probe says what is lacking.
 pub fn userfaultfd() Error!abi.ProbeResult {
-    const fd = openUffd(.full) catch try openUffd(.user_only);
+    const fd = uffd_api.open(.full) catch try uffd_api.open(.user_only);
     defer sys.close(fd);
     var features: uffd_api.Api = .{ .features = 0 };
     _ = try sys.ioctl(fd, uffd_api.UFFDIO_API, @intFromPtr(&features));

@@ -4,6 +4,7 @@
 
 const std = @import("std");
 const abi = @import("../abi.zig");
+const histogram = @import("../base/histogram.zig");
 
 /// vCPU threads, device threads, the loader.
 pub const threads_max = 96;
@@ -70,7 +71,7 @@ pub const Faults = struct {
             const ns = now -| e.since_ns;
             if (e.remote) {
                 self.stats.faults_remote += 1;
-                record(&self.stats.fault_latency, ns);
+                histogram.record(&self.stats.fault_latency, ns);
             } else self.stats.faults_local += 1;
             self.stats.stalled_ns += ns;
             self.stats.stall_ns_max = @max(self.stats.stall_ns_max, ns);
@@ -87,14 +88,6 @@ pub const Faults = struct {
         return age;
     }
 };
-
-pub fn record(histogram: *abi.Histogram, ns: u64) void {
-    const bucket = if (ns == 0) 0 else std.math.log2_int(u64, ns);
-    histogram.buckets[@min(bucket, histogram.buckets.len - 1)] += 1;
-    histogram.count += 1;
-    histogram.sum_ns += ns;
-    histogram.max_ns = @max(histogram.max_ns, ns);
-}
 
 test "a wait is counted once, from its first fault to the wake" {
     var stats = std.mem.zeroes(abi.EngineStats);
@@ -113,13 +106,4 @@ test "a wait is counted once, from its first fault to the wake" {
     faults.woken(7, 9000);
     try std.testing.expectEqual(@as(u64, 3500), stats.stalled_ns);
     try std.testing.expectEqual(@as(u64, 0), faults.oldest(9000));
-}
-
-test "the histogram's buckets are powers of two" {
-    var histogram = std.mem.zeroes(abi.Histogram);
-    for ([_]u64{ 0, 1, 1023, 1024, 1 << 50 }) |ns| record(&histogram, ns);
-    try std.testing.expectEqual(@as(u64, 2), histogram.buckets[0]);
-    try std.testing.expectEqual(@as(u64, 1), histogram.buckets[9]);
-    try std.testing.expectEqual(@as(u64, 1), histogram.buckets[10]);
-    try std.testing.expectEqual(@as(u64, 1), histogram.buckets[39]);
 }

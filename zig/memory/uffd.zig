@@ -5,53 +5,13 @@
 const std = @import("std");
 const linux = std.os.linux;
 const sys = @import("../base/sys.zig");
-
-const API: u64 = 0xaa;
-const ioctl_new = 0xaa00; // USERFAULTFD_IOC_NEW on /dev/userfaultfd
-const UFFDIO_API = 0xc018_aa3f;
-const UFFDIO_REGISTER = 0xc020_aa00;
-const UFFDIO_WAKE = 0x8010_aa02;
-const UFFDIO_COPY = 0xc028_aa03;
-const UFFDIO_WRITEPROTECT = 0xc018_aa06;
-
-pub const feature_pagefault_wp: u64 = 1 << 0;
-pub const feature_thread_id: u64 = 1 << 8;
-
-const register_missing: u64 = 1;
-const register_wp: u64 = 2;
-const copy_dontwake: u64 = 1;
-const copy_wp: u64 = 2;
-const wp_on: u64 = 1;
-const wp_dontwake: u64 = 2;
+const uapi = @import("../base/uffd_api.zig");
 
 const MADV_DONTNEED = 4;
 
 const page_size = 4096;
 
-const ApiRecord = extern struct { api: u64 = API, features: u64, ioctls: u64 = 0 };
-const Range = extern struct { start: u64, len: u64 };
-const Register = extern struct { range: Range, mode: u64, ioctls: u64 = 0 };
-const Copy = extern struct { dst: u64, src: u64, len: u64, mode: u64, copied: i64 = 0 };
-const WriteProtect = extern struct { range: Range, mode: u64 };
-
-/// struct uffd_msg of a page fault.
-pub const Message = extern struct {
-    event: u8,
-    reserved: [7]u8,
-    flags: u64,
-    address: u64,
-    thread: u32,
-    reserved2: u32,
-
-    pub const event_pagefault = 0x12;
-    const flag_write: u64 = 1;
-    const flag_wp: u64 = 2;
-
-    /// The thread wants to write: on an absent page, or on a protected one.
-    pub fn isWrite(self: Message) bool {
-        return self.flags & (flag_write | flag_wp) != 0;
-    }
-};
+pub const Message = uapi.Message;
 
 pub const Installed = enum { done, existed };
 
@@ -62,31 +22,16 @@ pub const Uffd = struct {
 
     /// Opens a full-mode userfaultfd and registers the memory for missing and write-protect faults.
     pub fn open(memory: []align(std.heap.page_size_min) u8) sys.Error!Uffd {
-        const fd = try openFd();
+        const fd = try uapi.open(.full);
         errdefer sys.close(fd);
-        var api: ApiRecord = .{ .features = feature_pagefault_wp | feature_thread_id };
-        _ = try sys.ioctl(fd, UFFDIO_API, @intFromPtr(&api));
-        var register: Register = .{
+        var api: uapi.Api = .{ .features = uapi.Feature.pagefault_wp | uapi.Feature.thread_id };
+        _ = try sys.ioctl(fd, uapi.UFFDIO_API, @intFromPtr(&api));
+        var register: uapi.Register = .{
             .range = .{ .start = @intFromPtr(memory.ptr), .len = memory.len },
-            .mode = register_missing | register_wp,
+            .mode = uapi.register_missing | uapi.register_wp,
         };
-        _ = try sys.ioctl(fd, UFFDIO_REGISTER, @intFromPtr(&register));
+        _ = try sys.ioctl(fd, uapi.UFFDIO_REGISTER, @intFromPtr(&register));
         return .{ .fd = fd, .base = @intFromPtr(memory.ptr), .features = api.features };
-    }
-
-    /// The device node needs no sysctl; the system call is the way of kernels before 6.1.
-    fn openFd() sys.Error!i32 {
-        const flags: linux.O = .{ .CLOEXEC = true, .NONBLOCK = true };
-        const device_flags: linux.O = .{ .ACCMODE = .RDWR, .CLOEXEC = true };
-        if (sys.check(linux.open("/dev/userfaultfd", device_flags, 0))) |device| {
-            const fd: i32 = @intCast(device);
-            defer sys.close(fd);
-            const raw: u32 = @bitCast(flags);
-            return @intCast(try sys.ioctl(fd, ioctl_new, raw));
-        } else |_| {
-            const raw: u32 = @bitCast(flags);
-            return @intCast(try sys.check(linux.syscall1(.userfaultfd, raw)));
-        }
     }
 
     fn address(self: *const Uffd, page: u32) u64 {
@@ -104,15 +49,22 @@ pub const Uffd = struct {
     }
 
     /// Maps a page with content. `protected` leaves it read-only; without `wakes` waiters stay.
-    pub fn copy(self: *const Uffd, page: u32, source: *const [page_size]u8, protected: bool, wakes: bool) sys.Error!Installed {
-        var c: Copy = .{
+    pub fn copy(
+        self: *const Uffd,
+        page: u32,
+        source: *const [page_size]u8,
+        protected: bool,
+        wakes: bool,
+    ) sys.Error!Installed {
+        var c: uapi.Copy = .{
             .dst = self.address(page),
             .src = @intFromPtr(source),
             .len = page_size,
-            .mode = (if (protected) copy_wp else 0) | (if (wakes) @as(u64, 0) else copy_dontwake),
+            .mode = (if (protected) uapi.copy_wp else 0) |
+                (if (wakes) 0 else uapi.copy_dontwake),
         };
         while (true) {
-            const r = linux.ioctl(self.fd, UFFDIO_COPY, @intFromPtr(&c));
+            const r = linux.ioctl(self.fd, uapi.UFFDIO_COPY, @intFromPtr(&c));
             switch (linux.errno(r)) {
                 .SUCCESS => return .done,
                 .AGAIN, .INTR => c.copied = 0,
@@ -125,8 +77,9 @@ pub const Uffd = struct {
         }
     }
 
+    /// Never wakes anyone.
     pub fn protect(self: *const Uffd, page: u32) sys.Error!void {
-        return self.writeProtect(page, wp_on | wp_dontwake);
+        return self.writeProtect(page, uapi.wp_on);
     }
 
     /// Makes a present page writable and wakes its waiters.
@@ -135,14 +88,12 @@ pub const Uffd = struct {
     }
 
     fn writeProtect(self: *const Uffd, page: u32, mode: u64) sys.Error!void {
-        // DONTWAKE is refused together with WP: protecting never wakes anyway.
-        const accepted = if (mode & wp_on != 0) wp_on else mode;
-        var w: WriteProtect = .{
+        var w: uapi.WriteProtect = .{
             .range = .{ .start = self.address(page), .len = page_size },
-            .mode = accepted,
+            .mode = mode,
         };
         while (true) {
-            const r = linux.ioctl(self.fd, UFFDIO_WRITEPROTECT, @intFromPtr(&w));
+            const r = linux.ioctl(self.fd, uapi.UFFDIO_WRITEPROTECT, @intFromPtr(&w));
             switch (linux.errno(r)) {
                 .SUCCESS => return,
                 .AGAIN, .INTR => {},
@@ -155,8 +106,8 @@ pub const Uffd = struct {
     }
 
     pub fn wake(self: *const Uffd, page: u32) sys.Error!void {
-        var range: Range = .{ .start = self.address(page), .len = page_size };
-        _ = try sys.ioctl(self.fd, UFFDIO_WAKE, @intFromPtr(&range));
+        var range: uapi.Range = .{ .start = self.address(page), .len = page_size };
+        _ = try sys.ioctl(self.fd, uapi.UFFDIO_WAKE, @intFromPtr(&range));
     }
 
     pub fn drop(self: *const Uffd, page: u32) sys.Error!void {
@@ -198,7 +149,7 @@ const TestServer = struct {
             for (messages[0..n]) |m| {
                 const page = self.uffd.pageOf(m.address);
                 if (m.isWrite()) _ = self.writes.fetchAdd(1, .seq_cst);
-                if (m.flags & Message.flag_wp != 0) {
+                if (m.flags & uapi.flag_wp != 0) {
                     self.uffd.unprotect(page) catch unreachable;
                     return;
                 }
