@@ -15,6 +15,7 @@ export interface HostOptions {
   index: number;
   hosts: number;
   cpus: number;
+  parallelCpus: boolean;
   memoryMiB: number;
   directory: string;
   image: HostImage;
@@ -204,7 +205,8 @@ function hostCommand(options: HostOptions, consolePath: string): string[] {
     `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`,
   ];
   const kernelLine = [
-    "console=ttyS0 loglevel=5 panic=-1 mitigations=off tsc=reliable no_timer_check random.trust_cpu=on",
+    "console=ttyS0 loglevel=5 panic=-1 mitigations=off tsc=reliable no_timer_check",
+    "random.trust_cpu=on",
     `lab.node=${index} lab.hosts=${options.hosts} lab.checkout=${checkout}`,
     `lab.modules=${image.modules}`,
   ];
@@ -216,7 +218,7 @@ function hostCommand(options: HostOptions, consolePath: string): string[] {
     "--",
     ...options.qemu.command,
     "-accel",
-    "tcg,thread=multi",
+    `tcg,thread=${options.parallelCpus ? "multi" : "single"}`,
     "-cpu",
     "max",
     "-smp",

@@ -13,6 +13,7 @@ In a host: the machine's files (changes are thrown away), /out shared by all hos
 through, LABNODE (1..N), LABHOSTS, addresses 10.9.0.N on eth0.
   --hosts N          emulated hosts (1)
   --smp N            CPUs per host (1)
+  --parallel-cpus    emulate them in parallel: faster, but guests crash now and then
   --memory MIB       memory per host (2048)
   --limit SECONDS    time limit of the command (300)
   --netem ARGS       tc-netem on every host, or "N:ARGS" for host N; may repeat
@@ -33,6 +34,7 @@ const flags = {
   rdma: { type: "boolean" },
   keep: { type: "boolean" },
   parallel: { type: "boolean" },
+  "parallel-cpus": { type: "boolean" },
   reap: { type: "boolean" },
   all: { type: "boolean" },
   help: { type: "boolean", short: "h" },
@@ -86,6 +88,7 @@ async function main(argv: string[]): Promise<number> {
     rdma: values.rdma ?? false,
     keep: values.keep ?? false,
     parallel: values.parallel ?? false,
+    parallelCpus: values["parallel-cpus"] ?? false,
     onHostOutput: print.output,
   };
   const result = await runLab(options);
