@@ -10,6 +10,7 @@ const api_version: u64 = 0xaa;
 /// USERFAULTFD_IOC_NEW on /dev/userfaultfd; its argument is the flags of the system call.
 const IOC_NEW: u32 = 0xaa00;
 pub const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+pub const UFFDIO_UNREGISTER: u32 = 0x8010_aa01;
 pub const UFFDIO_WAKE: u32 = 0x8010_aa02;
 pub const UFFDIO_COPY: u32 = 0xc028_aa03;
 pub const UFFDIO_WRITEPROTECT: u32 = 0xc018_aa06;
@@ -75,6 +76,7 @@ pub fn open(mode: Mode) sys.Error!i32 {
 test "record sizes are those in the ioctl numbers" {
     const sized = .{
         .{ UFFDIO_REGISTER, Register },
+        .{ UFFDIO_UNREGISTER, Range },
         .{ UFFDIO_WAKE, Range },
         .{ UFFDIO_COPY, Copy },
         .{ UFFDIO_WRITEPROTECT, WriteProtect },

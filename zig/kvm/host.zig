@@ -34,8 +34,8 @@ const MsrIndexList = extern struct {
     indices: [feature_msrs_max]u32,
 };
 
-/// The MSRs that describe features (such as IA32_ARCH_CAPABILITIES) with their values; one KVM lists
-/// but will not read is left out.
+/// The MSRs that describe features (such as IA32_ARCH_CAPABILITIES) with their values; one that KVM
+/// lists but will not read is left out.
 pub fn featureMsrs(out: []abi.MsrEntry) Error!usize {
     const fd = try openKvm();
     defer sys.close(fd);

@@ -19,6 +19,7 @@ const Shared = struct {
     fd: i32,
     stop_fd: i32,
     base: u64,
+    len: u64,
     protected_writes: [pages_max]Counter = @splat(.init(0)),
     absent: [pages_max]Counter = @splat(.init(0)),
     thread_id: Counter = .init(0),
@@ -43,7 +44,7 @@ const Shared = struct {
         self.thread_id.store(message.thread, .release);
         if (message.flags & uffd_api.flag_wp != 0) {
             _ = self.protected_writes[page].fetchAdd(1, .release);
-            protectPage(self, page, 0) catch {};
+            protectPage(self, page, 0) catch self.giveUp();
         } else {
             _ = self.absent[page].fetchAdd(1, .release);
             self.install(page);
@@ -51,7 +52,13 @@ const Shared = struct {
         return true;
     }
 
-    /// A failure leaves the fault waiting; the probe's time limit reports it.
+    /// What cannot be resolved must not wait for ever: the whole range goes back to the kernel,
+    /// every waiter goes on, and the probe sees counts that are wrong.
+    fn giveUp(self: *const Shared) void {
+        var range: uffd_api.Range = .{ .start = self.base, .len = self.len };
+        _ = linux.ioctl(self.fd, uffd_api.UFFDIO_UNREGISTER, @intFromPtr(&range));
+    }
+
     fn install(self: *const Shared, page: u64) void {
         const zeroes: [page_size]u8 align(page_size) = @splat(0);
         var copy: uffd_api.Copy = .{
@@ -62,8 +69,11 @@ const Shared = struct {
         };
         while (true) {
             const r = linux.ioctl(self.fd, uffd_api.UFFDIO_COPY, @intFromPtr(&copy));
-            if (linux.errno(r) != .AGAIN) return;
-            copy.copied = 0;
+            switch (linux.errno(r)) {
+                .SUCCESS => return,
+                .AGAIN => copy.copied = 0,
+                else => return self.giveUp(),
+            }
         }
     }
 };
@@ -103,7 +113,12 @@ pub const Faults = struct {
         errdefer sys.close(stop_fd);
         const shared = std.heap.c_allocator.create(Shared) catch return outOfMemory();
         errdefer std.heap.c_allocator.destroy(shared);
-        shared.* = .{ .fd = fd, .stop_fd = stop_fd, .base = @intFromPtr(memory.ptr) };
+        shared.* = .{
+            .fd = fd,
+            .stop_fd = stop_fd,
+            .base = @intFromPtr(memory.ptr),
+            .len = memory.len,
+        };
         const thread = std.Thread.spawn(.{}, Shared.serve, .{shared}) catch return outOfMemory();
         return .{ .shared = shared, .thread = thread };
     }
