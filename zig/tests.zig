@@ -41,4 +41,6 @@ test {
     _ = @import("irq/route.zig");
     _ = @import("transport/frame.zig");
     _ = @import("transport/tcp.zig");
+    _ = @import("transport/lane_test.zig");
+    _ = @import("transport/handshake_test.zig");
 }

@@ -278,8 +278,8 @@ pub const Handshake = struct {
     fn takeAnswer(self: *Handshake) void {
         const answer = std.mem.bytesToValue(Answer, self.in[0..@sizeOf(Answer)]);
         if (answer.refusal != 0) return self.refusedByPeer(answer.refusal);
-        const due = self.proofOf(otherRole(self.role));
-        if (!std.crypto.timing_safe.eql([32]u8, due, answer.proof)) {
+        const due: Answer = .{ .refusal = 0, .proof = self.proofOf(otherRole(self.role)) };
+        if (!std.crypto.timing_safe.eql([40]u8, std.mem.toBytes(due), std.mem.toBytes(answer))) {
             return self.refuseAloud(.{ .reason = .bad_proof, .phase = .proof });
         }
         switch (self.role) {
@@ -298,7 +298,7 @@ pub const Handshake = struct {
         return .{ .refusal = 0, .proof = self.proofOf(self.role) };
     }
 
-    fn proofOf(self: *const Handshake, role: Role) [32]u8 {
+    pub fn proofOf(self: *const Handshake, role: Role) [32]u8 {
         const is_connecting = self.role == .connecting;
         const first = if (is_connecting) &self.own_hello else &self.peer_hello;
         const second = if (is_connecting) &self.peer_hello else &self.own_hello;
