@@ -165,11 +165,17 @@ pub const Engine = struct {
             v.thread = std.Thread.spawn(.{}, VcpuThread.main, .{v}) catch return error.ThreadFailed;
         }
         if (self.config.console_in_fd >= 0 or self.config.console_out_fd >= 0) {
-            const thread = std.Thread.spawn(.{}, Console.run, .{&self.console});
+            const thread = std.Thread.spawn(.{}, runConsole, .{self});
             self.console_thread = thread catch return error.ThreadFailed;
         }
         self.started = true;
         self.setState(.running);
+    }
+
+    /// State dead: the guest's last console byte is out and the process may go.
+    fn runConsole(self: *Engine) void {
+        self.console.run();
+        self.setState(.dead);
     }
 
     pub fn prepareVcpus(self: *Engine) Error!void {

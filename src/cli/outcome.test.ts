@@ -80,7 +80,6 @@ test("json carries what the text does", () => {
     node: 0,
     reason: "debug_exit",
     code: 3,
-    status: 7,
   });
 });
 

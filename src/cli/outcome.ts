@@ -59,7 +59,6 @@ export function outcomeJson(name: string, outcome: Stopped): Record<string, unkn
     ...(code !== undefined && { code }),
     ...(detail !== undefined && { detail }),
     ...(registers !== undefined && { registers }),
-    status: outcomeStatus(outcome),
   };
 }
 

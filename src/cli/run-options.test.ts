@@ -29,6 +29,7 @@ const FACTS: HostFacts = {
   kernel: "6.1.0",
   cpus: 2,
   virtualisation: "svm",
+  kvmModules: ["kvm_amd"],
   memoryTotal: 2 ** 33,
   memoryAvailable: 2 ** 32,
   overcommit: 0,

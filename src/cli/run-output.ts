@@ -6,7 +6,6 @@ import {
   type EngineSummary,
   hotPageLines,
   outcomeJson,
-  outcomeStatus,
   outcomeText,
   summaryLine,
 } from "./outcome.ts";
@@ -73,20 +72,19 @@ export class RunOutput {
     }
   }
 
-  /** The last words of the run; returns its exit status. */
-  outcome(outcome: VmOutcome, summaries: readonly EngineSummary[]): number {
+  /** The last words of the run. `status` is the exit status it will have. */
+  outcome(outcome: VmOutcome, summaries: readonly EngineSummary[], status: number): void {
     const { name, json, debug, report } = this.options;
     if (outcome.kind === "failed") {
       if (!json && summaries.length > 0) this.say(summaryLine(name, summaries));
       this.lines(formatError(outcome.error, { json, debug }));
     } else if (json) {
-      this.json(outcomeJson(name, outcome));
+      this.json({ ...outcomeJson(name, outcome), status });
     } else {
       this.lines(`ssihv: ${printable(outcomeText(name, outcome))}`);
       if (report) this.lines(hotPageLines(summaries).join("\n"));
       this.say(summaryLine(name, summaries));
     }
-    return outcomeStatus(outcome);
   }
 
   private json(value: object): void {

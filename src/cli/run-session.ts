@@ -1,12 +1,14 @@
 // A VM at a terminal: connects stdin, escape keys, signals and output to the VM until it ends.
 // Invariants: the terminal is put back on every way out (return, signal, uncaught error, exit), and
-// no engine outlives this process. A first signal stops the VM in order; a second one ends it at once.
+// no engine outlives this process. A first signal stops the VM in order; one more, a second later,
+// ends it at once.
 
 import { constants } from "node:os";
 
 import type { VmPlan } from "../node/vm.ts";
 import { Vm, type VmDeps } from "../node/vm.ts";
 import { CONSOLE_HELP, type ConsoleCommand, EscapeParser } from "./console-escape.ts";
+import { outcomeStatus } from "./outcome.ts";
 import type { RunOutput } from "./run-output.ts";
 import { ConsoleInputStream, ConsoleOutputStream } from "./terminal.ts";
 
@@ -15,6 +17,8 @@ const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
 type Ending = (typeof ENDING)[number] | "SIGPIPE";
 
 const NEWLINE = 0x0a;
+/** A signal this soon after the first is the same wish. */
+const INSIST_MS = 1000;
 
 /** As a shell reports a command that a signal ended. */
 function signalStatus(signal: Ending): number {
@@ -29,6 +33,7 @@ export class RunSession {
   private readonly parser = new EscapeParser();
   private readonly undo: (() => void)[] = [];
   private endedBy: Ending | undefined;
+  private endedAt = 0;
 
   constructor(plan: VmPlan, output: RunOutput, deps: VmDeps) {
     this.output = output;
@@ -51,8 +56,9 @@ export class RunSession {
     const outcome = await this.vm.run();
     this.input.close();
     for (const undo of this.undo) undo();
-    const status = this.output.outcome(outcome, this.vm.summaries());
-    return this.endedBy === undefined ? status : signalStatus(this.endedBy);
+    const status = this.endedBy === undefined ? outcomeStatus(outcome) : signalStatus(this.endedBy);
+    this.output.outcome(outcome, this.vm.summaries(), status);
+    return status;
   }
 
   private listen(): void {
@@ -70,10 +76,13 @@ export class RunSession {
 
   private onSignal(signal: Ending): void {
     if (this.endedBy !== undefined) {
+      // `timeout` signals the process and then its group: one wish, told twice.
+      if (performance.now() - this.endedAt < INSIST_MS) return;
       // process.exit runs the "exit" listener above: terminal back, engines gone.
       process.exit(signalStatus(signal));
     }
     this.endedBy = signal;
+    this.endedAt = performance.now();
     this.vm.stop();
   }
 

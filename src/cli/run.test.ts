@@ -155,6 +155,8 @@ test("a signal ends the VM in order, with the shell's status for it", async () =
     const child = Bun.spawn(runArgs("say=up"), { stdin: "pipe", stdout: "pipe", stderr: "pipe" });
     const reader = child.stdout.getReader();
     await reader.read();
+    // As timeout(1) does it: the process, then its group, which names the process again.
+    child.kill(signal);
     child.kill(signal);
     expect(await child.exited).toBe(status);
     expect(await child.stderr.text()).toContain("VM vm: stopped");

@@ -29,6 +29,8 @@ import { summarise } from "./summary.ts";
 
 type Send = (message: FromEngine) => void;
 
+const FLUSH_POLL_MS = 5;
+
 const { EventKind, StopReason } = enums;
 
 /** Why the data plane stopped, in the words of the control messages. */
@@ -43,7 +45,7 @@ const REASONS: Record<number, { reason: StoppedReason; words: string }> = {
   [StopReason.vcpu_lost]: { reason: "vcpu_lost", words: "a node with vCPUs is gone" },
   [StopReason.page_lost]: { reason: "page_lost", words: "the only copy of a page is gone" },
   [StopReason.halted_forever]: {
-    reason: "requested",
+    reason: "halted",
     words: "every vCPU halted with interrupts off",
   },
 };
@@ -219,6 +221,15 @@ export class EngineProcess {
     this.sendSummary();
     this.send({ type: "stopped", reason, ...more });
     this.handle?.stop();
+    this.exitWhenFlushed();
+  }
+
+  /** Goes when the console's last byte is out; a parent that does not read it kills us in time. */
+  private exitWhenFlushed(): void {
+    const hasConsole = this.handle !== undefined && this.plan?.node === 0;
+    setInterval(() => {
+      if (!hasConsole || this.page.state() === enums.EngineState.dead) process.exit(0);
+    }, FLUSH_POLL_MS);
   }
 }
 
@@ -251,8 +262,12 @@ export async function runEngineProcess(): Promise<void> {
       engine.receive(message);
     } catch (error) {
       send(failed(error));
+      // The console has nothing to say; the timeout lets the message out.
+      setTimeout(() => process.exit(0), FLUSH_POLL_MS);
     }
   });
+  // The parent is gone, or does not want to hear any more.
+  process.on("disconnect", () => process.exit(0));
   await engine.open();
 }
 

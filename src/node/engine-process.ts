@@ -81,6 +81,8 @@ export class EngineProcess {
       // The order is ENGINE_FDS: console in, console out, stderr, shared page.
       stdio: [pipe, pipe, "pipe", options.page.fd],
       env: childEnvironment(),
+      // Its own session: Ctrl-C and `timeout` signal the group, and stopping in order is our part.
+      detached: true,
       serialization: "json",
       ipc: (message: unknown) => {
         if (isFromEngine(message)) options.hooks.onMessage(message);

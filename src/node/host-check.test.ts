@@ -9,6 +9,7 @@ const FACTS: HostFacts = {
   kernel: "6.1.0-18-amd64",
   cpus: 4,
   virtualisation: "svm",
+  kvmModules: ["kvm_amd"],
   memoryTotal: 2 ** 34,
   memoryAvailable: 2 ** 33,
   overcommit: 0,
@@ -77,6 +78,13 @@ test("page walks that write degrade, and name the mode that copes", () => {
   expect(amd.fix).toContain("replicated page tables");
   const intel = lineOf("walks_write", { walks_write: [2] }, { virtualisation: "vmx" });
   expect(intel.fix).toContain("kvm_intel.eptad=0");
+});
+
+test("shadow paging: the fix fits the module", () => {
+  const fix = (facts: Partial<HostFacts>) => lineOf("tdp", { tdp: [3] }, facts).fix ?? "";
+  expect(fix({})).toContain("modprobe kvm_amd npt=1");
+  expect(fix({ virtualisation: "vmx" })).toContain("modprobe kvm_intel ept=1");
+  expect(fix({ kvmModules: ["kvm_pvm"] })).toContain("kvm_pvm");
 });
 
 test("userfaultfd without permission names the sysctl", () => {

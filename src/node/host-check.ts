@@ -65,6 +65,16 @@ function kvmFix(errno: number, facts: HostFacts): string {
   return `modprobe -r ${module} && modprobe ${module}, then look at dmesg`;
 }
 
+function pagingFix(facts: HostFacts): string {
+  if (facts.kvmModules.includes("kvm_pvm")) {
+    return "kvm_pvm pages in software alone: use a host with kvm_amd or kvm_intel (or make lab)";
+  }
+  const [module, option] =
+    facts.virtualisation === "vmx" ? ["kvm_intel", "ept"] : ["kvm_amd", "npt"];
+  const nested = `a nested host needs ${option?.toUpperCase()} from its own hypervisor`;
+  return `modprobe -r ${module} && modprobe ${module} ${option}=1; ${nested}`;
+}
+
 function uffdFix(errno: number): string {
   if (errno === EPERM || errno === EACCES) {
     return (
@@ -96,10 +106,7 @@ const SUBJECTS: readonly Subject[] = [
     required: true,
     good: works("replaced page-table pages are seen at once"),
     bad: works("stale translations were used after a page-table page was replaced (shadow paging)"),
-    fix: (_, facts) =>
-      facts.virtualisation === "vmx"
-        ? "modprobe kvm_intel ept=1; a nested host needs EPT from its own hypervisor"
-        : "modprobe kvm_amd npt=1; a nested host needs NPT from its own hypervisor",
+    fix: (_, facts) => pagingFix(facts),
   },
   {
     id: "walks_write",

@@ -1,7 +1,7 @@
 // What /proc tells about this host: the limits `ssihv check` reports and `ssihv run` looks at before it
 // starts anything. Reading is here, judging is in host-check.ts; a file that is not there is undefined.
 
-import { closeSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 
 export interface HostFacts {
@@ -10,6 +10,8 @@ export interface HostFacts {
   readonly cpus: number;
   /** svm, vmx or undefined when the CPU shows neither. */
   readonly virtualisation: "svm" | "vmx" | undefined;
+  /** Vendor modules of KVM that are loaded: kvm_amd, kvm_intel, kvm_pvm. */
+  readonly kvmModules: readonly string[];
   readonly memoryTotal: number;
   /** Free for new work without swapping, the control group's limit included. */
   readonly memoryAvailable: number;
@@ -61,6 +63,9 @@ export function hostFacts(): HostFacts {
     kernel: (read("/proc/sys/kernel/osrelease") ?? "unknown").trim(),
     cpus: availableParallelism(),
     virtualisation: / svm\b/.test(flags) ? "svm" : / vmx\b/.test(flags) ? "vmx" : undefined,
+    kvmModules: ["kvm_amd", "kvm_intel", "kvm_pvm"].filter((name) =>
+      existsSync(`/sys/module/${name}`),
+    ),
     memoryTotal: meminfoBytes(memory, "MemTotal"),
     memoryAvailable: Math.min(meminfoBytes(memory, "MemAvailable"), groupHeadroom()),
     overcommit: sysctl("overcommit_memory"),

@@ -86,7 +86,8 @@ export class SealedChannel {
     if (this.opening === undefined && !this.greeted()) return;
     while (this.received.length >= LENGTH_BYTES) {
       const length = this.received.readUInt32LE();
-      if (length < TAG_BYTES || length > FRAME_MAX) throw refused("a frame has an impossible length");
+      if (length < TAG_BYTES || length > FRAME_MAX)
+        throw refused("a frame has an impossible length");
       if (this.received.length < LENGTH_BYTES + length) return;
       const sealed = this.received.subarray(LENGTH_BYTES, LENGTH_BYTES + length);
       this.received = this.received.subarray(LENGTH_BYTES + length);
