@@ -53,10 +53,25 @@ pub const Board = struct {
         };
     }
 
-    /// Machine reset; vCPUs are parked. The RTC keeps its time.
+    /// Machine reset; vCPUs are parked, the console thread is not. The RTC keeps its time.
     pub fn reset(self: *Board) void {
-        self.ioapic.reset();
-        self.uart.reset();
+        {
+            self.ioapic_lock.lock();
+            defer self.ioapic_lock.unlock();
+            self.ioapic.reset();
+        }
+        {
+            self.uart_lock.lock();
+            defer self.uart_lock.unlock();
+            self.uart.reset();
+            self.setLine(uart_line, self.uart.irq());
+        }
+        {
+            self.rtc_lock.lock();
+            defer self.rtc_lock.unlock();
+            self.rtc.reset();
+            self.setLine(rtc_line, self.rtc.irq());
+        }
         self.file_count = @min(self.file_count, register_files_max);
         for (0..self.file_count) |i| self.files[i] = RegisterFile.init(self.file_initial[i]);
     }

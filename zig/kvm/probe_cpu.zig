@@ -190,7 +190,7 @@ pub fn tscKhz() Error!abi.ProbeResult {
     return good(try sys.ioctl(vm.vcpu.fd, api.GET_TSC_KHZ, 0));
 }
 
-/// Guests at another TSC rate than the host's; many hosts cannot, and a VM of like hosts needs none.
+/// Guests at another TSC rate than the host's: many hosts cannot, and like hosts need it not.
 pub fn tscScaling() Error!abi.ProbeResult {
     var result = try capability(api.Cap.TSC_CONTROL);
     if (result.value == 0) result.state = @backingInt(abi.ProbeState.degraded);
