@@ -1,5 +1,5 @@
-// The command line of ssihv: which commands there are, how errors of all of them are said, and which
-// exit status they end with. `main` is the whole program but for process.exit.
+// The command line of ssihv: which commands there are, how errors of all of them are said, and
+// which exit status they end with. `main` is the whole program but for process.exit.
 
 import {
   type Application,

@@ -37,8 +37,8 @@ export const checkCommand = buildCommand<{ readonly json: boolean }, [], CliCont
   func: check,
   docs: {
     brief: "tell whether this host is fit to run VMs, and what to fix",
-    fullDescription: `Tries what the engine relies on with a small guest of its own and looks at the host's
-limits. Takes a few seconds and changes nothing.
+    fullDescription: `Tries what the engine relies on with a small guest of its own and looks at the
+host's limits. Takes a few seconds and changes nothing.
 
 Examples:
   ssihv check

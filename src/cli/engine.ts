@@ -1,5 +1,5 @@
-// `ssihv engine`: the child process that is a VM on this host. Started by `ssihv run`, never by hand;
-// its argument is only there to be seen in `ps`.
+// `ssihv engine`: the child process that is a VM on this host. Started by `ssihv run`, never by
+// hand; its argument is only there to be seen in `ps`.
 
 import { buildCommand } from "@stricli/core";
 

@@ -1,6 +1,6 @@
-// Exit statuses of `ssihv`. Our own are even and below 128, because a guest's isa-debug-exit value v
-// is passed on as (v << 1) | 1, which is always odd: a script can tell the two apart.
-// Statuses are part of the interface: never renumber one.
+// Exit statuses of `ssihv`. Our own are even and below 128, because a guest's isa-debug-exit value
+// v is passed on as (v << 1) | 1, which is always odd: a script can tell the two apart. Statuses
+// are part of the interface: never renumber one.
 
 import { type ErrorCode, SsihvError } from "../base/errors.ts";
 

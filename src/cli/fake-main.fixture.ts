@@ -1,5 +1,6 @@
-// The real command line over engines that are fakes (src/node/fake-engine.fixture.ts): what tests of
-// `ssihv run` spawn, so that they need neither KVM nor the Zig library. Never part of the product.
+// The real command line over engines that are fakes (src/node/fake-engine.fixture.ts): what tests
+// of `ssihv run` spawn, so that they need neither KVM nor the Zig library. Never part of the
+// product.
 
 import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";

@@ -122,8 +122,9 @@ export function hotPageLines(summaries: readonly EngineSummary[], limit = 20): s
   const sorted = [...pages].sort(([, a], [, b]) => b.transfers - a.transfers).slice(0, limit);
   return [
     "pages that moved most (transfers, guest address, symbol):",
-    ...sorted.map(([gpa, { transfers, symbol }]) =>
-      `${String(transfers).padStart(8)}  0x${gpa.toString(16).padStart(9, "0")}  ${symbol ?? ""}`.trimEnd(),
-    ),
+    ...sorted.map(([gpa, { transfers, symbol }]) => {
+      const address = `0x${gpa.toString(16).padStart(9, "0")}`;
+      return `${String(transfers).padStart(8)}  ${address}  ${symbol ?? ""}`.trimEnd();
+    }),
   ];
 }

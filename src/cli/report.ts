@@ -1,7 +1,7 @@
 // The one place that turns an error into words for a person or JSON for a program.
-// Invariants: no stack trace unless SSIHV_DEBUG is set; the text says what happened, what to do, and
-// the chain of causes; control characters of foreign text (guest, kernel, file names) never reach
-// the terminal raw.
+// Invariants: no stack trace unless SSIHV_DEBUG is set; the text says what happened, what to do,
+// and the chain of causes; control characters of foreign text (guest, kernel, file names) never
+// reach the terminal raw.
 
 import { SsihvError } from "../base/errors.ts";
 

@@ -11,7 +11,7 @@ import {
 } from "./outcome.ts";
 import { formatError, printable } from "./report.ts";
 
-export const EVENTS_HELP = `With --json, stderr carries one JSON object a line; stdout stays the guest's console:
+export const EVENTS_HELP = `With --json, one JSON object a line on stderr (stdout is the guest's):
   {"event":"engine_ready","vm":..,"node":0,"pid":..}   an engine process is up
   {"event":"started","vm":..,"pageTables":"strict"}    the guest runs
   {"event":"notice","vm":..,"node":0,"text":..}        something worth knowing

@@ -79,7 +79,7 @@ function expectCooked(text: string): void {
   expect(text).toMatch(/[ \n]isig /);
 }
 
-test("pipes: the guest's console on stdout alone, status 0 on power-off, one line at the end", async () => {
+test("pipes: the console alone on stdout, status 0 on power-off, one line at the end", async () => {
   const { status, stdout, stderr } = await run(runArgs("say=hello stop=powered_off"));
   expect(stdout).toBe("hello");
   expect(stderr.trim().split("\n")).toEqual([

@@ -1,6 +1,6 @@
-// The two ends of the guest's console in this process: what comes from stdin, where the guest's bytes
-// go. A terminal is put into raw mode (the guest does the line editing) and always put back: `restore`
-// is idempotent and also runs on process exit; a pipe is passed through untouched.
+// The two ends of the guest's console in this process: what comes from stdin, where the guest's
+// bytes go. A terminal is put into raw mode (the guest does the line editing) and always put back:
+// `restore` is idempotent and also runs on process exit; a pipe is passed through untouched.
 // Invariants: at most one chunk of input is in flight (a slow guest holds back its writer), and at
 // most one of output (a slow reader holds back the guest).
 

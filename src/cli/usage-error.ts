@@ -1,5 +1,6 @@
-// What the argument parser refuses, as our own errors: the flag is named, the nearest one offered, and
-// the way out told. Classes are told apart by instanceof, since a minified build has no class names.
+// What the argument parser refuses, as our own errors: the flag is named, the nearest one offered,
+// and the way out told. Classes are told apart by instanceof, since a minified build has no class
+// names.
 
 import {
   AliasNotFoundError,

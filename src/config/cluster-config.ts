@@ -14,7 +14,7 @@ import { parseDurationUs } from "./duration.ts";
 import { parseSize } from "./size.ts";
 import { type Mistake, type Path, YamlSource } from "./yaml-source.ts";
 
-/** A size or duration may also be written as a bare number; it is then refused with its own words. */
+/** Sizes and durations too: a bare number is refused with the words for its key. */
 const Text = Type.String({ minLength: 1, maxLength: 4096 });
 const Name = Type.String({ pattern: "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" });
 

@@ -1,6 +1,6 @@
-// A YAML text that still knows where everything stood, so that a mistake is reported as file:line:col.
-// Refuses what YAML allows and people get wrong: duplicate keys, several documents, keys that are not
-// text, and aliases that unfold into more than a file holds.
+// A YAML text that still knows where everything stood, so that a mistake is reported as
+// file:line:col. Refuses what YAML allows and people get wrong: duplicate keys, several documents,
+// keys that are not text, and aliases that unfold into more than a file holds.
 
 import { isMap, isPair, isScalar, LineCounter, type Node, parseDocument } from "yaml";
 

@@ -1,7 +1,7 @@
-// One `ssihv engine` child as its parent sees it: spawned with console pipes, the shared page as fd 3
-// and a message channel; watched until it is gone.
-// Invariants: nothing the child does (crash, garbage on a pipe, silence) throws into the parent; the
-// `exited` promise always resolves, after the console and stderr were read to their ends.
+// One `ssihv engine` child as its parent sees it: spawned with console pipes, the shared page as fd
+// 3 and a message channel; watched until it is gone.
+// Invariants: nothing the child does (crash, garbage on a pipe, silence) throws into the parent;
+// the `exited` promise always resolves, after the console and stderr were read to their ends.
 // Lifetime: the page belongs to the caller, who closes it after the post-mortem.
 
 import { join } from "node:path";
@@ -48,7 +48,7 @@ const ENVIRONMENT_DROPPED = ["BUN_OPTIONS", "BUN_BE_BUN", "BUN_INSPECT", "BUN_IN
 /** Compiled executables keep their modules under this path. */
 const COMPILED_ROOT = "/$bunfs/";
 
-/** How this program starts itself: compiled it is one file, from source it is the runtime + main.ts. */
+/** How this program starts itself: compiled it is one file, from source the runtime and main.ts. */
 export function ownCommand(): string[] {
   if (import.meta.dir.startsWith(COMPILED_ROOT)) return [process.execPath];
   return [process.execPath, join(import.meta.dir, "..", "main.ts")];

@@ -1,5 +1,6 @@
-// A stand-in for `ssihv engine` in tests of its parent: speaks the control protocol and does what the
-// kernel command line says, so that each test scripts its own engine. Never part of the product.
+// A stand-in for `ssihv engine` in tests of its parent: speaks the control protocol and does what
+// the kernel command line says, so that each test scripts its own engine. Never part of the
+// product.
 // Words: echo (console in to out), say=TEXT, stop=REASON[:CODE], fail=CODE, segv, exit=N, hang,
 // deaf (ignores stop), only=NODE (the rest of the line is for that node alone).
 

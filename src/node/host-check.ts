@@ -1,6 +1,6 @@
-// Is this host fit to run a part of a VM? Pure: the probe's answers and the host's facts in, one line
-// per subject out, each with what to do when it is not good. `ssihv check` prints them; nothing here
-// touches the host. How each probe measures is told in zig/kvm/probe.zig.
+// Is this host fit to run a part of a VM? Pure: the probe's answers and the host's facts in, one
+// line per subject out, each with what to do when it is not good. `ssihv check` prints them;
+// nothing here touches the host. How each probe measures is told in zig/kvm/probe.zig.
 
 import type { HostProbe } from "../native/engine-handle.ts";
 import type { HostFacts } from "./host-facts.ts";
@@ -54,8 +54,9 @@ function kvmFix(errno: number, facts: HostFacts): string {
   if (errno === EBUSY) return "another hypervisor holds the CPU's virtualisation: stop it";
   if (facts.virtualisation === undefined) {
     return (
-      "the CPU shows neither SVM nor VMX: switch virtualisation on in the firmware setup, or nested " +
-      "virtualisation in the hypervisor this machine runs on; in a container add --device /dev/kvm"
+      "the CPU shows neither SVM nor VMX: switch virtualisation on in the firmware setup, or " +
+      "nested virtualisation in the hypervisor this machine runs on; " +
+      "in a container add --device /dev/kvm"
     );
   }
   const module = facts.virtualisation === "svm" ? "kvm_amd" : "kvm_intel";
@@ -325,7 +326,7 @@ function limitLines(facts: HostFacts): CheckLine[] {
       facts.memfdNoexec === 2
         ? {
             state: "degraded",
-            fix: "sysctl vm.memfd_noexec=0, or keep the temp folder on a file system without noexec",
+            fix: "sysctl vm.memfd_noexec=0, or a temp folder on a file system without noexec",
           }
         : undefined,
     ),

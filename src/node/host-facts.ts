@@ -1,5 +1,6 @@
-// What /proc tells about this host: the limits `ssihv check` reports and `ssihv run` looks at before it
-// starts anything. Reading is here, judging is in host-check.ts; a file that is not there is undefined.
+// What /proc tells about this host: the limits `ssihv check` reports and `ssihv run` looks at
+// before it starts anything. Reading is here, judging is in host-check.ts; a file that is not there
+// is undefined.
 
 import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";

@@ -35,7 +35,8 @@ test("signals have names", () => {
 
 test("registers are shown in full, or not at all", () => {
   const names =
-    "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags cr0 cr2 cr3 cr4 efer cs_base";
+    "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags " +
+    "cr0 cr2 cr3 cr4 efer cs_base";
   const values = names.split(" ").map((name, i) => [name, BigInt(i + 1)]);
   const dump = { valid: 1, vcpu: 2, cs_selector: 0x10, ...Object.fromEntries(values) } as CpuDump;
   const text = formatCpuDump(dump) ?? "";

@@ -1,5 +1,5 @@
-// What a dead or stopped engine left behind in its shared page, in words. Pure: records in, text out.
-// The page outlives the engine because the parent made it, so this works after SIGKILL too.
+// What a dead or stopped engine left behind in its shared page, in words. Pure: records in, text
+// out. The page outlives the engine because the parent made it, so this works after SIGKILL too.
 
 import { constants as os } from "node:os";
 

@@ -1,8 +1,9 @@
-// JSON messages between two `ssihv` processes on different hosts, sealed with the VM's key: before the
-// coordinator's mTLS exists this is how a host joins a VM. Both sides send a greeting with a random
-// nonce; from the key and both nonces each direction gets its own AES-256-GCM key, and every frame its
-// counter as nonce. So a side without the key, a replayed, reordered or reflected frame, and a changed
-// byte all fail the same way: the channel ends. Pure: bytes in, bytes out; no socket here.
+// JSON messages between two `ssihv` processes on different hosts, sealed with the VM's key: before
+// the coordinator's mTLS exists this is how a host joins a VM. Both sides send a greeting with a
+// random nonce; from the key and both nonces each direction gets its own AES-256-GCM key, and every
+// frame its counter as nonce. So a side without the key, a replayed, reordered or reflected frame,
+// and a changed byte all fail the same way: the channel ends. Pure: bytes in, bytes out; no socket
+// here.
 
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
 import { SsihvError } from "../base/errors.ts";

@@ -4,7 +4,7 @@ import type { EngineCapabilities } from "../engine/messages.ts";
 import { type HostCpu, intersect } from "../vmm/cpu-model.ts";
 import { encodeModel } from "../vmm/cpu-model-json.ts";
 
-/** JSON for EnginePlan.cpuModel; undefined when an engine gave no CPU: each then uses its host's. */
+/** JSON for EnginePlan.cpuModel; undefined when an engine gave no CPU. */
 export function agreeOnCpu(capabilities: readonly EngineCapabilities[]): unknown {
   const hosts: HostCpu[] = [];
   for (const [node, { hostCpu }] of capabilities.entries()) {

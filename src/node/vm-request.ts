@@ -1,5 +1,6 @@
-// From what the user asked for to the plan of a VM: shares of CPUs and memory per node, files that are
-// there, limits that hold. Everything that can be refused is refused here, before a process is started.
+// From what the user asked for to the plan of a VM: shares of CPUs and memory per node, files that
+// are there, limits that hold. Everything that can be refused is refused here, before a process is
+// started.
 
 import { resolve } from "node:path";
 

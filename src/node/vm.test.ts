@@ -95,7 +95,7 @@ test("console input reaches the engine", async () => {
   expect(outcome).toMatchObject({ reason: "debug_exit", code: 16 });
 });
 
-test("a crash becomes an error with the VM's name, the last words and no runtime report", async () => {
+test("a crash is an error with the VM's name and last words, and no runtime report", async () => {
   const { outcome, events } = await run(planOf("err=before segv"), {
     words: "index out of bounds",
   });
@@ -124,7 +124,7 @@ test("a failure the engine tells keeps its code and hint", async () => {
   expect(unknown.outcome.error.code).toBe("engine_failed");
 });
 
-test("two nodes: plans name each other, one death stops both, the lane folder is gone", async () => {
+test("two nodes: plans name each other, one death stops both, no folder stays", async () => {
   const { outcome, console, events } = await run(planOf("plan only=1 exit=9", 2));
   if (outcome.kind !== "failed") throw new Error("expected a failure");
   expect(outcome.error.message).toContain("node 1");

@@ -1,5 +1,5 @@
-// One VM whose engines all run on this host: starts an engine per node, brings them up together, and
-// reports how it ended. This is the composition that `ssihv run` drives; it knows no terminal.
+// One VM whose engines all run on this host: starts an engine per node, brings them up together,
+// and reports how it ended. This is the composition that `ssihv run` drives; it knows no terminal.
 // Invariants: the first engine to end decides the outcome; then every other engine is told to stop,
 // and killed when it does not within GRACE_MS, so nothing keeps running; `run` always resolves and
 // by then no child lives and no socket is left.
