@@ -76,7 +76,8 @@ export class RunOutput {
   outcome(outcome: VmOutcome, summaries: readonly EngineSummary[], status: number): void {
     const { name, json, debug, report } = this.options;
     if (outcome.kind === "failed") {
-      if (!json && summaries.length > 0) this.say(summaryLine(name, summaries));
+      const ran = summaries.some(({ runSeconds }) => runSeconds > 0);
+      if (!json && ran) this.say(summaryLine(name, summaries));
       this.lines(formatError(outcome.error, { json, debug }));
     } else if (json) {
       this.json({ ...outcomeJson(name, outcome), status });

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { SsihvError } from "../base/errors.ts";
 import { type FromEngine, isFromEngine, type ToEngine } from "../engine/messages.ts";
 import { CrashNoiseFilter } from "./crash-noise.ts";
-import { formatLastWords, type PostMortemPage } from "./last-words.ts";
+import { formatLastWords, type PostMortemPage, signalName } from "./last-words.ts";
 
 export interface ParentPage extends PostMortemPage {
   readonly fd: number;
@@ -162,6 +162,8 @@ async function readAll(
 function howItEnded(exit: EngineExit): string {
   if (exit.signal !== null) return `was killed by ${exit.signal}`;
   if (exit.code === 0) return "ended without a word";
+  // The engine's own handler leaves with 128 + signal, as a shell would tell it.
+  if (exit.code !== null && exit.code > 128) return `died of ${signalName(exit.code - 128)}`;
   return `exited with status ${exit.code}`;
 }
 
