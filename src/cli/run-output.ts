@@ -14,6 +14,7 @@ import { formatError, printable } from "./report.ts";
 export const EVENTS_HELP = `With --json, one JSON object a line on stderr (stdout is the guest's):
   {"event":"engine_ready","vm":..,"node":0,"pid":..}   an engine process is up
   {"event":"started","vm":..,"pageTables":"strict"}    the guest runs
+  {"event":"booted","vm":..,"seconds":4.2}             Linux runs init, if its console told
   {"event":"notice","vm":..,"node":0,"text":..}        something worth knowing
   {"event":"stderr","vm":..,"node":0,"text":..}        a line an engine wrote to stderr
   {"event":"paused"|"resumed","vm":..}
@@ -67,6 +68,7 @@ export class RunOutput {
         return;
       case "engine_ready":
       case "started":
+      case "booted":
         // Nothing to tell a person: the guest's console speaks.
         return;
     }

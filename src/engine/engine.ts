@@ -25,6 +25,7 @@ import {
   type ToEngine,
 } from "./messages.ts";
 import { type Decision, PowerDevices } from "./power.ts";
+import { ResetBarrier } from "./reset.ts";
 import { summarise } from "./summary.ts";
 
 type Send = (message: FromEngine) => void;
@@ -33,21 +34,19 @@ const FLUSH_POLL_MS = 5;
 
 const { EventKind, StopReason } = enums;
 
-/** Why the data plane stopped, in the words of the control messages. */
-const REASONS: Record<number, { reason: StoppedReason; words: string }> = {
-  [StopReason.requested]: { reason: "requested", words: "stopped on request" },
-  [StopReason.triple_fault]: { reason: "triple_fault", words: "triple fault" },
+/** Why the data plane stopped, in the words of the control messages; `words` where one reason has
+ * several causes. */
+const REASONS: Record<number, { reason: StoppedReason; words?: string }> = {
+  [StopReason.requested]: { reason: "requested" },
+  [StopReason.triple_fault]: { reason: "triple_fault" },
   [StopReason.kvm_internal_error]: { reason: "internal_error", words: "KVM could not go on" },
   [StopReason.mmio_in_ram]: {
     reason: "internal_error",
     words: "KVM reported an access to existing RAM as MMIO",
   },
-  [StopReason.vcpu_lost]: { reason: "vcpu_lost", words: "a node with vCPUs is gone" },
-  [StopReason.page_lost]: { reason: "page_lost", words: "the only copy of a page is gone" },
-  [StopReason.halted_forever]: {
-    reason: "halted",
-    words: "every vCPU halted with interrupts off",
-  },
+  [StopReason.vcpu_lost]: { reason: "vcpu_lost" },
+  [StopReason.page_lost]: { reason: "page_lost" },
+  [StopReason.halted_forever]: { reason: "halted" },
 };
 
 export class EngineProcess {
@@ -59,8 +58,7 @@ export class EngineProcess {
   private machine: MachinePlan | undefined;
   private plan: EnginePlan | undefined;
   private startedAt = 0;
-  /** What a pause was for: a reset goes on by itself, an operator's pause waits. */
-  private resetPending = false;
+  private barrier: ResetBarrier | undefined;
   private ended = false;
 
   constructor(sharedFd: number, send: Send) {
@@ -116,10 +114,38 @@ export class EngineProcess {
     machine.cpuid.forEach((entries, vcpu) => {
       this.handle?.setCpuid(vcpu, entries);
     });
+    this.barrier = this.resetBarrier(plan);
+    // Loads touch pages whose homes may be elsewhere: lanes first.
+    if (plan.lane === undefined) this.run();
+    else this.handle.link(plan.lane);
+  }
+
+  private run(): void {
     this.loadImages();
     this.startedAt = performance.now();
-    this.handle.start();
+    this.handle?.start();
     this.send({ type: "started" });
+  }
+
+  private resetBarrier(plan: EnginePlan): ResetBarrier {
+    const nodes = plan.nodes.length;
+    const everyone = 2 ** nodes - 1;
+    return new ResetBarrier(
+      { node: plan.node, nodes, paged: nodes > 1 || !plan.options.plainMemory },
+      {
+        pause: () => this.handle?.pause(),
+        forgetPages: () => this.handle?.forgetPages(),
+        resetMachine: () => this.handle?.reset(),
+        load: () => {
+          this.loadImages();
+          this.handle?.applyBoot();
+        },
+        resume: () => this.handle?.resume(),
+        send: (to, operation) => {
+          if (nodes > 1) this.handle?.sendControl(to === "others" ? everyone : 1 << to, operation);
+        },
+      },
+    );
   }
 
   private loadImages(): void {
@@ -143,6 +169,12 @@ export class EngineProcess {
         return this.paused();
       case EventKind.stopped:
         return this.stopped(event);
+      case EventKind.reset_done:
+        return this.barrier?.pagesForgotten();
+      case EventKind.control:
+        return this.barrier?.control(Number(event.b));
+      case EventKind.linked:
+        return this.linked(event);
       case EventKind.notice:
         return this.send({ type: "notice", text: noticeText(event) });
     }
@@ -183,29 +215,34 @@ export class EngineProcess {
       case "reset":
         if (this.plan?.options.onReset === "stop")
           return this.finish("reset", { detail: decision.by });
-        if (this.resetPending) return;
-        this.resetPending = true;
+        if (this.barrier?.active) return;
         this.send({ type: "notice", text: `guest reset by ${decision.by}` });
-        this.handle?.pause();
+        this.barrier?.begin();
     }
   }
 
-  /** Every vCPU is parked: finish a reset, if that is what the pause was for. */
+  /** Every vCPU is parked: part of a reset, or an operator's pause, which waits. */
   private paused(): void {
-    if (!this.resetPending) return;
-    this.resetPending = false;
-    this.handle?.reset();
-    this.loadImages();
-    this.handle?.applyBoot();
-    this.handle?.resume();
+    if (this.barrier?.parked() !== true) this.send({ type: "notice", text: "paused" });
+  }
+
+  private linked(event: EngineEvent): void {
+    if (event.a === 0n) return this.run();
+    this.ended = true;
+    const { code, message } = this.handle?.linkFailure() ?? { code: "engine_failed", message: "" };
+    this.send({ type: "failed", code, message });
   }
 
   private stopped(event: EngineEvent): void {
-    const known = REASONS[Number(event.a)];
-    const reason = known?.reason ?? "internal_error";
-    const where = event.vcpu === 0xffff_ffff ? "" : ` (vCPU ${event.vcpu})`;
-    const detail = event.b === 0n ? "" : `, detail 0x${event.b.toString(16)}`;
-    this.finish(reason, { detail: `${known?.words ?? `stop reason ${event.a}`}${where}${detail}` });
+    const known = REASONS[Number(event.a)] ?? {
+      reason: "internal_error" as const,
+      words: `stop reason ${event.a}`,
+    };
+    const words = known.words === undefined ? [] : [known.words];
+    const where = event.vcpu === 0xffff_ffff ? [] : [`vCPU ${event.vcpu}`];
+    const code = event.b === 0n ? [] : [`code 0x${event.b.toString(16)}`];
+    const detail = [...words, ...where, ...code].join(", ");
+    this.finish(known.reason, detail === "" ? {} : { detail });
   }
 
   private sendSummary(): void {

@@ -1,7 +1,7 @@
 // A stand-in for `ssihv engine` in tests of its parent: speaks the control protocol and does what
 // the kernel command line says, so that each test scripts its own engine. Never part of the
 // product.
-// Words: echo (console in to out), say=TEXT, stop=REASON[:CODE], fail=CODE, segv, exit=N, hang,
+// Words: echo (console in to out), say=TEXT (_ is a space), summary, stop=REASON[:CODE], fail=CODE, segv, exit=N, hang,
 // deaf (ignores stop), only=NODE (the rest of the line is for that node alone).
 
 import { readSync, writeSync } from "node:fs";
@@ -11,6 +11,21 @@ import { type FromEngine, isToEngine, type StoppedReason } from "../engine/messa
 function tell(message: FromEngine): void {
   process.send?.(message);
 }
+
+const SUMMARY = {
+  node: 0,
+  runSeconds: 1,
+  exits: 1,
+  exitsTypescript: 0,
+  remoteFaults: 0,
+  faultUsMedian: 0,
+  faultUsP99: 0,
+  pageTables: "strict",
+  pageTableTransfers: 0,
+  longestStallUs: 0,
+  stalledShare: 0,
+  mismatches: 0,
+} as const;
 
 let deaf = false;
 
@@ -27,7 +42,10 @@ function act(word: string): void {
       echoOnce();
       return;
     case "say":
-      writeSync(1, value);
+      writeSync(1, value.replaceAll("_", " "));
+      return;
+    case "summary":
+      tell({ type: "summary", ...SUMMARY });
       return;
     case "err":
       writeSync(2, `${value}\n`);

@@ -52,6 +52,7 @@ interface Ran {
   outcome: VmOutcome;
   console: string;
   events: VmEvent[];
+  summaries: ReturnType<Vm["summaries"]>;
 }
 
 async function run(
@@ -72,7 +73,7 @@ async function run(
     { createPage: () => page(extra.words), command: COMMAND, graceMs: extra.graceMs ?? 5000 },
   );
   const outcome = await vm.run();
-  return { outcome, console, events };
+  return { outcome, console, events, summaries: vm.summaries() };
 }
 
 test("a guest that powers off: console arrives whole, before the outcome", async () => {
@@ -80,6 +81,16 @@ test("a guest that powers off: console arrives whole, before the outcome", async
   expect(outcome).toMatchObject({ kind: "stopped", reason: "powered_off", node: 0 });
   expect(console).toBe("hello");
   expect(events.map((event) => event.event)).toEqual(["engine_ready", "started", "notice"]);
+});
+
+test("a Linux that reaches init has its boot time told, in the numbers too", async () => {
+  const booted = await run(planOf("say=Run_/init_as_init_process summary stop=powered_off"));
+  expect(booted.events.filter(({ event }) => event === "booted").length).toBe(1);
+  expect(booted.summaries[0]?.bootSeconds).toBeGreaterThan(0);
+  const quiet = await run(planOf("say=Run_init summary stop=powered_off"));
+  expect(quiet.events.some(({ event }) => event === "booted")).toBe(false);
+  expect(quiet.summaries[0]).toMatchObject({ runSeconds: 1 });
+  expect(quiet.summaries[0]?.bootSeconds).toBeUndefined();
 });
 
 test("console input reaches the engine", async () => {

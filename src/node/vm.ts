@@ -22,6 +22,7 @@ import type {
   StoppedReason,
   ToEngine,
 } from "../engine/messages.ts";
+import { BootClock } from "./boot-clock.ts";
 import {
   describeDeath,
   type EngineExit,
@@ -50,6 +51,8 @@ export interface VmPlan {
 export type VmEvent =
   | { readonly event: "engine_ready"; readonly node: number; readonly pid: number }
   | { readonly event: "started"; readonly pageTables: PageTablesMode }
+  /** Linux runs init; seconds since the start. */
+  | { readonly event: "booted"; readonly seconds: number }
   | { readonly event: "notice"; readonly node: number; readonly text: string }
   | { readonly event: "stderr"; readonly node: number; readonly text: string }
   | { readonly event: "paused" | "resumed" }
@@ -98,6 +101,7 @@ export class Vm {
   private laneFolder: string | undefined;
   private laneKey: string | undefined;
   private cpuModel: unknown;
+  private readonly boot = new BootClock();
   private readonly latest = new Map<number, EngineSummary>();
 
   constructor(plan: VmPlan, hooks: VmHooks, deps: VmDeps) {
@@ -118,9 +122,12 @@ export class Vm {
     return outcome;
   }
 
-  /** The newest numbers of every engine that gave some. */
+  /** The newest numbers of every engine that gave some; node 0 has the console, so the boot too. */
   summaries(): EngineSummary[] {
-    return [...this.latest.values()].sort((a, b) => a.node - b.node);
+    const sorted = [...this.latest.values()].sort((a, b) => a.node - b.node);
+    const { seconds } = this.boot;
+    if (seconds === undefined) return sorted;
+    return sorted.map((each) => (each.node === 0 ? { ...each, bootSeconds: seconds } : each));
   }
 
   async writeConsole(bytes: Uint8Array): Promise<void> {
@@ -164,7 +171,7 @@ export class Vm {
     const hooks: EngineHooks = {
       onMessage: (message) => this.onMessage(member, message),
       onStderr: (text) => this.hooks.onEvent({ event: "stderr", node, text }),
-      onConsole: (chunk) => this.hooks.onConsole(chunk),
+      onConsole: (chunk) => this.onConsole(chunk),
     };
     const member: Member = {
       engine: this.spawnProcess(node, page, hooks),
@@ -175,6 +182,13 @@ export class Vm {
     };
     this.members.push(member);
     void member.engine.exited.then((exit) => this.onExit(member, exit));
+  }
+
+  private onConsole(chunk: Uint8Array): Promise<void> | void {
+    if (this.boot.push(chunk, performance.now()) && this.boot.seconds !== undefined) {
+      this.hooks.onEvent({ event: "booted", seconds: this.boot.seconds });
+    }
+    return this.hooks.onConsole(chunk);
   }
 
   private spawnProcess(node: number, page: ParentPage, hooks: EngineHooks): EngineProcess {
@@ -246,6 +260,7 @@ export class Vm {
     const all = this.members.length === this.plan.nodes.length;
     if (this.stopping || !all || !this.members.every((member) => member.capabilities)) return;
     try {
+      this.boot.start(performance.now());
       for (const { engine } of this.members) {
         engine.send({ type: "start", plan: this.planFor(engine.node) });
       }
