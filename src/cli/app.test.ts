@@ -1,4 +1,5 @@
-// The command line in one process: usage errors, statuses, --version, check; the host is a stand-in.
+// The command line in one process: usage errors, statuses, --version, check; the host is a
+// stand-in.
 
 import { expect, test } from "bun:test";
 
@@ -48,7 +49,7 @@ async function ssihv(args: string[], host: Partial<HostAccess> = {}) {
   return { status, out, err };
 }
 
-test("every usage error: status 2, nothing on stdout, the flag named, a way out, no stack", async () => {
+test("a usage error: status 2, nothing on stdout, the flag named, a way out, no stack", async () => {
   const cases: [args: string[], says: string][] = [
     [["runn"], "did you mean"],
     [["run"], "--kernel is missing"],

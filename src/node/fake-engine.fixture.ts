@@ -1,8 +1,8 @@
 // A stand-in for `ssihv engine` in tests of its parent: speaks the control protocol and does what
 // the kernel command line says, so that each test scripts its own engine. Never part of the
 // product.
-// Words: echo (console in to out), say=TEXT (_ is a space), summary, stop=REASON[:CODE], fail=CODE, segv, exit=N, hang,
-// deaf (ignores stop), only=NODE (the rest of the line is for that node alone).
+// Words: echo (console in to out), say=TEXT (_ is a space), summary, stop=REASON[:CODE], fail=CODE,
+// segv, exit=N, hang, deaf (ignores stop), only=NODE (the rest of the line is for that node alone).
 
 import { readSync, writeSync } from "node:fs";
 
@@ -62,7 +62,6 @@ function act(word: string): void {
     }
     case "fail":
       tell({ type: "failed", code: value, message: "scripted failure", hint: "scripted hint" });
-      setTimeout(() => process.exit(0), 20);
       return;
     case "segv":
       process.kill(process.pid, "SIGSEGV");

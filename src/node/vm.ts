@@ -87,6 +87,7 @@ interface Member {
   started: boolean;
   /** Said `stopped` or `failed`: its exit is then no surprise. */
   spoke: boolean;
+  failed: boolean;
   gone: boolean;
 }
 
@@ -178,6 +179,7 @@ export class Vm {
       capabilities: undefined,
       started: false,
       spoke: false,
+      failed: false,
       gone: false,
     };
     this.members.push(member);
@@ -244,6 +246,7 @@ export class Vm {
         return;
       case "failed":
         member.spoke = true;
+        member.failed = true;
         this.end({ kind: "failed", error: failure(this.plan, node, message) });
     }
   }
@@ -329,6 +332,8 @@ export class Vm {
   private async windDown(): Promise<void> {
     this.stopping = true;
     this.broadcast({ type: "stop" });
+    // An engine that failed has no guest to end and nothing more to say.
+    for (const member of this.members) if (member.failed) member.engine.kill("SIGKILL");
     const all = Promise.all(this.members.map((member) => member.engine.exited));
     const timer = setTimeout(() => this.killAll(), this.deps.graceMs ?? GRACE_MS);
     await all;
