@@ -49,7 +49,7 @@ async function ssihv(args: string[], host: Partial<HostAccess> = {}) {
   return { status, out, err };
 }
 
-test("a usage error: status 2, nothing on stdout, the flag named, a way out, no stack", async () => {
+test("a usage error: status 2, stdout empty, the flag named, a way out, no stack", async () => {
   const cases: [args: string[], says: string][] = [
     [["runn"], "did you mean"],
     [["run"], "--kernel is missing"],
