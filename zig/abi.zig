@@ -11,6 +11,8 @@ pub const abi_version: u32 = 1;
 
 /// Most vCPUs one node may create: one io slot and one stats record each in the shared page.
 pub const vcpus_max: u32 = 64;
+/// One slot for each own vCPU, then one for each forwarded exit that TypeScript answers here.
+pub const io_slots_max: u32 = 2 * vcpus_max;
 /// Most nodes of one VM. An APIC id is node << apic_node_shift | index.
 pub const nodes_max: u32 = 8;
 pub const apic_node_shift: u32 = 6;
@@ -128,6 +130,10 @@ pub const EventKind = enum(u32) {
     notice = 6,
     /// All vCPUs parked, devices reset: TypeScript reloads the images.
     reset_done = 7,
+    /// A control message of another node's TypeScript: a = node, b = operation, c = argument.
+    control = 8,
+    /// All lanes are up: a = 0; or could not be brought up: a = 1, words in the newest notice.
+    linked = 9,
 };
 
 pub const StopReason = enum(u32) {
@@ -277,7 +283,7 @@ pub const Shared = extern struct {
     cpu_dump: CpuDump,
     stats: EngineStats,
     ring: EventRing,
-    io_slots: [vcpus_max]IoSlot,
+    io_slots: [io_slots_max]IoSlot,
     vcpus: [vcpus_max]VcpuStats,
 };
 
@@ -329,6 +335,12 @@ pub const EngineConfig = extern struct {
 };
 
 pub const PageTables = enum(u32) { strict = 0, replicated = 1 };
+
+/// A guest page that moved often: transfers to this node since start.
+pub const HotPage = extern struct {
+    gpa: u64,
+    transfers: u64,
+};
 
 /// What answers an address range.
 pub const BusTarget = enum(u32) {
@@ -492,7 +504,7 @@ pub const records = .{
     ErrorRecord, AbiInfo,      SharedInfo, LastWords,   IoSlot,  Event,           EventRing,
     CpuDump,     VcpuStats,    Histogram,  EngineStats, Shared,  RamRange,        EngineConfig,
     BusRegion,   RegisterFile, CpuidEntry, MsrEntry,    Segment, DescriptorTable, VcpuRecord,
-    ProbeResult, HostProbe,
+    HotPage,     ProbeResult,  HostProbe,
 };
 
 /// Every enum that TypeScript sees.

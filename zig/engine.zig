@@ -18,6 +18,10 @@ const Console = @import("engine/console.zig").Console;
 const Events = @import("engine/events.zig").Events;
 const Router = @import("engine/router.zig").Router;
 const Signal = @import("engine/inbox.zig").Signal;
+const Link = @import("engine/link.zig").Link;
+const Span = @import("engine/span.zig").Span;
+const Pager = @import("memory/pager.zig").Pager;
+const pager_file = @import("memory/pager.zig");
 const vcpu_thread = @import("engine/vcpu_thread.zig");
 const VcpuThread = vcpu_thread.VcpuThread;
 const hypervisor_port = @import("devices/hypervisor_port.zig");
@@ -33,7 +37,7 @@ pub const start_msrs_max = 64;
 /// APIC bus frequency every guest is told (what OVMF assumes).
 const bus_hz = 1_000_000_000;
 
-pub const Error = error{ ConfigInvalid, OutOfMemory, SystemCall, ThreadFailed } ||
+pub const Error = error{ ConfigInvalid, OutOfMemory, SystemCall, ThreadFailed } || pager_file.Error ||
     @import("kvm/vm.zig").Error || @import("memory/ram.zig").Error;
 
 pub const Engine = struct {
@@ -47,6 +51,11 @@ pub const Engine = struct {
     router: Router,
     board: Board,
     bus: *Bus,
+    /// Guest RAM under userfaultfd; null with plain memory.
+    pager: ?*Pager = null,
+    /// The other nodes; null on a VM of one node.
+    span: ?*Span = null,
+    link: Link,
     console: Console,
     console_thread: ?std.Thread = null,
     vcpus: []VcpuThread,
@@ -88,6 +97,9 @@ pub const Engine = struct {
         errdefer self.vm.destroy();
         self.ram = try Ram.init(config.ram[0..config.ram_range_count]);
         errdefer self.ram.deinit();
+        self.pager = null;
+        self.span = null;
+        self.link = .{ .engine = self };
         try self.addSlots();
         self.clock = Clock.init(config.clock_dilation);
         self.events = .{ .shared = shared, .doorbell_fd = config.doorbell_fd };
@@ -109,7 +121,50 @@ pub const Engine = struct {
         errdefer allocator.free(self.vcpus);
         try self.createVcpus();
         vcpu_thread.installKickHandler();
+        if (config.plain_memory == 0 or config.node_count > 1) try self.createPager();
         return self;
+    }
+
+    fn createPager(self: *Engine) Error!void {
+        const span = try self.allocator.create(Span);
+        errdefer self.allocator.destroy(span);
+        const c = &self.config;
+        const pager = try Pager.create(self.allocator, &self.ram, .{
+            .node = @intCast(c.node),
+            .node_count = @intCast(c.node_count),
+            .replicate = c.page_tables == @backingInt(abi.PageTables.replicated),
+            .hold_ns_max = @as(u64, c.hold_us_max) * std.time.ns_per_us,
+            .peer_timeout_ns = @as(u64, @max(c.peer_timeout_ms, 100)) * std.time.ns_per_ms,
+            .service_priority = c.service_priority,
+        }, .{
+            .context = span,
+            .receive = Span.receive,
+            .lost = Span.lost,
+            .reset_done = Span.resetDone,
+        }, &self.shared.stats);
+        span.* = .{ .engine = self, .pager = pager };
+        self.pager = pager;
+        self.span = span;
+        self.router.remote = Span.sendInterrupt;
+        self.router.remote_context = span;
+        if (c.node_count == 1) try pager.start();
+    }
+
+    pub fn startLink(self: *Engine) Error!void {
+        const old = sys.blockSignals();
+        defer sys.restoreSignals(old);
+        const thread = std.Thread.spawn(.{}, Link.run, .{&self.link});
+        (thread catch return error.ThreadFailed).detach();
+    }
+
+    /// A STARTUP message to another node is about to leave: the page tables the sender runs on are the
+    /// guest kernel's own (it brings up a CPU from a kernel thread), hence the root to replicate from.
+    pub fn sampleRoot(self: *Engine, v: *VcpuThread) void {
+        const pager = self.pager orelse return;
+        if (self.config.node_count == 1) return;
+        const sregs = v.vcpu.getSregs() catch return;
+        // CR3 bits 51:12 (SDM vol. 3A, 4.5.2); the low bits are a PCID or caching flags.
+        pager.command(pager_file.Command.root, sregs.cr3 & 0x000f_ffff_ffff_f000);
     }
 
     fn addSlots(self: *Engine) Error!void {
@@ -181,7 +236,7 @@ pub const Engine = struct {
     pub fn prepareVcpus(self: *Engine) Error!void {
         for (self.vcpus) |*v| {
             for (self.msrs[0..self.msr_count]) |entry| try v.vcpu.setMsr(entry);
-            if (self.config.tsc_offset != 0) try v.vcpu.setTscOffset(self.config.tsc_offset);
+            if (self.config.node_count > 1) try v.vcpu.setTscOffset(self.config.tsc_offset);
             if (v.apic_id == 0) {
                 const record = self.boot orelse return error.ConfigInvalid;
                 try v.vcpu.setBoot(&record, v.lapic.base());
@@ -216,7 +271,8 @@ pub const Engine = struct {
         for (self.vcpus) |*v| v.vcpu.destroy();
         self.vm.destroy();
         self.vm = try Vm.create();
-        try self.ram.clear();
+        // With a pager the shard forgets the pages (Command.reset) before this.
+        if (self.pager == null) try self.ram.clear();
         try self.addSlots();
         self.board.reset();
         for (self.vcpus) |*v| {
@@ -237,15 +293,23 @@ pub const Engine = struct {
         self.stopWith(.requested, 0xffff_ffff, 0);
     }
 
-    /// Ends the VM, from any thread; the first reason is the one told.
+    /// Ends the VM on every node, from any thread; the first reason is the one told.
     pub fn stopWith(self: *Engine, reason: abi.StopReason, vcpu: u32, detail: u64) void {
-        if (self.stop_claimed.swap(true, .seq_cst)) return;
+        if (!self.stopLocally(reason, vcpu, detail)) return;
+        const span = self.span orelse return;
+        if (self.config.node_count > 1) span.sendStop(reason, detail);
+    }
+
+    /// Ends this engine's part; false when it was ending already.
+    pub fn stopLocally(self: *Engine, reason: abi.StopReason, vcpu: u32, detail: u64) bool {
+        if (self.stop_claimed.swap(true, .seq_cst)) return false;
         self.command.store(Command.stop, .seq_cst);
         sys.futexWake(&self.command, std.math.maxInt(u31));
         self.setState(.stopped);
         self.kickAll();
         self.console.stop();
         self.events.simple(.stopped, vcpu, @backingInt(reason), detail, 0);
+        return true;
     }
 
     fn kickAll(self: *Engine) void {
@@ -292,18 +356,23 @@ pub const Engine = struct {
         self.stopWith(.halted_forever, index, 0);
     }
 
+    /// The IOAPIC is on node 0.
     pub fn endOfInterrupt(self: *Engine, vector: u8) void {
-        self.board.endOfInterrupt(vector);
+        if (self.config.node == 0) return self.board.endOfInterrupt(vector);
+        self.span.?.sendEndOfInterrupt(vector);
     }
 
     /// Hands the vCPU's io request to the node that has the device.
     pub fn forward(self: *Engine, vcpu: u32, node: u32) void {
-        _ = vcpu;
-        _ = node;
-        self.stopWith(.vcpu_lost, 0, 0);
+        self.span.?.forward(vcpu, node);
     }
 
+    /// Answers a posted io request: of a vCPU here, or a forwarded one (slots from vcpus_max on).
     pub fn completeIo(self: *Engine, vcpu: u32, value: u64) error{StateWrong}!void {
+        if (vcpu >= abi.vcpus_max) {
+            return self.span.?.completeForeign(vcpu - abi.vcpus_max, value);
+        }
+        if (vcpu >= self.vcpus.len) return error.StateWrong;
         const slot = &self.shared.io_slots[vcpu];
         if (@atomicLoad(u32, &slot.state, .acquire) != @backingInt(abi.IoState.posted)) {
             return error.StateWrong;

@@ -11,6 +11,7 @@ const failure = @import("base/failure.zig");
 const last_words = @import("base/last_words.zig");
 const host = @import("kvm/host.zig");
 const probe = @import("kvm/probe.zig");
+const tcp = @import("transport/tcp.zig");
 const Engine = @import("engine.zig").Engine;
 
 pub const panic = std.debug.FullPanic(last_words.onPanic);
@@ -294,7 +295,7 @@ pub fn engineStop(handle: u32) callconv(.c) i32 {
 /// Answers the io request in the vCPU's slot.
 pub fn ioComplete(handle: u32, vcpu: u32, value: u64) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
-    if (vcpu >= engine.vcpus.len) return failure.fail(.invalid_argument, "vCPU {d}", .{vcpu});
+    if (vcpu >= abi.io_slots_max) return failure.fail(.invalid_argument, "io slot {d}", .{vcpu});
     engine.completeIo(vcpu, value) catch {
         return failure.fail(.state_wrong, "vCPU {d} waits for nothing", .{vcpu});
     };
@@ -306,6 +307,75 @@ pub fn irqLine(handle: u32, pin: u32, level: u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
     if (pin >= 24) return failure.fail(.invalid_argument, "IOAPIC pin {d}", .{pin});
     engine.board.setLine(@intCast(pin), level != 0);
+    return ok;
+}
+
+/// Where this node's lanes listen: "host:port" or "unix:/path"; `port` is the one bound.
+pub fn engineListen(handle: u32, text: [*]const u8, len: u32, port: *u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const address = tcp.Address.parse(text[0..len]) catch |e| {
+        return failure.fail(.invalid_argument, "lane address {s}: {s}", .{
+            text[0..len],
+            tcp.explain(e),
+        });
+    };
+    const listener = tcp.listen(address) catch {
+        return failure.fail(.io_failed, "cannot listen on {s}", .{text[0..len]});
+    };
+    engine.link.listener = listener;
+    port.* = listener.port;
+    return ok;
+}
+
+/// Where a peer's lanes listen; before engineLink.
+pub fn enginePeer(handle: u32, node: u32, text: [*]const u8, len: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    if (node >= abi.nodes_max) return failure.fail(.invalid_argument, "node {d}", .{node});
+    engine.link.addresses[node] = tcp.Address.parse(text[0..len]) catch |e| {
+        return failure.fail(.invalid_argument, "address of node {d}, {s}: {s}", .{
+            node,
+            text[0..len],
+            tcp.explain(e),
+        });
+    };
+    return ok;
+}
+
+/// Connects to every peer and agrees on the clock, in the background; event `linked` follows.
+pub fn engineLink(handle: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    engine.startLink() catch |e| return failure.fail(.peer_failed, "link: {t}", .{e});
+    return ok;
+}
+
+/// After a `linked` event with a = 1: records why, for ssihv_error_last.
+pub fn linkFailure(handle: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const link = &engine.link;
+    return failure.fail(.peer_failed, "{s}", .{link.words[0..link.words_len]});
+}
+
+/// A control message to the TypeScript of other nodes (bit n = node n); ordered with all else.
+pub fn spanSend(handle: u32, nodes: u32, operation: u32, argument: u64) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const span = engine.span orelse return failure.fail(.state_wrong, "the VM has one node", .{});
+    span.sendControl(nodes, operation, argument);
+    return ok;
+}
+
+/// Forgets every page of this node; all nodes' vCPUs are parked. Event `reset_done` follows.
+pub fn pagesReset(handle: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const pager = engine.pager orelse return failure.fail(.state_wrong, "plain memory", .{});
+    pager.command(@import("memory/pager.zig").Command.reset, 0);
+    return ok;
+}
+
+/// Pages that moved here most often, most first: at most `capacity`, their number to `count`.
+pub fn pagesHot(handle: u32, out: [*]abi.HotPage, capacity: u32, count: *u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const pager = engine.pager orelse return failure.fail(.state_wrong, "plain memory", .{});
+    count.* = pager.hottest(out[0..capacity]);
     return ok;
 }
 

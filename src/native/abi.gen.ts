@@ -2,11 +2,12 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xed10e6ff1c0befcen;
+export const ABI_HASH = 0x883fc17fec7f1072n;
 
 export const constants = {
   abi_version: 1,
   vcpus_max: 64,
+  io_slots_max: 128,
   nodes_max: 8,
   apic_node_shift: 6,
   ram_ranges_max: 32,
@@ -63,6 +64,8 @@ export const enums = {
     peer: 5,
     notice: 6,
     reset_done: 7,
+    control: 8,
+    linked: 9,
   },
   StopReason: {
     none: 0,
@@ -287,7 +290,7 @@ export const records = {
   },
   Shared: {
     name: "Shared",
-    size: 47672,
+    size: 51256,
     fields: {
       magic: { offset: 0, type: "u32" },
       version: { offset: 4, type: "u32" },
@@ -299,8 +302,8 @@ export const records = {
       cpu_dump: { offset: 2104, type: "CpuDump" },
       stats: { offset: 2312, type: "EngineStats" },
       ring: { offset: 3112, type: "EventRing" },
-      io_slots: { offset: 35896, type: "IoSlot", count: 64 },
-      vcpus: { offset: 39480, type: "VcpuStats", count: 64 },
+      io_slots: { offset: 35896, type: "IoSlot", count: 128 },
+      vcpus: { offset: 43064, type: "VcpuStats", count: 64 },
     },
   },
   RamRange: {
@@ -457,6 +460,14 @@ export const records = {
       efer: { offset: 408, type: "u64" },
     },
   },
+  HotPage: {
+    name: "HotPage",
+    size: 16,
+    fields: {
+      gpa: { offset: 0, type: "u64" },
+      transfers: { offset: 8, type: "u64" },
+    },
+  },
   ProbeResult: {
     name: "ProbeResult",
     size: 16,
@@ -523,6 +534,13 @@ export const functions = {
   ssihv_engine_stop: { args: ["u32"], returns: "i32" },
   ssihv_io_complete: { args: ["u32", "u32", "u64"], returns: "i32" },
   ssihv_irq_line: { args: ["u32", "u32", "u32"], returns: "i32" },
+  ssihv_engine_listen: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
+  ssihv_engine_peer: { args: ["u32", "u32", "ptr", "u32"], returns: "i32" },
+  ssihv_engine_link: { args: ["u32"], returns: "i32" },
+  ssihv_link_failure: { args: ["u32"], returns: "i32" },
+  ssihv_span_send: { args: ["u32", "u32", "u32", "u64"], returns: "i32" },
+  ssihv_pages_reset: { args: ["u32"], returns: "i32" },
+  ssihv_pages_hot: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
   ssihv_nmi_send: { args: ["u32"], returns: "i32" },
   ssihv_crash_plant: { args: ["u32"], returns: "i32" },
 } as const;

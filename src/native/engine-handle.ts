@@ -27,6 +27,12 @@ export type Load =
       readonly length: number;
     };
 
+/** Where the lanes of a VM's engines listen: "host:port" or "unix:/path". */
+export interface LaneAddresses {
+  readonly listen: string;
+  readonly peers: readonly { readonly node: number; readonly address: string }[];
+}
+
 export class EngineHandle {
   private readonly handle: number;
 
@@ -106,6 +112,49 @@ export class EngineHandle {
 
   stop(): void {
     checked(library().ssihv_engine_stop(this.handle));
+  }
+
+  /** Connects to the engines of the other nodes, in the background; event `linked` follows. */
+  link(lane: LaneAddresses): void {
+    const port = new Uint32Array(1);
+    const own = Buffer.from(lane.listen);
+    checked(library().ssihv_engine_listen(this.handle, ptr(own), own.length, ptr(port)));
+    for (const { node, address } of lane.peers) {
+      const text = Buffer.from(address);
+      checked(library().ssihv_engine_peer(this.handle, node, ptr(text), text.length));
+    }
+    checked(library().ssihv_engine_link(this.handle));
+  }
+
+  /** Why the last link() failed. */
+  linkFailure(): SsihvError {
+    try {
+      checked(library().ssihv_link_failure(this.handle), "node_unreachable");
+    } catch (error) {
+      if (error instanceof SsihvError) return error;
+      throw error;
+    }
+    throw new Error("a failed link left no words");
+  }
+
+  /** To the TypeScript of the nodes in the mask, in order with pages and interrupts. */
+  sendControl(nodes: number, operation: number): void {
+    checked(library().ssihv_span_send(this.handle, nodes, operation, 0n));
+  }
+
+  /** Forgets every page of this node; event `reset_done` follows. */
+  forgetPages(): void {
+    checked(library().ssihv_pages_reset(this.handle));
+  }
+
+  /** The pages that came from other nodes most often, most first. */
+  hotPages(count: number): RecordOf<typeof records.HotPage>[] {
+    const bytes = new Uint8Array(records.HotPage.size * count);
+    const found = new Uint32Array(1);
+    checked(library().ssihv_pages_hot(this.handle, ptr(bytes), count, ptr(found)));
+    return Array.from({ length: found[0] ?? 0 }, (_, i) =>
+      decode(records.HotPage, bytes.subarray(i * records.HotPage.size)),
+    );
   }
 
   completeIo(vcpu: number, value: bigint): void {

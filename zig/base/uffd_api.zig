@@ -33,6 +33,9 @@ pub const Register = extern struct { range: Range, mode: u64, ioctls: u64 = 0 };
 pub const Copy = extern struct { dst: u64, src: u64, len: u64, mode: u64, copied: i64 = 0 };
 pub const WriteProtect = extern struct { range: Range, mode: u64 };
 
+/// uffd_msg.event of a page fault; no other event is asked for.
+pub const event_pagefault = 0x12;
+
 const flag_write: u64 = 1;
 pub const flag_wp: u64 = 2;
 

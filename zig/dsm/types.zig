@@ -93,7 +93,14 @@ pub const Event = union(enum) {
     tick: struct { now: u64 },
     /// The shell's scan found that an entry of a replicated page differs from its twin (`old`); the
     /// shell has updated the twin. Comes before the sends of the step that caused the scan.
-    replica_changed: struct { page: Page, index: u16, old: u64, new: u64 },
+    replica_changed: struct {
+        page: Page,
+        index: u16,
+        old: u64,
+        new: u64,
+        old_child: ?Page = null,
+        new_child: ?Page = null,
+    },
     /// A page that is the root of the guest kernel's page tables.
     root: struct { page: Page },
     /// A replica was just installed here (by the action of that name): its present non-leaf entries

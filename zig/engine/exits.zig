@@ -158,6 +158,7 @@ fn apply(self: *VcpuThread, effects: Effects) void {
     if (effects.eoi_level) |vector| self.engine.endOfInterrupt(vector);
     if (effects.ipi) |message| {
         self.stats.ipis_sent += 1;
+        if (message.mode() == .startup) self.engine.sampleRoot(self);
         self.engine.router.deliver(message);
     }
 }

@@ -1,0 +1,205 @@
+//! What makes several engines one machine besides memory: interrupts, end-of-interrupts and exits for
+//! the vCPUs and devices of other nodes, control messages of TypeScript, and the common end. All of it
+//! are small messages over the shard's lanes, so they keep their order with the pages.
+//! receive() runs on the shard's thread: it posts, answers from devices and never blocks.
+
+const std = @import("std");
+const abi = @import("../abi.zig");
+const sys = @import("../base/sys.zig");
+const Message = @import("../irq/message.zig").Message;
+const Pager = @import("../memory/pager.zig").Pager;
+const bus_file = @import("bus.zig");
+const Access = bus_file.Access;
+const Engine = @import("../engine.zig").Engine;
+
+const Op = enum(u8) {
+    interrupt = 1,
+    end_of_interrupt = 2,
+    io_request = 3,
+    io_answer = 4,
+    control = 5,
+    stop = 6,
+    _,
+};
+
+/// Everything a span message can say; the receiver checks each field it uses.
+const Wire = extern struct {
+    op: u8,
+    size: u8 = 0,
+    kind: u8 = 0,
+    is_write: u8 = 0,
+    vcpu: u16 = 0,
+    pad: u16 = 0,
+    a: u64 = 0,
+    b: u64 = 0,
+    message: Message = std.mem.zeroes(Message),
+};
+
+/// A forwarded exit that TypeScript of this node answers.
+const Foreign = struct { busy: bool = false, node: u8 = 0, vcpu: u16 = 0 };
+
+pub const Span = struct {
+    engine: *Engine,
+    pager: *Pager,
+    foreign: [abi.io_slots_max - abi.vcpus_max]Foreign = @splat(.{}),
+    foreign_lock: sys.Mutex = .{},
+
+    fn others(self: *const Span) u32 {
+        const all = (@as(u32, 1) << @intCast(self.engine.config.node_count)) - 1;
+        return all & ~(@as(u32, 1) << @intCast(self.engine.config.node));
+    }
+
+    fn send(self: *Span, nodes: u32, wire: Wire) void {
+        self.pager.post(nodes, std.mem.asBytes(&wire));
+    }
+
+    /// Router.remote.
+    pub fn sendInterrupt(context: *anyopaque, nodes: u32, message: Message) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        self.send(nodes, .{ .op = @backingInt(Op.interrupt), .message = message });
+    }
+
+    /// A level interrupt ended on this node: the IOAPIC is on node 0.
+    pub fn sendEndOfInterrupt(self: *Span, vector: u8) void {
+        self.send(1, .{ .op = @backingInt(Op.end_of_interrupt), .a = vector });
+    }
+
+    /// The vCPU's posted io slot goes to the node that has the device.
+    pub fn forward(self: *Span, vcpu: u32, node: u32) void {
+        const slot = &self.engine.shared.io_slots[vcpu];
+        self.send(@as(u32, 1) << @intCast(node), .{
+            .op = @backingInt(Op.io_request),
+            .size = @intCast(slot.size),
+            .kind = @intCast(slot.kind),
+            .is_write = @intCast(slot.is_write),
+            .vcpu = @intCast(vcpu),
+            .a = slot.address,
+            .b = slot.value,
+        });
+    }
+
+    pub fn sendControl(self: *Span, nodes: u32, operation: u32, argument: u64) void {
+        const wire: Wire = .{ .op = @backingInt(Op.control), .a = operation, .b = argument };
+        self.send(nodes & self.others(), wire);
+    }
+
+    /// Every engine of the VM stops for the same reason.
+    pub fn sendStop(self: *Span, reason: abi.StopReason, detail: u64) void {
+        const wire: Wire = .{ .op = @backingInt(Op.stop), .a = @backingInt(reason), .b = detail };
+        self.send(self.others(), wire);
+    }
+
+    /// Pager.Handler.receive.
+    pub fn receive(context: *anyopaque, from: u8, payload: []const u8) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        if (payload.len != @sizeOf(Wire)) return self.hostile(from, "wrong size");
+        const wire = std.mem.bytesToValue(Wire, payload);
+        switch (@as(Op, @fromBackingInt(@intCast(wire.op)))) {
+            .interrupt => {
+                if (!wire.message.valid()) return self.hostile(from, "bad interrupt message");
+                self.engine.router.deliverFromPeer(wire.message);
+            },
+            .end_of_interrupt => self.engine.board.endOfInterrupt(@truncate(wire.a)),
+            .io_request => self.request(from, wire),
+            .io_answer => self.engine.completeIo(wire.vcpu, wire.b) catch {
+                self.hostile(from, "answer to a question nobody asked");
+            },
+            .control => self.engine.events.simple(.control, 0, from, wire.a, wire.b),
+            .stop => {
+                const reason = std.enums.fromInt(abi.StopReason, wire.a) orelse .vcpu_lost;
+                _ = self.engine.stopLocally(reason, 0xffff_ffff, wire.b);
+            },
+            _ => self.hostile(from, "unknown operation"),
+        }
+    }
+
+    /// An authenticated peer that talks nonsense is a broken engine: the VM cannot be trusted further.
+    fn hostile(self: *Span, from: u8, why: []const u8) void {
+        self.engine.events.notice(why);
+        self.engine.stopWith(.vcpu_lost, 0xffff_ffff, from);
+    }
+
+    fn request(self: *Span, from: u8, wire: Wire) void {
+        const size_good = wire.size == 1 or wire.size == 2 or wire.size == 4 or wire.size == 8;
+        if (!size_good or wire.kind > 1 or wire.vcpu >= abi.vcpus_max) {
+            return self.hostile(from, "bad forwarded exit");
+        }
+        const access: Access = .{
+            .kind = @fromBackingInt(@intCast(wire.kind)),
+            .address = wire.a,
+            .size = wire.size,
+            .is_write = wire.is_write != 0,
+            .value = wire.b,
+        };
+        switch (self.engine.bus.access(access)) {
+            .done => |value| self.answer(from, wire.vcpu, value),
+            .typescript => |device| self.askTypescript(from, wire, device),
+            // The peer's table sent it here and ours says elsewhere: answer as an empty bus does.
+            .remote, .unclaimed => self.answer(from, wire.vcpu, bus_file.ones(wire.size)),
+        }
+    }
+
+    fn answer(self: *Span, node: u8, vcpu: u16, value: u64) void {
+        const wire: Wire = .{ .op = @backingInt(Op.io_answer), .vcpu = vcpu, .b = value };
+        self.send(@as(u32, 1) << @intCast(node), wire);
+    }
+
+    fn askTypescript(self: *Span, from: u8, wire: Wire, device: u32) void {
+        const index = self.reserve(from, wire.vcpu) orelse {
+            return self.hostile(from, "more forwarded exits than vCPUs");
+        };
+        const slot = &self.engine.shared.io_slots[abi.vcpus_max + index];
+        slot.kind = wire.kind;
+        slot.size = wire.size;
+        slot.is_write = wire.is_write;
+        slot.address = wire.a;
+        slot.value = wire.b;
+        slot.device = device;
+        slot.sequence +%= 1;
+        // Release: TypeScript sees the fields before the state.
+        @atomicStore(u32, &slot.state, @backingInt(abi.IoState.posted), .release);
+        self.engine.events.simple(.io_request, abi.vcpus_max + index, wire.a, 0, 0);
+    }
+
+    fn reserve(self: *Span, node: u8, vcpu: u16) ?u32 {
+        self.foreign_lock.lock();
+        defer self.foreign_lock.unlock();
+        for (&self.foreign, 0..) |*f, i| {
+            if (f.busy) continue;
+            f.* = .{ .busy = true, .node = node, .vcpu = vcpu };
+            return @intCast(i);
+        }
+        return null;
+    }
+
+    /// TypeScript answered a forwarded exit (JavaScript thread).
+    pub fn completeForeign(self: *Span, index: u32, value: u64) error{StateWrong}!void {
+        self.foreign_lock.lock();
+        const f = self.foreign[index];
+        self.foreign[index].busy = false;
+        self.foreign_lock.unlock();
+        if (!f.busy) return error.StateWrong;
+        const slot = &self.engine.shared.io_slots[abi.vcpus_max + index];
+        @atomicStore(u32, &slot.state, @backingInt(abi.IoState.idle), .release);
+        self.answer(f.node, f.vcpu, value);
+    }
+
+    /// Pager.Handler.lost.
+    pub fn lost(context: *anyopaque, node: u8, why: []const u8) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        if (self.engine.stopping()) return;
+        self.engine.events.notice(why);
+        self.engine.events.simple(.peer, 0, node, @backingInt(abi.PeerState.dead), 0);
+        self.engine.stopWith(.vcpu_lost, 0xffff_ffff, node);
+    }
+
+    /// Pager.Handler.reset_done.
+    pub fn resetDone(context: *anyopaque) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        self.engine.events.simple(.reset_done, 0, 0, 0, 0);
+    }
+};
+
+comptime {
+    std.debug.assert(@sizeOf(Wire) == 40);
+}

@@ -1,0 +1,578 @@
+//! The shard: one userfaultfd, one thread, its page states and its lane to every peer. It turns
+//! faults and messages into events of the coherence core and executes the core's actions. Nothing else
+//! changes or copies guest pages, and this thread touches guest RAM only where it cannot fault: pages
+//! it has just write-protected, and replicas. It needs no vCPU thread and changes no memory slot.
+//!
+//! Order of one step: memory actions as given (protect, copy out, drop), then the scan of replicated
+//! page tables with their diffs, then the sends. So whatever a peer learns, it learns after the
+//! page-table entries it may depend on.
+
+const std = @import("std");
+const linux = std.os.linux;
+const abi = @import("../abi.zig");
+const sys = @import("../base/sys.zig");
+const last_words = @import("../base/last_words.zig");
+const types = @import("../dsm/types.zig");
+const core_file = @import("../dsm/core.zig");
+const Core = core_file.Core;
+const Actions = core_file.Actions;
+const Lane = @import("../transport/lane.zig").Lane;
+const frame = @import("../transport/frame.zig");
+const Ram = @import("ram.zig").Ram;
+const uffd_api = @import("../base/uffd_api.zig");
+const Uffd = @import("uffd.zig").Uffd;
+const Mailbox = @import("mailbox.zig").Mailbox;
+const Faults = @import("faults.zig").Faults;
+const replicas_file = @import("replicas.zig");
+const Replicas = replicas_file.Replicas;
+
+const page_size = 4096;
+const PageBytes = [page_size]u8;
+const zero_page: PageBytes align(page_size) = @splat(0);
+
+/// x86 page-table entries (Intel SDM vol. 3A, 4.5): present, page size, address.
+const entry_present: u64 = 1;
+const entry_large: u64 = 1 << 7;
+const entry_address: u64 = 0x000f_ffff_ffff_f000;
+/// Entries of a root table that map the kernel's half of the address space.
+const kernel_half_first = 256;
+
+/// Commands to the shard itself (Post.nodes = 0).
+pub const Command = struct {
+    pub const root: u8 = 1;
+    pub const reset: u8 = 2;
+    pub const stop: u8 = 3;
+};
+
+/// What the shard tells the rest of the engine; called on the shard's thread, must not block.
+pub const Handler = struct {
+    context: *anyopaque,
+    /// A span message from a peer.
+    receive: *const fn (context: *anyopaque, from: u8, payload: []const u8) void,
+    /// A peer is gone or does not keep to the protocol.
+    lost: *const fn (context: *anyopaque, node: u8, why: []const u8) void,
+    /// A reset of all page state is done.
+    reset_done: *const fn (context: *anyopaque) void,
+};
+
+pub const Settings = struct {
+    node: u8,
+    node_count: u8,
+    replicate: bool,
+    hold_ns_max: u64,
+    peer_timeout_ns: u64,
+    service_priority: u32,
+};
+
+pub const Error = error{ SystemCall, OutOfMemory, ThreadFailed };
+
+/// True on the shard's own thread.
+threadlocal var on_shard: bool = false;
+
+const staged_max = 64;
+const staged_pages_max = 16;
+
+const Staged = struct { to: u8, msg: types.Msg, data: ?u8 };
+
+pub const Pager = struct {
+    allocator: std.mem.Allocator,
+    settings: Settings,
+    ram: *Ram,
+    uffd: Uffd,
+    core: Core,
+    core_config: core_file.Config,
+    homes: [abi.ram_ranges_max]core_file.HomeRange,
+    replicas: Replicas,
+    faults: Faults,
+    mailbox: *Mailbox,
+    lanes: [abi.nodes_max]?*Lane = @splat(null),
+    /// Monotonic time each peer was last heard of.
+    heard: [abi.nodes_max]u64 = @splat(0),
+    pinged_ns: u64 = 0,
+    handler: Handler,
+    stats: *abi.EngineStats,
+    /// Times each page came from another node: what `--report` lists.
+    transfers: []u16,
+    /// Page tables found below a new replica, not yet told to the core.
+    children: std.ArrayList(types.Event) = .empty,
+    staged: [staged_max]Staged = undefined,
+    staged_count: usize = 0,
+    staged_pages: *[staged_pages_max]PageBytes,
+    staged_page_count: u8 = 0,
+    stopping: std.atomic.Value(bool) = .init(false),
+    thread: ?std.Thread = null,
+
+    pub fn create(
+        allocator: std.mem.Allocator,
+        ram: *Ram,
+        settings: Settings,
+        handler: Handler,
+        stats: *abi.EngineStats,
+    ) Error!*Pager {
+        const self = try allocator.create(Pager);
+        errdefer allocator.destroy(self);
+        const mailbox = try allocator.create(Mailbox);
+        errdefer allocator.destroy(mailbox);
+        mailbox.* = .{ .eventfd = try sys.eventfd() };
+        errdefer sys.close(mailbox.eventfd);
+        const transfers = try allocator.alloc(u16, ram.pageCount());
+        errdefer allocator.free(transfers);
+        @memset(transfers, 0);
+        const pages = try allocator.create([staged_pages_max]PageBytes);
+        errdefer allocator.destroy(pages);
+        self.* = .{
+            .allocator = allocator,
+            .settings = settings,
+            .ram = ram,
+            .uffd = undefined,
+            .core = undefined,
+            .core_config = undefined,
+            .homes = undefined,
+            .replicas = .{ .allocator = allocator },
+            .faults = .{ .stats = stats },
+            .mailbox = mailbox,
+            .handler = handler,
+            .stats = stats,
+            .transfers = transfers,
+            .staged_pages = pages,
+        };
+        self.core_config = .{
+            .node = settings.node,
+            .node_count = settings.node_count,
+            .page_count = ram.pageCount(),
+            .home = self.homeRanges(),
+            .replicate = settings.replicate,
+            .hold_ns_max = settings.hold_ns_max,
+            .threads = @import("faults.zig").threads_max,
+        };
+        self.core = try Core.init(allocator, self.core_config);
+        errdefer self.core.deinit();
+        self.uffd = try Uffd.open(ram.memory);
+        return self;
+    }
+
+    fn homeRanges(self: *Pager) []const core_file.HomeRange {
+        for (self.ram.ranges[0..self.ram.range_count], 0..) |r, i| {
+            self.homes[i] = .{
+                .first_page = @intCast(self.ram.offsets[i] / page_size),
+                .node = @intCast(r.node),
+            };
+        }
+        return self.homes[0..self.ram.range_count];
+    }
+
+    pub fn setLane(self: *Pager, node: u8, lane: *Lane) void {
+        self.lanes[node] = lane;
+        self.heard[node] = sys.monotonicNs();
+    }
+
+    pub fn start(self: *Pager) Error!void {
+        const old = sys.blockSignals();
+        defer sys.restoreSignals(old);
+        self.thread = std.Thread.spawn(.{}, run, .{self}) catch return error.ThreadFailed;
+    }
+
+    /// Any thread: a span message to the nodes of the mask, in order with this node's other sends.
+    pub fn post(self: *Pager, nodes: u32, payload: []const u8) void {
+        // The shard itself (an interrupt that follows from a message) must not wait for its own box.
+        if (on_shard) return self.sendSpan(nodes, payload);
+        self.mailbox.post(nodes, 0, payload);
+    }
+
+    fn sendSpan(self: *Pager, nodes: u32, payload: []const u8) void {
+        self.scan();
+        var rest = nodes;
+        while (rest != 0) : (rest &= rest - 1) {
+            self.queue(@intCast(@ctz(rest)), frame.Kind.span, &.{payload});
+        }
+    }
+
+    /// The pages that came from other nodes most often, most first. Read while the shard counts on:
+    /// a statistic.
+    pub fn hottest(self: *const Pager, out: []abi.HotPage) u32 {
+        var count: usize = 0;
+        for (self.transfers, 0..) |times, page| {
+            if (times == 0) continue;
+            var at = count;
+            while (at > 0 and out[at - 1].transfers < times) at -= 1;
+            if (at == out.len) continue;
+            const end = @min(count, out.len - 1);
+            std.mem.copyBackwards(abi.HotPage, out[at + 1 .. end + 1], out[at..end]);
+            out[at] = .{ .gpa = self.ram.gpaOf(@intCast(page)), .transfers = times };
+            count = @min(count + 1, out.len);
+        }
+        return @intCast(count);
+    }
+
+    pub fn command(self: *Pager, which: u8, argument: u64) void {
+        self.mailbox.post(0, which, std.mem.asBytes(&argument));
+    }
+
+    fn run(self: *Pager) void {
+        on_shard = true;
+        _ = sys.setFifoPriority(self.settings.service_priority);
+        while (!self.stopping.load(.acquire)) {
+            self.wait();
+            self.takeFaults();
+            self.takePosts();
+            for (0..self.settings.node_count) |node| self.takeFrames(@intCast(node));
+            self.onTime();
+            self.flush();
+        }
+    }
+
+    fn wait(self: *Pager) void {
+        var fds: [2 + abi.nodes_max]linux.pollfd = undefined;
+        fds[0] = .{ .fd = self.uffd.fd, .events = linux.POLL.IN, .revents = 0 };
+        fds[1] = .{ .fd = self.mailbox.eventfd, .events = linux.POLL.IN, .revents = 0 };
+        var n: usize = 2;
+        for (self.lanes[0..self.settings.node_count]) |maybe| {
+            const lane = maybe orelse continue;
+            const out: i16 = if (lane.queued() > 0) linux.POLL.OUT else 0;
+            fds[n] = .{ .fd = lane.fd, .events = linux.POLL.IN | out, .revents = 0 };
+            n += 1;
+        }
+        const idle_ns: u64 = @min(self.settings.peer_timeout_ns / 4, std.time.ns_per_s);
+        var timeout_ns = @max(idle_ns, std.time.ns_per_ms);
+        if (self.core.nextDeadline()) |deadline| {
+            timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
+        }
+        const timeout: linux.timespec = .{
+            .sec = @intCast(timeout_ns / std.time.ns_per_s),
+            .nsec = @intCast(timeout_ns % std.time.ns_per_s),
+        };
+        var ts = timeout;
+        _ = linux.ppoll(&fds, n, &ts, null);
+        if (fds[1].revents != 0) sys.eventfdDrain(self.mailbox.eventfd);
+    }
+
+    fn takeFaults(self: *Pager) void {
+        var messages: [16]uffd_api.Message = undefined;
+        const n = self.uffd.read(&messages);
+        for (messages[0..n]) |m| {
+            std.debug.assert(m.event == uffd_api.event_pagefault);
+            const now = sys.monotonicNs();
+            const page = self.uffd.pageOf(m.address);
+            const write = m.isWrite();
+            if (write) self.stats.faults_write += 1 else self.stats.faults_read += 1;
+            if (write and self.core.access(page) == .shared) self.stats.faults_upgrade += 1;
+            const thread = self.faults.begin(m.thread, page, write, now);
+            const event: types.Event = .{
+                .fault = .{ .page = page, .write = write, .thread = thread, .now = now },
+            };
+            self.step(event, null);
+            self.faults.markRemote(thread);
+        }
+    }
+
+    fn takePosts(self: *Pager) void {
+        while (self.mailbox.take()) |p| {
+            if (p.nodes == 0) {
+                self.obey(p.kind, std.mem.readInt(u64, p.payload[0..8], .little));
+                continue;
+            }
+            self.sendSpan(p.nodes, p.bytes());
+        }
+    }
+
+    fn obey(self: *Pager, which: u8, argument: u64) void {
+        switch (which) {
+            Command.root => {
+                const page = self.ram.pageOf(argument) orelse return;
+                if (self.settings.replicate) self.step(.{ .root = .{ .page = page } }, null);
+            },
+            Command.reset => self.resetPages(),
+            Command.stop => self.stopping.store(true, .release),
+            else => unreachable,
+        }
+    }
+
+    /// Every vCPU of every node is parked and no transaction is open: back to "nobody has touched
+    /// anything".
+    fn resetPages(self: *Pager) void {
+        self.uffd.dropRange(0, self.ram.pageCount()) catch self.refused("drop all", 0);
+        self.replicas.clear();
+        self.core.deinit();
+        self.core = Core.init(self.allocator, self.core_config) catch {
+            last_words.fatal("no memory for page states at reset", .{});
+        };
+        self.handler.reset_done(self.handler.context);
+    }
+
+    fn takeFrames(self: *Pager, node: u8) void {
+        const lane = self.lanes[node] orelse return;
+        const got = lane.receive() catch |e| return self.lose(node, @errorName(e));
+        if (got > 0) {
+            self.heard[node] = sys.monotonicNs();
+            self.stats.bytes_received += got;
+        }
+        while (true) {
+            const received = lane.next() catch |e| return self.lose(node, @errorName(e));
+            const f = received orelse return;
+            self.onFrame(node, f.kind, f.payload) catch |e| return self.lose(node, @errorName(e));
+            if (self.lanes[node] == null) return;
+        }
+    }
+
+    fn onFrame(self: *Pager, from: u8, kind: frame.Kind, payload: []const u8) !void {
+        switch (kind) {
+            .protocol => {
+                self.stats.messages_received += 1;
+                const msg = std.mem.bytesToValue(types.Msg, payload[0..@sizeOf(types.Msg)]);
+                const rest = payload[@sizeOf(types.Msg)..];
+                if (msg.hasData() != (rest.len == page_size)) return error.ProtocolViolated;
+                try self.core.validate(from, msg);
+                const data: ?*const PageBytes = if (rest.len == page_size) rest[0..page_size] else null;
+                if (data != null) {
+                    self.stats.pages_received += 1;
+                    self.transfers[msg.page] +|= 1;
+                }
+                if (msg.kind == @backingInt(types.MsgKind.invalidate)) self.stats.invalidations += 1;
+                const event: types.Event = .{
+                    .message = .{ .from = from, .msg = msg, .now = sys.monotonicNs() },
+                };
+                self.step(event, data);
+            },
+            .span => self.handler.receive(self.handler.context, from, payload),
+            .ping => self.queue(from, frame.Kind.pong, &.{payload}),
+            .pong => {},
+            .bye => self.lose(from, "the peer said goodbye"),
+            _ => return error.ProtocolViolated,
+        }
+    }
+
+    fn onTime(self: *Pager) void {
+        const now = sys.monotonicNs();
+        _ = self.faults.oldest(now);
+        if (self.core.nextDeadline()) |deadline| {
+            if (now >= deadline) self.step(.{ .tick = .{ .now = now } }, null);
+        }
+        const ping = now -| self.pinged_ns >= self.settings.peer_timeout_ns / 4;
+        if (ping) self.pinged_ns = now;
+        for (0..self.settings.node_count) |i| {
+            const node: u8 = @intCast(i);
+            if (self.lanes[node] == null) continue;
+            if (now -| self.heard[node] > self.settings.peer_timeout_ns) {
+                self.lose(node, "silent for longer than peer_timeout");
+            } else if (ping) self.queue(node, frame.Kind.ping, &.{std.mem.asBytes(&now)});
+        }
+    }
+
+    fn lose(self: *Pager, node: u8, why: []const u8) void {
+        if (self.lanes[node] == null) return;
+        self.lanes[node] = null;
+        self.handler.lost(self.handler.context, node, why);
+    }
+
+    fn queue(self: *Pager, to: u8, kind: frame.Kind, parts: []const []const u8) void {
+        const lane = self.lanes[to] orelse return;
+        lane.queue(@backingInt(kind), parts) catch return self.lose(to, "its lane is full");
+        if (kind == .protocol) self.stats.messages_sent += 1;
+        for (parts) |p| self.stats.bytes_sent += p.len;
+    }
+
+    fn flush(self: *Pager) void {
+        for (self.lanes[0..self.settings.node_count], 0..) |maybe, node| {
+            const lane = maybe orelse continue;
+            _ = lane.flush() catch |e| self.lose(@intCast(node), @errorName(e));
+        }
+    }
+
+    /// One event through the core: memory actions, scan, sends.
+    fn step(self: *Pager, event: types.Event, data: ?*const PageBytes) void {
+        var out: Actions = .empty;
+        self.core.step(event, &out);
+        self.perform(out.slice(), data);
+        self.release();
+        while (self.children.pop()) |child| {
+            out = .empty;
+            self.core.step(child, &out);
+            self.perform(out.slice(), null);
+            self.release();
+        }
+    }
+
+    /// Sends what perform() staged, after the diffs they may depend on.
+    fn release(self: *Pager) void {
+        // The scan stages and sends behind what is staged already: that stays where it is.
+        for (self.staged[0..self.staged_count]) |s| {
+            if (tells(s.msg)) {
+                self.scan();
+                break;
+            }
+        }
+        self.sendStagedFrom(0);
+        self.staged_page_count = 0;
+    }
+
+    /// Whether a guest could learn of another node's stores by this message. Requests and their ends
+    /// carry nothing a guest wrote.
+    fn tells(msg: types.Msg) bool {
+        return switch (@as(types.MsgKind, @fromBackingInt(@intCast(msg.kind)))) {
+            .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,
+            else => true,
+        };
+    }
+
+    fn sendMessage(self: *Pager, to: u8, msg: types.Msg, data: ?*const PageBytes) void {
+        if (data) |bytes| {
+            self.stats.pages_sent += 1;
+            self.queue(to, frame.Kind.protocol, &.{ std.mem.asBytes(&msg), bytes });
+        } else self.queue(to, frame.Kind.protocol, &.{std.mem.asBytes(&msg)});
+    }
+
+    /// Executes memory actions in order and stages sends, copying the pages they carry.
+    fn perform(self: *Pager, actions: []const types.Action, data: ?*const PageBytes) void {
+        for (actions) |action| switch (action) {
+            .install => |i| self.install(i.page, i.access, i.source, i.wake, data),
+            .protect => |page| self.uffd.protect(page) catch self.refused("protect", page),
+            .unprotect => |page| {
+                self.uffd.unprotect(page) catch self.refused("unprotect", page);
+                self.faults.woken(page, sys.monotonicNs());
+            },
+            .drop => |page| self.uffd.drop(page) catch self.refused("drop", page),
+            .wake => |page| {
+                self.uffd.wake(page) catch self.refused("wake", page);
+                self.faults.woken(page, sys.monotonicNs());
+            },
+            .install_replica => |r| {
+                self.install(r.page, .replicated, r.source, true, data);
+                self.adopt(r.page, r.level);
+            },
+            .twin => |t| self.adopt(t.page, t.level),
+            .forget_replica => |page| {
+                self.replicas.remove(page);
+                self.stats.replicated_pages = self.replicas.list.items.len;
+            },
+            .patch => |p| self.patch(p.page, p.index, p.old, p.new),
+            .send => |s| self.stage(s.to, s.msg),
+            .fatal => |f| last_words.fatal(
+                "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
+                .{ self.ram.gpaOf(f.page), f.code },
+            ),
+        };
+    }
+
+    fn install(
+        self: *Pager,
+        page: u32,
+        access: types.Access,
+        source: types.Source,
+        wakes: bool,
+        data: ?*const PageBytes,
+    ) void {
+        const bytes = switch (source) {
+            .zero => &zero_page,
+            .message => data orelse return self.refused("install without content", page),
+        };
+        const result = self.uffd.copy(page, bytes, access == .shared, wakes);
+        const installed = result catch return self.refused("install", page);
+        // The core installs only where nothing is mapped: anything there would be a second truth.
+        if (installed == .existed) self.refused("install over a present page", page);
+        if (wakes) self.faults.woken(page, sys.monotonicNs());
+    }
+
+    fn stage(self: *Pager, to: u8, msg: types.Msg) void {
+        std.debug.assert(self.staged_count < staged_max);
+        var slot: ?u8 = null;
+        if (msg.hasData()) {
+            slot = self.stagedCopy(msg.page);
+        }
+        self.staged[self.staged_count] = .{ .to = to, .msg = msg, .data = slot };
+        self.staged_count += 1;
+    }
+
+    /// The page's bytes now; one copy serves every send of this page in this step.
+    fn stagedCopy(self: *Pager, page: u32) u8 {
+        for (self.staged[0..self.staged_count]) |s| {
+            if (s.data != null and s.msg.page == page) return s.data.?;
+        }
+        std.debug.assert(self.staged_page_count < staged_pages_max);
+        const slot = self.staged_page_count;
+        self.staged_page_count += 1;
+        @memcpy(&self.staged_pages[slot], self.ram.pageBytes(page));
+        return slot;
+    }
+
+    /// A page became a replica here: twin it, and tell the core of its next-level tables.
+    fn adopt(self: *Pager, page: u32, level: u8) void {
+        self.replicas.add(page, level, self.ram.pageBytes(page)) catch {
+            last_words.fatal("no memory for the twin of a page-table page", .{});
+        };
+        self.stats.replicated_pages = self.replicas.list.items.len;
+        self.stats.page_table_transfers += 1;
+        if (level < 2) return;
+        const twin = self.replicas.list.items[self.replicas.list.items.len - 1].twin;
+        const first: usize = if (level == 4) kernel_half_first else 0;
+        for (first..replicas_file.entries_per_page) |i| {
+            const child = self.childOf(twin[i], level) orelse continue;
+            // Later, as steps of their own: a table has more children than one step may send.
+            self.children.append(self.allocator, .{
+                .child = .{ .parent = page, .index = @intCast(i), .page = child, .level = level - 1 },
+            }) catch last_words.fatal("no memory for page-table children", .{});
+        }
+    }
+
+    /// The next-level table an entry points at, if it is one and lies in RAM.
+    fn childOf(self: *const Pager, entry: u64, level: u8) ?u32 {
+        if (level < 2 or entry & entry_present == 0) return null;
+        if (level < 4 and entry & entry_large != 0) return null;
+        return self.ram.pageOf(entry & entry_address);
+    }
+
+    fn patch(self: *Pager, page: u32, index: u16, old: u64, new: u64) void {
+        self.stats.replica_entries += 1;
+        switch (self.replicas.patch(page, index, old, new)) {
+            .applied => {},
+            .conflict => {
+                self.stats.replica_conflicts += 1;
+                last_words.fatal(
+                    "replica_conflict: entry {d} of page table 0x{x} changed on two nodes at once",
+                    .{ index, self.ram.gpaOf(page) },
+                );
+            },
+            .unknown => self.refused("patch of a page that is no replica", page),
+        }
+    }
+
+    /// Sends every change of a replicated page table that peers have not been told.
+    fn scan(self: *Pager) void {
+        if (self.replicas.list.items.len == 0) return;
+        var cursor: Replicas.Cursor = .{};
+        while (self.replicas.next(&cursor)) |change| {
+            self.stats.replica_diffs += 1;
+            const before = self.replicas.list.items.len;
+            var out: Actions = .empty;
+            self.core.step(.{ .replica_changed = .{
+                .page = change.page,
+                .index = change.index,
+                .old = change.old,
+                .new = change.new,
+                .old_child = self.childOf(change.old, change.level),
+                .new_child = self.childOf(change.new, change.level),
+            } }, &out);
+            const kept = self.staged_count;
+            self.perform(out.slice(), null);
+            self.sendStagedFrom(kept);
+            // A removal moves replicas under the cursor.
+            if (self.replicas.list.items.len != before) cursor = .{};
+        }
+    }
+
+    /// Sends what was staged at or after `first`, now.
+    fn sendStagedFrom(self: *Pager, first: usize) void {
+        for (self.staged[first..self.staged_count]) |s| {
+            const data = if (s.data) |slot| &self.staged_pages[slot] else null;
+            self.sendMessage(s.to, s.msg, data);
+        }
+        self.staged_count = first;
+    }
+
+    /// The kernel refused what the protocol's invariants allow: page state is no longer known.
+    fn refused(self: *Pager, what: []const u8, page: u32) noreturn {
+        last_words.fatal(
+            "page_lost: {s} of page 0x{x} failed (errno {d}); its state is unknown",
+            .{ what, self.ram.gpaOf(page), sys.last_errno },
+        );
+    }
+};
