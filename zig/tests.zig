@@ -43,4 +43,5 @@ test {
     _ = @import("transport/tcp.zig");
     _ = @import("transport/lane_test.zig");
     _ = @import("transport/handshake_test.zig");
+    _ = @import("transport/linkup_test.zig");
 }

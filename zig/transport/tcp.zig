@@ -168,8 +168,8 @@ pub fn listen(address: Address) sys.Error!Listener {
         _ = linux.unlink(@ptrCast(&address.unix.path));
         _ = try sys.check(linux.bind(fd, address.sockaddr(), address.size()));
     } else _ = try sys.check(bound);
-    // Every peer of a VM and a few strangers.
-    _ = try sys.check(linux.listen(fd, 32));
+    // A full queue makes peers wait for a second SYN: room for a crowd of strangers before them.
+    _ = try sys.check(linux.listen(fd, 128));
     const own = Address.local(fd) orelse address;
     return .{ .fd = fd, .port = own.portNumber() };
 }
