@@ -40,6 +40,7 @@ export const zigLayers: readonly Layer[] = [
   },
   { at: "zig/gen_abi.zig", mayImport: ["std", "zig/exports.zig", ...zigBoundary] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },
+  { at: "zig/bench_lane.zig", mayImport: ["std", "zig/base", "zig/transport"] },
 ];
 
 const belowEngine = ["src/base", "src/native", "src/vmm", "src/policy", "src/config", "acpi"];

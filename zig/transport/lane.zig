@@ -16,6 +16,8 @@ pub const Received = struct {
     payload: []const u8,
 };
 
+pub const Error = error{ PeerClosed, SystemCall, ProtocolViolated };
+
 pub const Options = struct {
     /// A power of two. 8 MiB is 2000 page grants: more than all vCPUs of a node can have in flight.
     tx_bytes: usize = 8 << 20,
@@ -43,9 +45,6 @@ pub const Lane = struct {
     fd: i32,
     peer: u8,
     allocator: std.mem.Allocator,
-    /// Acknowledges what was read at once (TCP only), so that a sender is never held up by an
-    /// acknowledgement that waits for company.
-    quick_ack: bool,
 
     tx: []u8,
     /// Bytes ever queued and ever taken by the socket; their low bits index `tx`.
@@ -74,7 +73,7 @@ pub const Lane = struct {
         std.debug.assert(options.tx_bytes >= frame.frame_max);
         std.debug.assert(options.rx_bytes >= frame.frame_max);
         errdefer sys.close(fd);
-        const is_tcp = try prepare(fd);
+        try prepare(fd);
         const tx = try allocator.alloc(u8, options.tx_bytes);
         errdefer allocator.free(tx);
         const rx = try allocator.alloc(u8, options.rx_bytes);
@@ -82,7 +81,6 @@ pub const Lane = struct {
             .fd = fd,
             .peer = peer,
             .allocator = allocator,
-            .quick_ack = is_tcp,
             .tx = tx,
             .rx = rx,
         };
@@ -198,7 +196,6 @@ pub const Lane = struct {
                     self.rx_end += r;
                     self.counters.bytes_received += r;
                     self.counters.reads += 1;
-                    if (self.quick_ack) acknowledgeAtOnce(self.fd);
                     return r;
                 },
                 .INTR => {},
@@ -235,6 +232,25 @@ pub const Lane = struct {
         return .{ .kind = @fromBackingInt(@intCast(header.kind)), .payload = unread[frame.header_bytes..size] };
     }
 
+    /// What an error of this lane means, in words, for the report of a lost peer.
+    pub fn explain(self: *const Lane, err: Error, buffer: []u8) []const u8 {
+        var w: std.Io.Writer = .fixed(buffer);
+        const written = switch (err) {
+            error.ProtocolViolated => if (self.violation) |violation|
+                w.print("it broke the lane's protocol: {f}", .{violation})
+            else
+                w.writeAll("it broke the lane's protocol"),
+            error.PeerClosed => if (self.midFrame())
+                w.writeAll("it closed the connection in the middle of a frame")
+            else
+                w.writeAll("it closed the connection"),
+            error.SystemCall => w.print("socket failed, errno {d}", .{sys.last_errno}),
+        };
+        // A short buffer cuts the words; what is in it stays.
+        written catch |e| std.debug.assert(e == error.WriteFailed);
+        return w.buffered();
+    }
+
     /// Whether the stream stopped inside a frame: after PeerClosed, the peer broke off mid-sentence.
     pub fn midFrame(self: *const Lane) bool {
         return self.rx_end != self.rx_start;
@@ -251,8 +267,12 @@ fn ended(e: linux.E) error{ PeerClosed, SystemCall } {
     };
 }
 
-/// Makes the socket fit for a lane; returns whether it is TCP.
-fn prepare(fd: i32) sys.Error!bool {
+/// Makes the socket fit for a lane. Without TCP_NODELAY a small frame waits for the last one's
+/// acknowledgement (Nagle); TCP_QUICKACK has the first exchanges acknowledged at once, while the
+/// congestion window is small. The kernel ends that by itself (tcp(7)), and it is not renewed: the
+/// peer's next frame acknowledges for free, where a renewal after every read made a page's round
+/// trip 28 us instead of 21 (loopback, 2-core VM, Nov 2026; bench_lane.zig).
+fn prepare(fd: i32) sys.Error!void {
     const status = try sys.check(linux.fcntl(fd, linux.F.GETFL, 0));
     const nonblocking: u32 = @bitCast(linux.O{ .NONBLOCK = true });
     _ = try sys.check(linux.fcntl(fd, linux.F.SETFL, status | nonblocking));
@@ -260,18 +280,11 @@ fn prepare(fd: i32) sys.Error!bool {
     var size: linux.socklen_t = @sizeOf(i32);
     const bytes = std.mem.asBytes(&protocol);
     _ = try sys.check(linux.getsockopt(fd, linux.SOL.SOCKET, linux.SO.PROTOCOL, bytes, &size));
-    if (protocol != linux.IPPROTO.TCP) return false;
+    if (protocol != linux.IPPROTO.TCP) return;
     const on: i32 = 1;
     const on_bytes = std.mem.asBytes(&on);
-    const level = linux.IPPROTO.TCP;
-    _ = try sys.check(linux.setsockopt(fd, level, linux.TCP.NODELAY, on_bytes, @sizeOf(i32)));
-    acknowledgeAtOnce(fd);
-    return true;
-}
-
-/// The kernel forgets TCP_QUICKACK by itself (tcp(7)), so it is renewed. A failure costs time only.
-fn acknowledgeAtOnce(fd: i32) void {
-    const on: i32 = 1;
-    const bytes = std.mem.asBytes(&on);
-    _ = linux.setsockopt(fd, linux.IPPROTO.TCP, linux.TCP.QUICKACK, bytes, @sizeOf(i32));
+    for ([_]u32{ linux.TCP.NODELAY, linux.TCP.QUICKACK }) |option| {
+        const r = linux.setsockopt(fd, linux.IPPROTO.TCP, option, on_bytes, @sizeOf(i32));
+        _ = try sys.check(r);
+    }
 }

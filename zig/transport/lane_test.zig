@@ -409,20 +409,34 @@ test "what is no socket cannot become a lane, and is closed" {
     try testing.expectEqual(linux.E.BADF, linux.errno(linux.fcntl(fd, linux.F.GETFD, 0)));
 }
 
-test "TCP lanes send and acknowledge at once, local ones are left alone" {
+test "TCP lanes send small frames at once" {
     var ends = try Ends.open(tcpPair, small);
     defer ends.close();
-    var value: i32 = 0;
-    var size: linux.socklen_t = @sizeOf(i32);
-    const bytes = std.mem.asBytes(&value);
-    const level = linux.IPPROTO.TCP;
-    const r = linux.getsockopt(ends.near.fd, level, linux.TCP.NODELAY, bytes, &size);
-    _ = try sys.check(r);
-    try testing.expectEqual(@as(i32, 1), value);
-    try testing.expect(ends.near.quick_ack);
-    var local = try Ends.open(socketPair, small);
-    defer local.close();
-    try testing.expect(!local.near.quick_ack);
+    for ([_]i32{ ends.near.fd, ends.far.fd }) |fd| {
+        var value: i32 = 0;
+        var size: linux.socklen_t = @sizeOf(i32);
+        const bytes = std.mem.asBytes(&value);
+        const r = linux.getsockopt(fd, linux.IPPROTO.TCP, linux.TCP.NODELAY, bytes, &size);
+        _ = try sys.check(r);
+        try testing.expectEqual(@as(i32, 1), value);
+    }
+}
+
+test "a lane's end is told in words, cut where the buffer ends" {
+    const pair = try socketPair();
+    var l = try Lane.initSized(testing.allocator, pair.near, 1, small);
+    defer l.deinit();
+    try sys.writeAll(pair.far, "GET / HTTP/1.1\r\n");
+    sys.close(pair.far);
+    try awaitClose(&l);
+    var buffer: [200]u8 = undefined;
+    const closed = l.explain(error.PeerClosed, &buffer);
+    try testing.expectEqualStrings("it closed the connection in the middle of a frame", closed);
+    try testing.expectError(error.ProtocolViolated, l.next());
+    const words = "it broke the lane's protocol: frame of unknown kind 47";
+    const broken = l.explain(error.ProtocolViolated, &buffer);
+    try testing.expectEqualStrings(words, broken[0..words.len]);
+    try testing.expectEqualStrings("it broke", l.explain(error.ProtocolViolated, buffer[0..8]));
 }
 
 /// Feeds bytes to next() as if they had been received, and judges the outcome by a second reading.
