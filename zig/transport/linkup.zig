@@ -111,6 +111,7 @@ const Last = union(enum) {
 
 const Incoming = struct {
     fd: i32 = -1,
+    from: ?tcp.Address = null,
     until_ns: u64 = 0,
     shake: handshake.Handshake = undefined,
 };
@@ -287,7 +288,7 @@ const Linkup = struct {
     }
 
     fn refuse(self: *Linkup, in: *Incoming, refusal: handshake.Refusal) void {
-        self.newest_stranger = .{ .from = tcp.Address.remote(in.fd), .refusal = refusal };
+        self.newest_stranger = .{ .from = in.from, .refusal = refusal };
         self.outcome.counters.refused += 1;
         sys.close(in.fd);
         in.fd = -1;
@@ -366,17 +367,18 @@ const Linkup = struct {
             const accepted = tcp.acceptNow(self.config.listen_fd) catch {
                 return self.outcome.fail(node_none, "accept failed, errno {d}", .{sys.last_errno});
             };
-            const fd = accepted orelse return;
+            const new = accepted orelse return;
             self.outcome.counters.accepted += 1;
             const in = self.freeSlot();
             const own = self.identity(self.config.node + 1, self.config.node_count - 1);
             in.shake = handshake.Handshake.init(.accepting, own, self.config.key) catch {
-                sys.close(fd);
+                sys.close(new.fd);
                 return self.outcome.fail(node_none, "getrandom failed, errno {d}", .{
                     sys.last_errno,
                 });
             };
-            in.fd = fd;
+            in.fd = new.fd;
+            in.from = new.from;
             in.until_ns = sys.monotonicNs() + handshake_ns;
             self.advanceIncoming(in);
         }

@@ -214,7 +214,7 @@ fn expectMismatch(changed: Changed, at_one: []const u8, at_zero: []const u8) !vo
             one.config.addresses[1] = try freeAddress();
         },
     }
-    zero.config.deadline_ns = after(500);
+    zero.config.deadline_ns = after(1000);
     one.config.cancel = &cancel;
     defer zero.close();
     defer one.close();

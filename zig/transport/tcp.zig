@@ -127,18 +127,27 @@ pub const Address = union(enum) {
         }
     }
 
-    /// The address the kernel has for a socket's own or far end; null for what is none of ours.
+    /// Room for any address the kernel writes.
+    const Storage = struct {
+        bytes: linux.sockaddr.storage = .{ .family = 0, .padding = @splat(0) },
+        length: linux.socklen_t = @sizeOf(linux.sockaddr.storage),
+
+        /// Null for a family that is none of ours.
+        fn address(self: *Storage) ?Address {
+            return switch (self.bytes.family) {
+                linux.AF.INET => .{ .ip4 = @as(*linux.sockaddr.in, @ptrCast(&self.bytes)).* },
+                linux.AF.INET6 => .{ .ip6 = @as(*linux.sockaddr.in6, @ptrCast(&self.bytes)).* },
+                linux.AF.UNIX => .{ .unix = @as(*linux.sockaddr.un, @ptrCast(&self.bytes)).* },
+                else => null,
+            };
+        }
+    };
+
+    /// The address of a socket's own or far end.
     fn ofSocket(fd: i32, comptime query: anytype) ?Address {
-        var storage: linux.sockaddr.storage = .{ .family = 0 };
-        @memset(&storage.padding, 0);
-        var length: linux.socklen_t = @sizeOf(linux.sockaddr.storage);
-        if (linux.errno(query(fd, @ptrCast(&storage), &length)) != .SUCCESS) return null;
-        return switch (storage.family) {
-            linux.AF.INET => .{ .ip4 = @as(*linux.sockaddr.in, @ptrCast(&storage)).* },
-            linux.AF.INET6 => .{ .ip6 = @as(*linux.sockaddr.in6, @ptrCast(&storage)).* },
-            linux.AF.UNIX => .{ .unix = @as(*linux.sockaddr.un, @ptrCast(&storage)).* },
-            else => null,
-        };
+        var storage: Storage = .{};
+        const r = query(fd, @ptrCast(&storage.bytes), &storage.length);
+        return if (linux.errno(r) == .SUCCESS) storage.address() else null;
     }
 
     pub fn local(fd: i32) ?Address {
@@ -273,12 +282,20 @@ pub fn connect(address: Address, deadline_ns: u64) WaitError!i32 {
     }
 }
 
+pub const Accepted = struct {
+    fd: i32,
+    /// Known even when the peer is gone again.
+    from: ?Address,
+};
+
 /// One connection if there is one now.
-pub fn acceptNow(listen_fd: i32) sys.Error!?i32 {
+pub fn acceptNow(listen_fd: i32) sys.Error!?Accepted {
     while (true) {
-        const r = linux.accept4(listen_fd, null, null, socket_flags);
+        var storage: Address.Storage = .{};
+        const from: *linux.sockaddr = @ptrCast(&storage.bytes);
+        const r = linux.accept4(listen_fd, from, &storage.length, socket_flags);
         switch (linux.errno(r)) {
-            .SUCCESS => return @intCast(r),
+            .SUCCESS => return .{ .fd = @intCast(r), .from = storage.address() },
             .INTR => {},
             .AGAIN => return null,
             // Errors of the connection, not of the listener (accept(2), "Error handling").
@@ -294,7 +311,7 @@ pub fn acceptNow(listen_fd: i32) sys.Error!?i32 {
 
 pub fn accept(listen_fd: i32, deadline_ns: u64) WaitError!i32 {
     while (true) {
-        if (try acceptNow(listen_fd)) |fd| return fd;
+        if (try acceptNow(listen_fd)) |accepted| return accepted.fd;
         try waitFor(listen_fd, linux.POLL.IN, deadline_ns);
     }
 }
@@ -406,7 +423,7 @@ fn expectMeets(listen_text: []const u8) !void {
     try waitFor(far, linux.POLL.IN, soon());
     var byte: [1]u8 = undefined;
     try testing.expectEqual(@as(usize, 1), try sys.check(linux.read(far, &byte, 1)));
-    try testing.expectEqual(@as(?i32, null), try acceptNow(listener.fd));
+    try testing.expectEqual(@as(?Accepted, null), try acceptNow(listener.fd));
 }
 
 test "the two ends meet over IPv4" {
