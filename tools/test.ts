@@ -77,6 +77,14 @@ function allSuites(): Suite[] {
       ...{ name: "zig unit", budget: 90, dialect: "zig", fast: true },
       command: [zig(), "test", "zig/tests.zig", "-lc", "--test-runner", "zig/test_runner.zig"],
     },
+    {
+      // Optimised, because it walks hundreds of thousands of states.
+      ...{ name: "explorer", budget: 60, dialect: "zig", fast: true, live: true },
+      command: [
+        ...[zig(), "test", "-O", "safe", "zig/tests_explorer.zig", "-lc"],
+        ...["--test-runner", "zig/test_runner.zig"],
+      ],
+    },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
     ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
     ...bunSuite("lab", 1200, false, testFiles(["test/lab"])).map((suite) => ({

@@ -20,6 +20,7 @@ test {
     _ = @import("engine/events.zig");
     _ = @import("engine/exits.zig");
     _ = @import("engine/inbox.zig");
+    _ = @import("engine/link.zig");
     _ = @import("kvm/api.zig");
     _ = @import("kvm/probe.zig");
     _ = @import("kvm/probe_guest.zig");

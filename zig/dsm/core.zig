@@ -1,382 +1,555 @@
+//! The coherence protocol of one node, as a pure step function: an event in, actions out. No I/O, no
+//! clock, no threads, no allocation on a step. Home-based directory, one writer or many readers.
+//! Invariants:
+//! - one transaction per page at a time at its home, closed by the requester's `done`; later requests
+//!   queue there, so no message of one transaction meets another's;
+//! - write permission = the data and the grant and every acknowledgement;
+//! - a give-away is always protect, send (copies), drop, in this order;
+//! - a node has at most one request in flight per page.
+//! Replicated pages (guest kernel page tables, two nodes): see replicate.zig.
+
 const std = @import("std");
-const t = @import("types.zig");
+const types = @import("types.zig");
+const replicate = @import("replicate.zig");
+const Msg = types.Msg;
+const MsgKind = types.MsgKind;
+const Node = types.Node;
+const Page = types.Page;
+const Action = types.Action;
+const Access = types.Access;
+
+/// Pages from `first_page` on belong to `node`, up to the next range.
 pub const HomeRange = struct { first_page: u32, node: u8 };
-pub const Config = struct { node: u8, node_count: u8, page_count: u32, home: []const HomeRange, replicate: bool, hold_ns_max: u64, threads: u16 };
+
+/// Defects that tests plant to show that the explorer finds them.
+pub const Mutation = enum {
+    none,
+    /// Write permission before all acknowledgements.
+    early_grant,
+    /// One acknowledgement counted as two.
+    ack_counted_twice,
+    /// An upgrade is believed although the requester's copy was invalidated meanwhile.
+    stale_upgrade,
+    /// The copy is sent before the page is write-protected.
+    copy_before_protect,
+    /// A sharer keeps its copy when it acknowledges an invalidation.
+    invalidation_ignored,
+    /// The home starts the next transaction without waiting for `done`.
+    done_skipped,
+};
+
+pub const Config = struct {
+    node: Node,
+    node_count: u8,
+    page_count: u32,
+    home: []const HomeRange,
+    /// Page-table pages may be replicated.
+    replicate: bool,
+    /// Threads of this node that may fault at once.
+    threads: u16,
+    mutation: Mutation = .none,
+};
+
+/// Most actions one step can have: a broadcast to every node with its memory actions, for a
+/// transaction and the one that follows it.
+pub const actions_max = 6 * types.nodes_max;
+
 pub const Actions = struct {
-    items: [600]t.Action = undefined,
+    items: [actions_max]Action = undefined,
     count: usize = 0,
+
     pub const empty: Actions = .{};
-    pub fn slice(self: *const Actions) []const t.Action {
+
+    pub fn slice(self: *const Actions) []const Action {
         return self.items[0..self.count];
     }
-    fn add(self: *Actions, a: t.Action) void {
-        self.items[self.count] = a;
+
+    pub fn add(self: *Actions, action: Action) void {
+        self.items[self.count] = action;
         self.count += 1;
     }
+
+    pub fn send(self: *Actions, to: Node, msg: Msg) void {
+        self.add(.{ .send = .{ .to = to, .msg = msg } });
+    }
 };
-const State = enum(u8) { untouched, shared, exclusive, replicated };
-const Dir = struct { state: State = .untouched, owner: u8 = 0, sharers: u8 = 0, migr: u8 = 0 };
-const Kind = enum(u8) { s, x, up, rep };
-const Req = struct { node: u8, kind: Kind };
-const Txn = struct { page: u32, used: bool = false, req: Req, q: [16]Req = undefined, qn: usize = 0, acks: u8 = 0 };
-const Pend = struct { page: u32, used: bool = false, x: bool, data: bool = false, grant: bool = false, installed: bool = false, need: i32 = 0, got: i32 = 0, excl: bool = false, zero: bool = false };
+
+pub const DirectoryState = enum(u8) { untouched, shared, exclusive, replicated };
+
+/// What a home knows of one of its pages: 4 bytes a page.
+pub const Entry = extern struct {
+    state: DirectoryState = .untouched,
+    owner: Node = 0,
+    /// Bit n = node n has a read-only copy (state shared).
+    sharers: u8 = 0,
+    /// Page-table level of a replicated page.
+    level: u8 = 0,
+};
+
+pub const RequestKind = enum(u8) { shared, exclusive, upgrade, replicate };
+pub const Request = extern struct { node: Node, kind: RequestKind };
+
+/// One open transaction at a home, with the requests that wait for its end.
+pub const Transaction = extern struct {
+    page: Page = 0,
+    open: bool = false,
+    kind: RequestKind = .shared,
+    requester: Node = 0,
+    waiting_count: u8 = 0,
+    /// Acknowledgements a replication still waits for.
+    acks: u8 = 0,
+    pad: [3]u8 = @splat(0),
+    /// A node has one request in flight per page, and the home itself may want to replicate it.
+    waiting: [types.nodes_max + 1]Request = @splat(.{ .node = 0, .kind = .shared }),
+    pad2: [2]u8 = @splat(0),
+};
+
+/// One request of this node in flight.
+pub const Pending = extern struct {
+    page: Page = 0,
+    open: bool = false,
+    /// The grant came: `acks_needed` and `exclusive` are known.
+    granted: bool = false,
+    exclusive: bool = false,
+    /// The content is mapped here already (write-protected).
+    mapped: bool = false,
+    zero: bool = false,
+    acks_needed: u8 = 0,
+    acks: u8 = 0,
+    pad: u8 = 0,
+};
+
 pub const Core = struct {
-    a: std.mem.Allocator,
-    c: Config,
-    local: []t.Access,
-    dir: []Dir,
-    level: []u8,
-    txns: [256]Txn,
-    pends: [256]Pend,
-    pub fn init(a: std.mem.Allocator, c: Config) !Core {
-        const local = try a.alloc(t.Access, c.page_count);
-        @memset(local, .invalid);
-        const dir = try a.alloc(Dir, c.page_count);
-        @memset(dir, .{});
-        const level = try a.alloc(u8, c.page_count);
-        @memset(level, 0);
-        var s: Core = .{ .a = a, .c = c, .local = local, .dir = dir, .level = level, .txns = undefined, .pends = undefined };
-        for (&s.txns) |*x| x.used = false;
-        for (&s.pends) |*x| x.used = false;
-        return s;
+    config: Config,
+    access_of: []Access,
+    directory: []Entry,
+    transactions: []Transaction,
+    pendings: []Pending,
+    allocator: ?std.mem.Allocator = null,
+
+    pub fn init(allocator: std.mem.Allocator, config: Config) error{OutOfMemory}!Core {
+        const access_of = try allocator.alloc(Access, config.page_count);
+        errdefer allocator.free(access_of);
+        const directory = try allocator.alloc(Entry, config.page_count);
+        errdefer allocator.free(directory);
+        // Every thread of every node may have one request at this home, plus replications.
+        const open_max = @as(usize, config.threads) * config.node_count + replicate.open_max;
+        const transactions = try allocator.alloc(Transaction, open_max);
+        errdefer allocator.free(transactions);
+        const pendings = try allocator.alloc(Pending, config.threads);
+        @memset(access_of, .invalid);
+        @memset(directory, .{});
+        @memset(transactions, .{});
+        @memset(pendings, .{});
+        return .{
+            .config = config,
+            .access_of = access_of,
+            .directory = directory,
+            .transactions = transactions,
+            .pendings = pendings,
+            .allocator = allocator,
+        };
     }
-    pub fn deinit(s: *Core) void {
-        s.a.free(s.local);
-        s.a.free(s.dir);
-        s.a.free(s.level);
+
+    pub fn deinit(self: *Core) void {
+        const allocator = self.allocator.?;
+        allocator.free(self.access_of);
+        allocator.free(self.directory);
+        allocator.free(self.transactions);
+        allocator.free(self.pendings);
+        self.* = undefined;
     }
-    pub fn access(s: *const Core, p: u32) t.Access {
-        return s.local[p];
+
+    pub fn access(self: *const Core, page: Page) Access {
+        return self.access_of[page];
     }
+
+    /// The protocol has no deadlines of its own yet: nothing is held back.
     pub fn nextDeadline(_: *const Core) ?u64 {
         return null;
     }
-    pub fn validate(s: *const Core, _: u8, m: t.Msg) !void {
-        if (m.page >= s.c.page_count or m.kind == 0 or m.kind > 18) return error.ProtocolViolated;
-    }
-    fn home(s: *const Core, p: u32) u8 {
-        var n: u8 = 0;
-        for (s.c.home) |h| {
-            if (p >= h.first_page) n = h.node;
+
+    pub fn homeOf(self: *const Core, page: Page) Node {
+        var node: Node = 0;
+        for (self.config.home) |range| {
+            if (page >= range.first_page) node = range.node;
         }
-        return n;
+        return node;
     }
-    fn txn(s: *Core, p: u32) ?*Txn {
-        for (&s.txns) |*x| if (x.used and x.page == p) return x;
+
+    pub fn isHome(self: *const Core, page: Page) bool {
+        return self.homeOf(page) == self.config.node;
+    }
+
+    pub fn transactionOf(self: *const Core, page: Page) ?*Transaction {
+        for (self.transactions) |*t| if (t.open and t.page == page) return t;
         return null;
     }
-    fn pend(s: *Core, p: u32) ?*Pend {
-        for (&s.pends) |*x| if (x.used and x.page == p) return x;
+
+    pub fn pendingOf(self: *const Core, page: Page) ?*Pending {
+        for (self.pendings) |*p| if (p.open and p.page == page) return p;
         return null;
     }
-    fn send(o: *Actions, to: u8, m: t.Msg) void {
-        o.add(.{ .send = .{ .to = to, .msg = m } });
+
+    /// Whether a message of an authenticated peer makes sense here and now. What passes may still be
+    /// wrong in content; what does not would break an invariant of step().
+    pub fn validate(self: *const Core, from: Node, msg: Msg) error{ProtocolViolated}!void {
+        const kind = std.enums.fromInt(MsgKind, msg.kind) orelse return error.ProtocolViolated;
+        if (msg.page >= self.config.page_count) return error.ProtocolViolated;
+        if (from >= self.config.node_count or from == self.config.node) return error.ProtocolViolated;
+        const page = msg.page;
+        const ours = self.isHome(page);
+        const good = switch (kind) {
+            .get_shared, .get_exclusive, .upgrade => ours and !self.asked(page, from),
+            .replicate => ours and self.config.replicate and replicate.levelGood(msg.index),
+            .forward_shared, .forward_exclusive => !ours and self.homeOf(page) == from and
+                msg.requester < self.config.node_count and msg.requester != self.config.node and
+                self.has(page),
+            .invalidate => self.homeOf(page) == from and msg.requester < self.config.node_count and
+                msg.requester != self.config.node and self.access_of[page] != .replicated,
+            .grant => self.granting(page, msg),
+            .ack => self.pendingOf(page) != null,
+            .done => ours and self.openedBy(page, from),
+            .recall => self.homeOf(page) == from and self.has(page),
+            .returned => ours and msg.hasData() and self.recalling(page),
+            .replica => self.homeOf(page) == from and msg.hasData() and
+                replicate.levelGood(msg.index) and self.access_of[page] != .exclusive and
+                self.access_of[page] != .replicated,
+            .replica_ack => ours and self.recalling(page) and self.transactionOf(page).?.acks > 0,
+            .diff => self.config.replicate and msg.index < 512,
+            .unreplicate => self.access_of[page] == .replicated,
+            .diff_ack, .unreplicate_ack => false,
+        };
+        if (!good) return error.ProtocolViolated;
     }
-    fn k(x: t.MsgKind) u8 {
-        return @backingInt(x);
+
+    fn has(self: *const Core, page: Page) bool {
+        return self.access_of[page] == .shared or self.access_of[page] == .exclusive;
     }
-    pub fn step(s: *Core, e: t.Event, o: *Actions) void {
-        switch (e) {
-            .fault => |f| s.fault(f.page, f.write, o),
-            .message => |m| s.message(m.from, m.msg, o),
+
+    fn asked(self: *const Core, page: Page, from: Node) bool {
+        const t = self.transactionOf(page) orelse return false;
+        if (t.requester == from and t.kind != .replicate) return true;
+        for (t.waiting[0..t.waiting_count]) |w| {
+            if (w.node == from and w.kind != .replicate) return true;
+        }
+        return false;
+    }
+
+    fn granting(self: *const Core, page: Page, msg: Msg) bool {
+        const p = self.pendingOf(page) orelse return false;
+        const content = msg.flags & (types.flag_data | types.flag_zero) != 0;
+        const mapped = self.access_of[page] != .invalid;
+        return !p.granted and content != mapped;
+    }
+
+    fn openedBy(self: *const Core, page: Page, from: Node) bool {
+        const t = self.transactionOf(page) orelse return false;
+        return t.requester == from and t.kind != .replicate;
+    }
+
+    fn recalling(self: *const Core, page: Page) bool {
+        const t = self.transactionOf(page) orelse return false;
+        return t.kind == .replicate;
+    }
+
+    pub fn step(self: *Core, event: types.Event, out: *Actions) void {
+        switch (event) {
+            .fault => |f| self.onFault(f.page, f.write, out),
+            .message => |m| self.onMessage(m.from, m.msg, out),
             .tick => {},
-            .root => |r| s.want(r.page, 4, o),
-            .child => |c| s.want(c.page, c.level, o),
-            .replica_changed => |r| s.changed(r.page, r.index, r.old, r.new, r.old_child, r.new_child, o),
+            .root => |r| replicate.want(self, r.page, 4, out),
+            .child => |c| replicate.want(self, c.page, c.level, out),
+            .replica_changed => |r| replicate.changed(self, r, out),
         }
     }
-    fn fault(s: *Core, p: u32, w: bool, o: *Actions) void {
-        switch (s.local[p]) {
-            .replicated, .exclusive => return o.add(.{ .unprotect = p }),
-            .shared => if (!w) return o.add(.{ .wake = p }),
+
+    fn onFault(self: *Core, page: Page, write: bool, out: *Actions) void {
+        switch (self.access_of[page]) {
+            // The event is older than the permission: let the thread try again.
+            .replicated, .exclusive => return out.add(.{ .unprotect = page }),
+            .shared => if (!write) return out.add(.{ .wake = page }),
             .invalid => {},
         }
-        if (s.pend(p) != null) return;
-        const h = s.home(p);
-        if (h == s.c.node and s.dir[p].state == .untouched and s.txn(p) == null) {
-            s.dir[p] = .{ .state = .exclusive, .owner = s.c.node };
-            s.local[p] = .exclusive;
-            return o.add(.{ .install = .{ .page = p, .access = .exclusive, .source = .zero, .wake = true } });
+        // Another thread asked already; all waiters of the page wake together and try again.
+        if (self.pendingOf(page) != null) return;
+        const free = self.transactionOf(page) == null;
+        if (self.isHome(page) and self.directory[page].state == .untouched and free) {
+            self.directory[page] = .{ .state = .exclusive, .owner = self.config.node };
+            self.access_of[page] = .exclusive;
+            return out.add(.{
+                .install = .{ .page = page, .access = .exclusive, .source = .zero, .wake = true },
+            });
         }
-        for (&s.pends) |*x| if (!x.used) {
-            x.* = .{ .page = p, .used = true, .x = w };
-            break;
-        };
-        const kind: Kind = if (s.local[p] == .shared) .up else if (w) .x else .s;
-        if (h == s.c.node) return s.request(p, .{ .node = h, .kind = kind }, o);
-        send(o, h, .{ .kind = switch (kind) {
-            .s => k(.get_shared),
-            .x => k(.get_exclusive),
-            else => k(.upgrade),
-        }, .page = p, .requester = s.c.node });
+        const kind: RequestKind = if (self.access_of[page] == .shared)
+            .upgrade
+        else if (write) .exclusive else .shared;
+        self.openPending(page);
+        const home = self.homeOf(page);
+        if (home == self.config.node) return self.request(page, .{ .node = home, .kind = kind }, out);
+        out.send(home, .{
+            .kind = @backingInt(switch (kind) {
+                .shared => MsgKind.get_shared,
+                .exclusive => MsgKind.get_exclusive,
+                .upgrade => MsgKind.upgrade,
+                .replicate => unreachable,
+            }),
+            .page = page,
+            .requester = self.config.node,
+        });
     }
-    fn request(s: *Core, p: u32, r: Req, o: *Actions) void {
-        if (s.txn(p)) |x| {
-            x.q[x.qn] = r;
-            x.qn += 1;
+
+    fn openPending(self: *Core, page: Page) void {
+        for (self.pendings) |*p| {
+            if (p.open) continue;
+            p.* = .{ .page = page, .open = true };
             return;
         }
-        if (s.dir[p].state == .replicated) return;
-        for (&s.txns) |*x| if (!x.used) {
-            x.* = .{ .page = p, .used = true, .req = r };
-            break;
-        };
-        s.begin(p, r, o);
+        // One thread waits for one page, and there is a slot for each thread.
+        unreachable;
     }
-    fn close(s: *Core, p: u32, o: *Actions) void {
-        const x = s.txn(p).?;
-        if (s.dir[p].state == .replicated or x.qn == 0) {
-            x.used = false;
+
+    /// At the home: begins the request's transaction, or queues it behind the open one.
+    pub fn request(self: *Core, page: Page, r: Request, out: *Actions) void {
+        if (self.directory[page].state == .replicated) return;
+        if (self.transactionOf(page)) |t| {
+            t.waiting[t.waiting_count] = r;
+            t.waiting_count += 1;
             return;
         }
-        const r = x.q[0];
-        for (1..x.qn) |i| x.q[i - 1] = x.q[i];
-        x.qn -= 1;
-        x.req = r;
-        s.begin(p, r, o);
+        for (self.transactions) |*t| {
+            if (t.open) continue;
+            t.* = .{ .page = page, .open = true };
+            return self.begin(t, r, out);
+        }
+        unreachable;
     }
-    fn begin(s: *Core, p: u32, r0: Req, o: *Actions) void {
-        var r = r0;
-        const me = s.c.node;
-        const d = &s.dir[p];
-        const rb = @as(u8, 1) << @intCast(r.node);
-        if (r.kind == .rep) return s.replicate(p, o);
-        if (r.kind == .up and !(d.state == .shared and d.sharers & rb != 0)) r.kind = .x;
-        switch (d.state) {
+
+    /// The transaction's requester is done: the next one begins, if any.
+    pub fn close(self: *Core, page: Page, out: *Actions) void {
+        const t = self.transactionOf(page).?;
+        // Whoever waits for a page that has become a replica has one now.
+        if (t.waiting_count == 0 or self.directory[page].state == .replicated) {
+            t.* = .{};
+            return;
+        }
+        const next = t.waiting[0];
+        std.mem.copyForwards(Request, t.waiting[0 .. t.waiting_count - 1], t.waiting[1..t.waiting_count]);
+        t.waiting_count -= 1;
+        t.waiting[t.waiting_count] = .{ .node = 0, .kind = .shared };
+        self.begin(t, next, out);
+    }
+
+    fn begin(self: *Core, t: *Transaction, r: Request, out: *Actions) void {
+        t.kind = r.kind;
+        t.requester = r.node;
+        const page = t.page;
+        if (r.kind == .replicate) return replicate.begin(self, page, out);
+        const entry = &self.directory[page];
+        const listed = entry.state == .shared and entry.sharers & bit(r.node) != 0;
+        const believed = listed or self.config.mutation == .stale_upgrade;
+        switch (entry.state) {
             .untouched => {
-                d.* = .{ .state = .exclusive, .owner = r.node };
-                if (r.node == me) {
-                    const q = s.pend(p).?;
-                    q.zero = true;
-                    q.data = true;
-                    q.grant = true;
-                    q.excl = true;
-                    return s.complete(q, o);
-                }
-                send(o, r.node, .{ .kind = k(.grant), .flags = t.flag_zero | t.flag_exclusive, .page = p });
+                entry.* = .{ .state = .exclusive, .owner = r.node };
+                self.grant(page, r.node, types.flag_zero | types.flag_exclusive, 0, out);
+            },
+            .shared => if (r.kind == .shared) {
+                self.giveShared(page, r.node, out);
+            } else if (r.kind == .upgrade and believed) {
+                self.giveUpgrade(page, r.node, out);
+            } else self.giveExclusive(page, r.node, out),
+            .exclusive => if (r.kind == .upgrade and self.config.mutation == .stale_upgrade) {
+                entry.owner = r.node;
+                self.grant(page, r.node, types.flag_exclusive, 0, out);
+            } else if (r.kind == .shared) self.giveShared(page, r.node, out) else {
+                self.giveExclusive(page, r.node, out);
             },
             .replicated => unreachable,
-            .shared => {
-                if (r.kind == .s) {
-                    if (@popCount(d.sharers) > 2) d.migr = 0;
-                    const mine = d.sharers & (@as(u8, 1) << @intCast(me)) != 0;
-                    const src: u8 = if (mine) me else @ctz(d.sharers);
-                    d.sharers |= rb;
-                    if (src == me) return send(o, r.node, .{ .kind = k(.grant), .flags = t.flag_data, .page = p });
-                    return send(o, src, .{ .kind = k(.forward_shared), .page = p, .requester = r.node });
-                }
-                var others = d.sharers & ~rb;
-                const meb = @as(u8, 1) << @intCast(me);
-                if (r.kind == .up and d.owner != r.node and @popCount(d.sharers) == 2) d.migr +|= 1;
-                const migr = d.migr;
-                d.* = .{ .state = .exclusive, .owner = r.node, .migr = migr };
-                if (r.kind == .up) {
-                    if (others & meb != 0) {
-                        o.add(.{ .drop = p });
-                        s.local[p] = .invalid;
-                        others &= ~meb;
-                    }
-                    const n: u8 = @popCount(others);
-                    for (0..8) |i| if (others >> @intCast(i) & 1 != 0) send(o, @intCast(i), .{ .kind = k(.invalidate), .page = p, .requester = r.node });
-                    if (r.node == me) {
-                        const q = s.pend(p).?;
-                        q.data = true;
-                        q.installed = true;
-                        q.grant = true;
-                        q.excl = true;
-                        q.need = n;
-                        return s.complete(q, o);
-                    }
-                    return send(o, r.node, .{ .kind = k(.grant), .flags = t.flag_exclusive, .acks = n, .page = p });
-                }
-                const src: u8 = if (others & meb != 0) me else @ctz(others);
-                others &= ~(@as(u8, 1) << @intCast(src));
-                const n: u8 = @popCount(others);
-                for (0..8) |i| if (others >> @intCast(i) & 1 != 0) send(o, @intCast(i), .{ .kind = k(.invalidate), .page = p, .requester = r.node });
-                if (src == me) {
-                    o.add(.{ .protect = p });
-                    send(o, r.node, .{ .kind = k(.grant), .flags = t.flag_data | t.flag_exclusive, .acks = n, .page = p });
-                    o.add(.{ .drop = p });
-                    s.local[p] = .invalid;
-                } else send(o, src, .{ .kind = k(.forward_exclusive), .acks = n, .page = p, .requester = r.node });
-            },
-            .exclusive => {
-                const own = d.owner;
-                if (own == r.node) {
-                    if (own == me) {
-                        const q = s.pend(p).?;
-                        q.data = true;
-                        q.installed = true;
-                        q.grant = true;
-                        q.excl = true;
-                        return s.complete(q, o);
-                    }
-                    return send(o, r.node, .{ .kind = k(.grant), .flags = t.flag_exclusive, .page = p });
-                }
-                const ex = r.kind == .x;
-                if (ex) d.* = .{ .state = .exclusive, .owner = r.node, .migr = d.migr } else d.* = .{ .state = .shared, .owner = own, .sharers = rb | (@as(u8, 1) << @intCast(own)), .migr = d.migr };
-                if (own == me) {
-                    o.add(.{ .protect = p });
-                    send(o, r.node, .{ .kind = k(.grant), .flags = t.flag_data | (if (ex) t.flag_exclusive else 0), .page = p });
-                    if (ex) {
-                        o.add(.{ .drop = p });
-                        s.local[p] = .invalid;
-                    } else s.local[p] = .shared;
-                } else send(o, own, .{ .kind = if (ex) k(.forward_exclusive) else k(.forward_shared), .page = p, .requester = r.node });
-            },
         }
+        if (self.config.mutation == .done_skipped) self.close(page, out);
     }
-    fn complete(s: *Core, q: *Pend, o: *Actions) void {
-        if (!q.data or !q.grant or q.got != q.need) return;
-        const p = q.page;
-        const acc: t.Access = if (q.excl) .exclusive else .shared;
-        if (q.zero) o.add(.{ .install = .{ .page = p, .access = acc, .source = .zero, .wake = true } }) else if (q.installed) {
-            if (q.excl) o.add(.{ .unprotect = p }) else o.add(.{ .wake = p });
-        } else o.add(.{ .install = .{ .page = p, .access = acc, .source = .message, .wake = true } });
-        s.local[p] = acc;
-        q.used = false;
-        const h = s.home(p);
-        if (h == s.c.node) s.close(p, o) else send(o, h, .{ .kind = k(.done), .page = p });
+
+    fn bit(node: Node) u8 {
+        return @as(u8, 1) << @intCast(node);
     }
-    fn message(s: *Core, from: u8, m: t.Msg, o: *Actions) void {
-        const p = m.page;
-        switch (@as(t.MsgKind, @fromBackingInt(@intCast(m.kind)))) {
-            .get_shared => s.request(p, .{ .node = from, .kind = .s }, o),
-            .get_exclusive => s.request(p, .{ .node = from, .kind = .x }, o),
-            .upgrade => s.request(p, .{ .node = from, .kind = .up }, o),
-            .replicate => s.homeWant(p, @intCast(m.index), o),
-            .forward_shared => {
-                if (s.local[p] == .exclusive) o.add(.{ .protect = p });
-                s.local[p] = .shared;
-                send(o, m.requester, .{ .kind = k(.grant), .flags = t.flag_data, .page = p });
-            },
-            .forward_exclusive => {
-                o.add(.{ .protect = p });
-                send(o, m.requester, .{ .kind = k(.grant), .flags = t.flag_data | t.flag_exclusive, .acks = m.acks, .page = p });
-                o.add(.{ .drop = p });
-                s.local[p] = .invalid;
-            },
+
+    /// The node that provides the content: the home itself if it can, else the first that has it.
+    fn provider(self: *const Core, entry: Entry) Node {
+        if (entry.state == .exclusive) return entry.owner;
+        if (entry.sharers & bit(self.config.node) != 0) return self.config.node;
+        return @ctz(entry.sharers);
+    }
+
+    fn giveShared(self: *Core, page: Page, to: Node, out: *Actions) void {
+        const entry = &self.directory[page];
+        const from = self.provider(entry.*);
+        const sharers = if (entry.state == .shared) entry.sharers else bit(from);
+        entry.* = .{ .state = .shared, .sharers = sharers | bit(to) };
+        if (from != self.config.node) {
+            return self.forward(.forward_shared, page, from, to, 0, out);
+        }
+        self.shareOut(page, to, out);
+    }
+
+    fn giveUpgrade(self: *Core, page: Page, to: Node, out: *Actions) void {
+        const entry = &self.directory[page];
+        const acks = self.invalidateSharers(page, entry.sharers & ~bit(to), to, out);
+        entry.* = .{ .state = .exclusive, .owner = to };
+        self.grant(page, to, types.flag_exclusive, acks, out);
+    }
+
+    fn giveExclusive(self: *Core, page: Page, to: Node, out: *Actions) void {
+        const entry = &self.directory[page];
+        const from = self.provider(entry.*);
+        std.debug.assert(from != to);
+        var acks: u8 = 0;
+        if (entry.state == .shared) {
+            const others = entry.sharers & ~bit(from) & ~bit(to);
+            acks = self.invalidateSharers(page, others, to, out);
+        }
+        entry.* = .{ .state = .exclusive, .owner = to };
+        if (from != self.config.node) {
+            return self.forward(.forward_exclusive, page, from, to, acks, out);
+        }
+        self.giveAway(page, to, acks, out);
+    }
+
+    /// Tells sharers to drop their copies; returns how many acks the requester awaits. The home's
+    /// own copy is dropped at once.
+    fn invalidateSharers(self: *Core, page: Page, set: u8, requester: Node, out: *Actions) u8 {
+        var acks: u8 = 0;
+        var rest = set;
+        while (rest != 0) : (rest &= rest - 1) {
+            const node: Node = @ctz(rest);
+            if (node == self.config.node) {
+                self.dropCopy(page, out);
+                continue;
+            }
+            acks += 1;
+            out.send(node, .{
+                .kind = @backingInt(MsgKind.invalidate),
+                .page = page,
+                .requester = requester,
+            });
+        }
+        return acks;
+    }
+
+    fn forward(self: *Core, kind: MsgKind, page: Page, from: Node, to: Node, acks: u8, out: *Actions) void {
+        _ = self;
+        out.send(from, .{
+            .kind = @backingInt(kind),
+            .page = page,
+            .requester = to,
+            .acks = acks,
+        });
+    }
+
+    fn dropCopy(self: *Core, page: Page, out: *Actions) void {
+        if (self.access_of[page] == .invalid) return;
+        out.add(.{ .drop = page });
+        self.access_of[page] = .invalid;
+    }
+
+    /// This node has the page and lets `to` read it too.
+    fn shareOut(self: *Core, page: Page, to: Node, out: *Actions) void {
+        if (self.access_of[page] == .exclusive) out.add(.{ .protect = page });
+        self.access_of[page] = .shared;
+        out.send(to, .{
+            .kind = @backingInt(MsgKind.grant),
+            .flags = types.flag_data,
+            .page = page,
+        });
+    }
+
+    /// This node has the page and gives it up.
+    fn giveAway(self: *Core, page: Page, to: Node, acks: u8, out: *Actions) void {
+        const late = self.config.mutation == .copy_before_protect;
+        if (!late) out.add(.{ .protect = page });
+        out.send(to, .{
+            .kind = @backingInt(MsgKind.grant),
+            .flags = types.flag_data | types.flag_exclusive,
+            .acks = acks,
+            .page = page,
+        });
+        if (late) out.add(.{ .protect = page });
+        self.dropCopy(page, out);
+    }
+
+    /// A grant without content, or of zeroes, by the home.
+    fn grant(self: *Core, page: Page, to: Node, flags: u8, acks: u8, out: *Actions) void {
+        if (to != self.config.node) {
+            return out.send(to, .{
+                .kind = @backingInt(MsgKind.grant),
+                .flags = flags,
+                .acks = acks,
+                .page = page,
+            });
+        }
+        self.takeGrant(page, flags, acks, out);
+    }
+
+    fn onMessage(self: *Core, from: Node, msg: Msg, out: *Actions) void {
+        const page = msg.page;
+        switch (@as(MsgKind, @fromBackingInt(@intCast(msg.kind)))) {
+            .get_shared => self.request(page, .{ .node = from, .kind = .shared }, out),
+            .get_exclusive => self.request(page, .{ .node = from, .kind = .exclusive }, out),
+            .upgrade => self.request(page, .{ .node = from, .kind = .upgrade }, out),
+            .forward_shared => self.shareOut(page, msg.requester, out),
+            .forward_exclusive => self.giveAway(page, msg.requester, msg.acks, out),
             .invalidate => {
-                o.add(.{ .drop = p });
-                s.local[p] = .invalid;
-                send(o, m.requester, .{ .kind = k(.ack), .page = p });
+                if (self.config.mutation != .invalidation_ignored) self.dropCopy(page, out);
+                out.send(msg.requester, .{ .kind = @backingInt(MsgKind.ack), .page = page });
             },
-            .grant => {
-                const q = s.pend(p) orelse @panic("grant without pending");
-                q.grant = true;
-                q.need = m.acks;
-                q.excl = m.flags & t.flag_exclusive != 0;
-                if (m.flags & t.flag_zero != 0) {
-                    q.zero = true;
-                    q.data = true;
-                } else if (m.flags & t.flag_data != 0) {
-                    q.data = true;
-                    if (q.got != q.need) {
-                        o.add(.{ .install = .{ .page = p, .access = .shared, .source = .message, .wake = false } });
-                        q.installed = true;
-                    }
-                } else {
-                    q.data = true;
-                    q.installed = true;
-                }
-                s.complete(q, o);
-            },
+            .grant => self.takeGrant(page, msg.flags, msg.acks, out),
             .ack => {
-                const q = s.pend(p).?;
-                q.got += 1;
-                s.complete(q, o);
+                const p = self.pendingOf(page).?;
+                p.acks += if (self.config.mutation == .ack_counted_twice) 2 else 1;
+                self.finish(p, out);
             },
-            .done => s.close(p, o),
-            .recall => {
-                if (s.local[p] == .exclusive) o.add(.{ .protect = p });
-                s.local[p] = .shared;
-                send(o, from, .{ .kind = k(.returned), .flags = t.flag_data, .page = p });
-            },
-            .returned => {
-                o.add(.{ .install = .{ .page = p, .access = .shared, .source = .message, .wake = false } });
-                s.local[p] = .shared;
-                s.broadcast(p, o);
-            },
-            .replica => {
-                s.level[p] = @intCast(m.index);
-                if (s.local[p] == .shared) {
-                    o.add(.{ .twin = .{ .page = p, .level = s.level[p] } });
-                    o.add(.{ .unprotect = p });
-                } else o.add(.{ .install_replica = .{ .page = p, .source = .message, .level = s.level[p] } });
-                s.local[p] = .replicated;
-                if (s.pend(p)) |q| q.used = false;
-                send(o, from, .{ .kind = k(.replica_ack), .page = p });
-            },
-            .replica_ack => {
-                const x = s.txn(p).?;
-                x.acks -= 1;
-                if (x.acks == 0) {
-                    s.dir[p].state = .replicated;
-                    if (s.pend(p)) |q| {
-                        q.used = false;
-                        o.add(.{ .wake = p });
-                    }
-                    s.close(p, o);
-                }
-            },
-            .diff => o.add(.{ .patch = .{ .page = p, .index = m.index, .old = m.old, .new = m.new } }),
-            .unreplicate => {
-                o.add(.{ .forget_replica = p });
-                o.add(.{ .drop = p });
-                s.local[p] = .invalid;
-                if (s.home(p) == s.c.node) s.dir[p] = .{ .state = .exclusive, .owner = from };
-            },
-            else => {},
+            .done => self.close(page, out),
+            else => replicate.onMessage(self, from, msg, out),
         }
     }
-    fn want(s: *Core, p: u32, level: u8, o: *Actions) void {
-        if (!s.c.replicate or s.local[p] == .replicated) return;
-        if (s.home(p) == s.c.node) return s.homeWant(p, level, o);
-        send(o, s.home(p), .{ .kind = k(.replicate), .page = p, .index = level });
-    }
-    fn homeWant(s: *Core, p: u32, level: u8, o: *Actions) void {
-        if (s.dir[p].state == .replicated) return;
-        if (s.txn(p)) |x| {
-            if (x.req.kind == .rep) return;
-            for (x.q[0..x.qn]) |q| if (q.kind == .rep) return;
+
+    fn takeGrant(self: *Core, page: Page, flags: u8, acks: u8, out: *Actions) void {
+        const p = self.pendingOf(page).?;
+        p.granted = true;
+        p.acks_needed = acks;
+        p.exclusive = flags & types.flag_exclusive != 0;
+        p.zero = flags & types.flag_zero != 0;
+        p.mapped = flags & (types.flag_zero | types.flag_data) == 0;
+        const wait = p.acks < p.acks_needed and self.config.mutation != .early_grant;
+        if (wait and !p.mapped) {
+            // Content that waits for acknowledgements may be read, not written.
+            const source: types.Source = if (p.zero) .zero else .message;
+            out.add(.{ .install = .{ .page = page, .access = .shared, .source = source, .wake = false } });
+            self.access_of[page] = .shared;
+            p.mapped = true;
         }
-        s.level[p] = level;
-        s.request(p, .{ .node = s.c.node, .kind = .rep }, o);
+        self.finish(p, out);
     }
-    fn replicate(s: *Core, p: u32, o: *Actions) void {
-        const d = &s.dir[p];
-        if (s.local[p] != .invalid) {
-            if (s.local[p] == .exclusive) o.add(.{ .protect = p });
-            return s.broadcast(p, o);
-        }
-        switch (d.state) {
-            .untouched => {
-                o.add(.{ .install = .{ .page = p, .access = .shared, .source = .zero, .wake = false } });
-                s.broadcast(p, o);
-            },
-            .exclusive => send(o, d.owner, .{ .kind = k(.recall), .page = p }),
-            .shared => send(o, @ctz(d.sharers), .{ .kind = k(.recall), .page = p }),
-            .replicated => unreachable,
-        }
-    }
-    fn broadcast(s: *Core, p: u32, o: *Actions) void {
-        const x = s.txn(p).?;
-        x.acks = s.c.node_count - 1;
-        for (0..s.c.node_count) |i| if (i != s.c.node) send(o, @intCast(i), .{ .kind = k(.replica), .flags = t.flag_data, .page = p, .index = s.level[p] });
-        o.add(.{ .twin = .{ .page = p, .level = s.level[p] } });
-        o.add(.{ .unprotect = p });
-        s.local[p] = .replicated;
-    }
-    fn changed(s: *Core, p: u32, index: u16, old: u64, new: u64, oc: ?u32, nc: ?u32, o: *Actions) void {
-        for (0..s.c.node_count) |i| if (i != s.c.node) send(o, @intCast(i), .{ .kind = k(.diff), .page = p, .index = index, .old = old, .new = new });
-        const lv = s.level[p];
-        if (lv < 2 or (lv == 4 and index < 256)) return;
-        if (oc) |c| if (nc == null or nc.? != c) if (s.local[c] == .replicated) {
-            for (0..s.c.node_count) |i| if (i != s.c.node) send(o, @intCast(i), .{ .kind = k(.unreplicate), .page = c });
-            o.add(.{ .forget_replica = c });
-            s.local[c] = .exclusive;
-            if (s.home(c) == s.c.node) s.dir[c] = .{ .state = .exclusive, .owner = s.c.node };
-        };
-        if (nc) |c| if (oc == null or oc.? != c) s.want(c, lv - 1, o);
+
+    /// Ends a request whose grant and acknowledgements are all there.
+    fn finish(self: *Core, p: *Pending, out: *Actions) void {
+        if (!p.granted) return;
+        if (p.acks < p.acks_needed and self.config.mutation != .early_grant) return;
+        const page = p.page;
+        const permission: Access = if (p.exclusive) .exclusive else .shared;
+        if (!p.mapped) {
+            const source: types.Source = if (p.zero) .zero else .message;
+            out.add(.{ .install = .{
+                .page = page,
+                .access = permission,
+                .source = source,
+                .wake = true,
+            } });
+        } else if (p.exclusive) out.add(.{ .unprotect = page }) else out.add(.{ .wake = page });
+        self.access_of[page] = permission;
+        p.* = .{};
+        const home = self.homeOf(page);
+        if (self.config.mutation == .done_skipped) return;
+        if (home == self.config.node) return self.close(page, out);
+        out.send(home, .{ .kind = @backingInt(MsgKind.done), .page = page });
     }
 };

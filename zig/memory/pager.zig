@@ -142,7 +142,6 @@ pub const Pager = struct {
             .page_count = ram.pageCount(),
             .home = self.homeRanges(),
             .replicate = settings.replicate,
-            .hold_ns_max = settings.hold_ns_max,
             .threads = @import("faults.zig").threads_max,
         };
         self.core = try Core.init(allocator, self.core_config);
@@ -396,22 +395,13 @@ pub const Pager = struct {
     fn release(self: *Pager) void {
         // The scan stages and sends behind what is staged already: that stays where it is.
         for (self.staged[0..self.staged_count]) |s| {
-            if (tells(s.msg)) {
+            if (s.msg.tells()) {
                 self.scan();
                 break;
             }
         }
         self.sendStagedFrom(0);
         self.staged_page_count = 0;
-    }
-
-    /// Whether a guest could learn of another node's stores by this message. Requests and their ends
-    /// carry nothing a guest wrote.
-    fn tells(msg: types.Msg) bool {
-        return switch (@as(types.MsgKind, @fromBackingInt(@intCast(msg.kind)))) {
-            .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,
-            else => true,
-        };
     }
 
     fn sendMessage(self: *Pager, to: u8, msg: types.Msg, data: ?*const PageBytes) void {
