@@ -17,12 +17,19 @@ import { checkCommand } from "./check.ts";
 import type { CliContext, HostAccess } from "./context.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
+import { joinCommand } from "./join.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 
-const ROOT = buildRouteMap<"run" | "check" | "acpi" | "engine", CliContext>({
-  routes: { run: runCommand, check: checkCommand, acpi: acpiCommands, engine: engineCommand },
+const ROOT = buildRouteMap<"run" | "join" | "check" | "acpi" | "engine", CliContext>({
+  routes: {
+    run: runCommand,
+    join: joinCommand,
+    check: checkCommand,
+    acpi: acpiCommands,
+    engine: engineCommand,
+  },
   docs: {
     brief: "Joins several x86-64 Linux hosts into one virtual machine.",
     fullDescription: `Joins several x86-64 Linux hosts into one virtual machine, on unmodified KVM.
@@ -31,7 +38,9 @@ Examples:
   ssihv check                                     is this host fit?
   ssihv run --kernel /vmlinuz --initrd /initrd.img
   ssihv run --kernel bzImage --initrd test.cpio --nodes 2 --cpus 2 --memory 1G
-  ssihv run --config cluster-config.yaml`,
+  ssihv run --config cluster-config.yaml
+  ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
+  ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host`,
     hideRoute: { engine: true },
   },
 });

@@ -1,9 +1,13 @@
-// `ssihv run`: flags and configuration file become one request; a flag wins over the file. Pure.
+// `ssihv run`: flags and configuration file become one request; a flag wins over the file. Pure
+// but for the key file.
 
 import { SsihvError } from "../base/errors.ts";
 import type { ClusterConfig } from "../config/cluster-config.ts";
 import { parseDurationUs } from "../config/duration.ts";
 import { parseSize } from "../config/size.ts";
+import type { HostPort } from "../node/join-address.ts";
+import { readKeyFile } from "../node/key-file.ts";
+import type { VmDoor } from "../node/vm.ts";
 import { splitOverNodes, type VmRequest } from "../node/vm-request.ts";
 
 export interface RunFlags {
@@ -14,6 +18,8 @@ export interface RunFlags {
   readonly memory?: bigint;
   readonly nodes?: number;
   readonly name?: string;
+  readonly listen?: HostPort;
+  readonly keyFile?: string;
   readonly config?: string;
   readonly reboot?: boolean;
   readonly pageTables?: "auto" | "strict" | "replicated";
@@ -74,6 +80,19 @@ function shapes(flags: RunFlags, config: ClusterConfig | undefined): VmRequest["
   return splitOverNodes(count, flags.cpus ?? least, flags.memory ?? memory);
 }
 
+/** Reads the key file: the one thing here that is not pure. */
+function doorOf({ listen, keyFile }: RunFlags): VmDoor | undefined {
+  if (listen !== undefined && keyFile !== undefined) {
+    return { listen, key: readKeyFile(keyFile), keyFile };
+  }
+  if (listen === undefined && keyFile === undefined) return undefined;
+  const missing = listen === undefined ? "--listen" : "--key-file";
+  const given = listen === undefined ? "--key-file" : "--listen";
+  throw new SsihvError("flag_invalid", `${missing} is missing: ${given} needs it`, {
+    hint: "ssihv run --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key --kernel FILE",
+  });
+}
+
 export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): VmRequest {
   const vm = config?.vm ?? {};
   const kernel = flags.kernel ?? vm.kernel;
@@ -85,6 +104,7 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
   const nodes = shapes(flags, config);
   const given = config?.nodes.flatMap(({ address }) => address ?? []) ?? [];
   const addresses = given.length === nodes.length ? given : undefined;
+  const door = doorOf(flags);
   const initrd = flags.initrd ?? vm.initrd;
   const peerTimeoutMs =
     flags.peerTimeout === undefined ? vm.peerTimeoutMs : Math.ceil(flags.peerTimeout / 1000);
@@ -95,6 +115,7 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     cmdline: flags.cmdline ?? vm.cmdline ?? "",
     nodes,
     ...(addresses !== undefined && { addresses }),
+    ...(door !== undefined && { door }),
     reboot: flags.reboot ?? vm.reboot ?? true,
     pageTables: flags.pageTables ?? vm.pageTables ?? RUN_DEFAULTS.pageTables,
     clockDilation: flags.clockDilation ?? vm.clockDilation ?? RUN_DEFAULTS.clockDilation,

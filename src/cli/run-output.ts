@@ -13,6 +13,8 @@ import { formatError, printable } from "./report.ts";
 
 export const EVENTS_HELP = `With --json, one JSON object a line on stderr (stdout is the guest's):
   {"event":"engine_ready","vm":..,"node":0,"pid":..}   an engine process is up
+  {"event":"waiting","vm":..,"missing":1,"command":..} hosts have yet to join, by this command
+  {"event":"joined","vm":..,"node":1,"host":..}        a host took this node
   {"event":"started","vm":..,"pageTables":"strict"}    the guest runs
   {"event":"booted","vm":..,"seconds":4.2}             Linux runs init, if its console told
   {"event":"notice","vm":..,"node":0,"text":..}        something worth knowing
@@ -62,6 +64,14 @@ export class RunOutput {
       case "paused":
       case "resumed":
         this.say(`VM ${name}: ${event.event}`);
+        return;
+      case "waiting": {
+        const hosts = event.missing === 1 ? "one more host" : `${event.missing} more hosts`;
+        this.say(`VM ${name}: waiting for ${hosts}; type there: ${event.command}`);
+        return;
+      }
+      case "joined":
+        this.say(`VM ${name}: host ${event.host} joined as node ${event.node}`);
         return;
       case "summary":
         if (this.showSummaries) this.say(summaryLine(name, [event.summary]));

@@ -1,13 +1,15 @@
-// `ssihv run`: boots a VM on this host and attaches its console.
+// `ssihv run`: boots a VM on this host, or leads one that other hosts join, and attaches its
+// console.
 
 import { buildCommand } from "@stricli/core";
 
-import { SsihvError } from "../base/errors.ts";
 import { loadClusterConfig } from "../config/cluster-config.ts";
+import { parseListen } from "../node/join-address.ts";
 import { planVm, warnings } from "../node/vm-request.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
+import { path, requireKvm, text } from "./flags.ts";
 import {
   durationFlag,
   memoryFlag,
@@ -19,37 +21,12 @@ import {
 import { EVENTS_HELP, RunOutput } from "./run-output.ts";
 import { RunSession } from "./run-session.ts";
 
-function text(value: string): string {
-  return value;
-}
-
-function path(flag: string) {
-  return (value: string): string => {
-    if (value !== "" && !value.includes("\0")) return value;
-    throw new SsihvError("flag_invalid", `${flag}: the path is empty`, {
-      hint: `${flag} FILE`,
-    });
-  };
-}
-
-const KVM_HINTS: Record<string, string> = {
-  ENOENT:
-    "modprobe kvm_amd or kvm_intel; in a container start it with --device /dev/kvm; " +
-    "ssihv check tells more",
-  EACCES: "run as root or join the group that owns /dev/kvm: usermod -aG kvm USER",
-};
-
 async function run(this: CliContext, flags: RunFlags): Promise<void> {
   const config = flags.config === undefined ? undefined : loadClusterConfig(flags.config);
   const request = runRequest(flags, config);
   const facts = this.host.facts();
   const plan = planVm(request, facts);
-  const errno = this.host.kvmOpenError();
-  if (errno !== undefined) {
-    throw new SsihvError("host_unfit", `/dev/kvm cannot be opened (${errno})`, {
-      hint: KVM_HINTS[errno] ?? "ssihv check tells more",
-    });
-  }
+  requireKvm(this.host);
   const output = new RunOutput({
     name: plan.name,
     json: flags.json,
@@ -66,13 +43,15 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
   this.status = await session.run();
 }
 
-const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes on this host. The guest's serial
-console is on stdin and stdout; everything ssihv says goes to stderr.
+const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes, all on this host or, with
+--listen, on this host and those that join it. The guest's serial console is on stdin and stdout;
+everything ssihv says goes to stderr.
 
 Examples:
   ssihv run --kernel /vmlinuz --initrd /initrd.img --cmdline 'break=top'
   ssihv run --kernel bzImage --initrd test.cpio --cpus 2 --memory 1G --nodes 2
   ssihv run --config cluster-config.yaml --memory 2G
+  ssihv run --kernel bzImage --nodes 2 --cpus 2 --listen 10.0.0.1:7700 --key-file vm.key
   echo 'poweroff -f' | ssihv run --kernel bzImage --initrd shell.cpio --json 2>events.jsonl
 
 Keys, when stdin is a terminal:
@@ -131,7 +110,7 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         kind: "parsed",
         parse: wholeNumber("--nodes", 1, 8),
         optional: true,
-        brief: `nodes, all on this host [${RUN_DEFAULTS.nodes}]`,
+        brief: `nodes, all on this host without --listen [${RUN_DEFAULTS.nodes}]`,
         placeholder: "N",
       },
       name: {
@@ -140,6 +119,20 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         optional: true,
         brief: `name of the VM in messages [${RUN_DEFAULTS.name}]`,
         placeholder: "NAME",
+      },
+      listen: {
+        kind: "parsed",
+        parse: (value: string) => parseListen(value, "--listen"),
+        optional: true,
+        brief: "wait here for the hosts of the other nodes (ssihv join); lanes use the next ports",
+        placeholder: "HOST:PORT",
+      },
+      keyFile: {
+        kind: "parsed",
+        parse: path("--key-file"),
+        optional: true,
+        brief: "the key that joining hosts must have: 64 hex characters (openssl rand -hex 32)",
+        placeholder: "FILE",
       },
       config: {
         kind: "parsed",

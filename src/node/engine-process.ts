@@ -2,14 +2,14 @@
 // 3 and a message channel; watched until it is gone.
 // Invariants: nothing the child does (crash, garbage on a pipe, silence) throws into the parent;
 // the `exited` promise always resolves, after the console and stderr were read to their ends.
-// Lifetime: the page belongs to the caller, who closes it after the post-mortem.
+// Lifetime: the page outlives the child for the post-mortem; release() closes it.
 
 import { join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 import { type FromEngine, isFromEngine, type ToEngine } from "../engine/messages.ts";
 import { CrashNoiseFilter } from "./crash-noise.ts";
-import { formatLastWords, type PostMortemPage, signalName } from "./last-words.ts";
+import { formatCpuDump, formatLastWords, type PostMortemPage, signalName } from "./last-words.ts";
 
 export interface ParentPage extends PostMortemPage {
   readonly fd: number;
@@ -22,6 +22,29 @@ export interface EngineExit {
   /** What the runtime's own crash report said, if it wrote one. */
   readonly panic: string | undefined;
   readonly stderrTail: string;
+  /** An engine on another host: why nothing more is heard of it. */
+  readonly lost?: string;
+}
+
+/** An engine as the VM drives it, on this host or another. */
+export interface Engine {
+  readonly node: number;
+  readonly vm: string;
+  /** 0 while not known. */
+  readonly pid: number;
+  /** Where it runs, for messages: "pid 123", "pid 123 on host b". */
+  readonly place: string;
+  /** Always resolves, after everything else the engine had to say. */
+  readonly exited: Promise<EngineExit>;
+  /** False when it can no longer hear; `exited` then tells the rest. */
+  send(message: ToEngine): boolean;
+  kill(): void;
+  writeConsole(bytes: Uint8Array): Promise<void>;
+  lastWords(): string | undefined;
+  /** Registers of the vCPU that stopped, where the engine recorded them. */
+  registers(): string | undefined;
+  /** Lets go of what outlives the engine, after the post-mortem. */
+  release(): void;
 }
 
 export interface EngineHooks {
@@ -62,11 +85,11 @@ function childEnvironment(): Record<string, string | undefined> {
 
 type Child = Bun.Subprocess<"pipe" | "ignore", "pipe" | "ignore", "pipe">;
 
-export class EngineProcess {
+export class EngineProcess implements Engine {
   readonly node: number;
   readonly vm: string;
-  readonly page: ParentPage;
   readonly exited: Promise<EngineExit>;
+  private readonly page: ParentPage;
   private readonly child: Child;
   private readonly noise = new CrashNoiseFilter();
   private connected = true;
@@ -98,7 +121,10 @@ export class EngineProcess {
     return this.child.pid;
   }
 
-  /** False when the child can no longer hear; its exit then tells the rest. */
+  get place(): string {
+    return `pid ${this.pid}`;
+  }
+
   send(message: ToEngine): boolean {
     if (!this.connected) return false;
     try {
@@ -122,8 +148,20 @@ export class EngineProcess {
     }
   }
 
-  kill(signal: NodeJS.Signals = "SIGKILL"): void {
-    this.child.kill(signal);
+  kill(): void {
+    this.child.kill("SIGKILL");
+  }
+
+  lastWords(): string | undefined {
+    return formatLastWords(this.page);
+  }
+
+  registers(): string | undefined {
+    return formatCpuDump(this.page.cpuDump());
+  }
+
+  release(): void {
+    this.page.close();
   }
 
   private async watch(hooks: EngineHooks): Promise<EngineExit> {
@@ -170,12 +208,18 @@ function howItEnded(exit: EngineExit): string {
 const KILLED_HINT =
   "was it killed by hand or by the kernel's out-of-memory killer? see dmesg; " +
   "give the VM less --memory than the host has free";
+const LOST_HINT =
+  "the VM cannot go on without it; is that host up, its ssihv running, and the network between?";
 const CRASH_HINT = "the VM cannot go on; this is a defect in ssihv's engine: please report it";
 
 /** The error for an engine that went away without saying `stopped` or `failed`. */
-export function describeDeath(engine: EngineProcess, exit: EngineExit): SsihvError {
-  const words = formatLastWords(engine.page);
-  const who = `VM ${engine.vm}: the engine of node ${engine.node} (pid ${engine.pid})`;
+export function describeDeath(engine: Engine, exit: EngineExit): SsihvError {
+  if (exit.lost !== undefined) {
+    const message = `VM ${engine.vm}: node ${engine.node} (${engine.place}) is lost: ${exit.lost}`;
+    return new SsihvError("vcpu_lost", message, { hint: LOST_HINT });
+  }
+  const words = engine.lastWords();
+  const who = `VM ${engine.vm}: the engine of node ${engine.node} (${engine.place})`;
   const said = words ?? exit.panic;
   const message = `${who} ${howItEnded(exit)}${said === undefined ? "" : `; last words: ${said}`}`;
   const killed = words === undefined && exit.panic === undefined && exit.signal === "SIGKILL";

@@ -10,7 +10,8 @@ import { guestCmdline } from "../vmm/guest-cmdline.ts";
 import { layoutMemory, splitMemory } from "../vmm/memory-map.ts";
 import { NODES_MAX, type NodeShape, splitVcpus, VCPUS_PER_NODE_MAX } from "../vmm/topology.ts";
 import type { HostFacts } from "./host-facts.ts";
-import type { VmPlan } from "./vm.ts";
+import { lanePort } from "./join-address.ts";
+import type { VmDoor, VmPlan } from "./vm.ts";
 
 export interface NodeRequest {
   readonly cpus: number;
@@ -25,6 +26,8 @@ export interface VmRequest {
   readonly cmdline: string;
   readonly nodes: readonly NodeRequest[];
   readonly addresses?: readonly string[];
+  /** Absent: every node is on this host. */
+  readonly door?: VmDoor;
   readonly reboot: boolean;
   readonly pageTables: "auto" | "strict" | "replicated";
   readonly clockDilation: number;
@@ -73,7 +76,11 @@ function named<T>(flag: string, make: () => T): T {
   }
 }
 
-function checkMemory(nodes: readonly NodeShape[], facts: HostFacts): void {
+/** Whether this host has the RAM of the nodes that it runs. */
+export function checkMemory(
+  nodes: readonly { readonly memoryBytes: bigint | number }[],
+  facts: HostFacts,
+): void {
   const asked = nodes.reduce((sum, node) => sum + Number(node.memoryBytes), 0);
   if (facts.memoryTotal === 0 || asked <= facts.memoryTotal) return;
   const mib = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
@@ -96,10 +103,36 @@ function checkFile(
   });
 }
 
+/** The nodes whose engines run on this host. */
+function localNodes<T>(nodes: readonly T[], door: VmDoor | undefined): readonly T[] {
+  return door === undefined ? nodes : nodes.slice(0, 1);
+}
+
+function checkDoor(door: VmDoor, request: VmRequest): void {
+  const count = request.nodes.length;
+  if (count < 2) {
+    throw new SsihvError("flag_invalid", "--listen with one node: no other host can join", {
+      hint: "add --nodes 2",
+    });
+  }
+  if (request.addresses !== undefined) {
+    const message = "--listen: the nodes of the configuration file have addresses of their own";
+    throw new SsihvError("flag_invalid", message, {
+      hint: "remove either: with --listen the other nodes are the hosts that join",
+    });
+  }
+  const last = lanePort(door.listen.port, count - 1);
+  if (last > 65_535) {
+    const message = `--listen: port ${door.listen.port} leaves none for the nodes, up to ${last}`;
+    throw new SsihvError("flag_invalid", message, { hint: "choose a port such as 7700" });
+  }
+}
+
 /** What the user should know but that does not stop the VM. */
 export function warnings(plan: VmPlan, facts: HostFacts): string[] {
-  const cpus = plan.nodes.reduce((sum, node) => sum + node.vcpus, 0);
-  const memory = plan.nodes.reduce((sum, node) => sum + node.memoryBytes, 0);
+  const nodes = localNodes(plan.nodes, plan.door);
+  const cpus = nodes.reduce((sum, node) => sum + node.vcpus, 0);
+  const memory = nodes.reduce((sum, node) => sum + node.memoryBytes, 0);
   const texts: string[] = [];
   if (cpus > facts.cpus) {
     texts.push(`${cpus} vCPUs on ${facts.cpus} CPU(s): they will wait for each other`);
@@ -134,7 +167,9 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       hint: "shorten it: Linux reads no more",
     });
   }
-  checkMemory(shapes, facts);
+  const { door } = request;
+  if (door !== undefined) checkDoor(door, request);
+  checkMemory(localNodes(shapes, door), facts);
   return {
     name,
     nodes: shapes.map(({ id, vcpus, memoryBytes }) => {
@@ -155,5 +190,6 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       ...(request.systemMap !== undefined && { systemMap: resolve(request.systemMap) }),
     },
     ...(request.addresses !== undefined && { addresses: request.addresses }),
+    ...(door !== undefined && { door }),
   };
 }

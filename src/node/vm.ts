@@ -1,5 +1,6 @@
-// One VM whose engines all run on this host: starts an engine per node, brings them up together,
-// and reports how it ended. This is the composition that `ssihv run` drives; it knows no terminal.
+// One VM: starts an engine per node on this host, or node 0's here and lets other hosts join with
+// the rest, brings them up together, and reports how it ended. This is the composition that
+// `ssihv run` drives; it knows no terminal.
 // Invariants: the first engine to end decides the outcome; then every other engine is told to stop,
 // and killed when it does not within GRACE_MS, so nothing keeps running; `run` always resolves and
 // by then no child lives and no socket is left.
@@ -25,16 +26,28 @@ import type {
 import { BootClock } from "./boot-clock.ts";
 import {
   describeDeath,
+  type Engine,
   type EngineExit,
   type EngineHooks,
   EngineProcess,
   type ParentPage,
 } from "./engine-process.ts";
-import { formatCpuDump } from "./last-words.ts";
+import type { HostPort } from "./join-address.ts";
+import { type LanePlace, remoteLane } from "./join-lane.ts";
+import { JoinListener, joinCommand } from "./join-listener.ts";
+import { RemoteEngine } from "./remote-engine.ts";
 import { agreeOnCpu } from "./vm-cpu.ts";
 
 /** How long an engine may take to stop when told to. */
-const GRACE_MS = 5000;
+export const GRACE_MS = 5000;
+
+/** How other hosts join a VM; every node but 0 is then theirs. */
+export interface VmDoor {
+  readonly listen: HostPort;
+  readonly key: Uint8Array;
+  /** As the user named it, to show what to type elsewhere. */
+  readonly keyFile: string;
+}
 
 export interface VmPlan {
   readonly name: string;
@@ -46,9 +59,14 @@ export interface VmPlan {
   readonly options: Omit<EngineOptions, "pageTables">;
   /** Addresses the engines' lanes listen on, one per node; absent: sockets in a private folder. */
   readonly addresses?: readonly string[];
+  /** Absent: every engine runs on this host. */
+  readonly door?: VmDoor;
 }
 
 export type VmEvent =
+  /** `missing` hosts have yet to join, by `command`. */
+  | { readonly event: "waiting"; readonly missing: number; readonly command: string }
+  | { readonly event: "joined"; readonly node: number; readonly host: string }
   | { readonly event: "engine_ready"; readonly node: number; readonly pid: number }
   | { readonly event: "started"; readonly pageTables: PageTablesMode }
   /** Linux runs init; seconds since the start. */
@@ -82,7 +100,7 @@ export interface VmDeps {
 }
 
 interface Member {
-  readonly engine: EngineProcess;
+  readonly engine: Engine;
   capabilities: EngineCapabilities | undefined;
   started: boolean;
   /** Said `stopped` or `failed`: its exit is then no surprise. */
@@ -101,6 +119,8 @@ export class Vm {
   private paused = false;
   private laneFolder: string | undefined;
   private laneKey: string | undefined;
+  private listener: JoinListener | undefined;
+  private readonly remote = new Map<number, RemoteEngine>();
   private cpuModel: unknown;
   private readonly boot = new BootClock();
   private readonly latest = new Map<number, EngineSummary>();
@@ -114,12 +134,13 @@ export class Vm {
   async run(): Promise<VmOutcome> {
     let outcome: VmOutcome;
     try {
-      for (const node of this.plan.nodes) this.spawn(node.id);
+      this.open();
       outcome = await this.ended.promise;
     } catch (error) {
       outcome = { kind: "failed", error: asSsihvError(error) };
     }
     await this.windDown();
+    await this.listener?.close(outcome);
     return outcome;
   }
 
@@ -163,19 +184,44 @@ export class Vm {
 
   /** At once and for good; for the last moments of the parent itself. */
   killAll(): void {
-    for (const member of this.members) if (!member.gone) member.engine.kill("SIGKILL");
+    for (const member of this.members) if (!member.gone) member.engine.kill();
     this.removeLaneFolder();
+  }
+
+  /** Starts what runs here; the door first, since a port that is taken ends it all. */
+  private open(): void {
+    const { door, nodes } = this.plan;
+    if (door !== undefined) {
+      for (const { id } of nodes.slice(1)) this.reserve(id);
+      this.listen(door);
+    }
+    for (const { id } of nodes) if (!this.remote.has(id)) this.spawn(id);
+    this.members.sort((a, b) => a.engine.node - b.engine.node);
+    if (door !== undefined) this.tellWaiting(door);
   }
 
   private spawn(node: number): void {
     const page = this.deps.createPage();
+    this.add(node, (hooks) => this.spawnProcess(node, page, hooks));
+  }
+
+  /** Keeps a node for a host that will join. */
+  private reserve(node: number): void {
+    this.add(node, (hooks) => {
+      const engine = new RemoteEngine(this.plan.name, node, hooks);
+      this.remote.set(node, engine);
+      return engine;
+    });
+  }
+
+  private add(node: number, make: (hooks: EngineHooks) => Engine): void {
     const hooks: EngineHooks = {
       onMessage: (message) => this.onMessage(member, message),
       onStderr: (text) => this.hooks.onEvent({ event: "stderr", node, text }),
       onConsole: (chunk) => this.onConsole(chunk),
     };
     const member: Member = {
-      engine: this.spawnProcess(node, page, hooks),
+      engine: make(hooks),
       capabilities: undefined,
       started: false,
       spoke: false,
@@ -184,6 +230,30 @@ export class Vm {
     };
     this.members.push(member);
     void member.engine.exited.then((exit) => this.onExit(member, exit));
+  }
+
+  private listen(door: VmDoor): void {
+    const { name, nodes, options } = this.plan;
+    this.listener = new JoinListener({
+      vm: name,
+      nodes,
+      listen: door.listen,
+      key: door.key,
+      peerTimeoutMs: options.peerTimeoutMs,
+      places: [...this.remote.values()],
+      onNotice: (text) => this.hooks.onEvent({ event: "notice", node: 0, text }),
+      onJoined: ({ node, host }) => {
+        this.hooks.onEvent({ event: "joined", node, host: host?.name ?? "" });
+        this.tellWaiting(door);
+      },
+    });
+  }
+
+  private tellWaiting(door: VmDoor): void {
+    const missing = [...this.remote.values()].filter(({ free }) => free).length;
+    if (missing === 0) return;
+    const command = joinCommand(door.listen, door.keyFile);
+    this.hooks.onEvent({ event: "waiting", missing, command });
   }
 
   private onConsole(chunk: Uint8Array): Promise<void> | void {
@@ -241,7 +311,7 @@ export class Vm {
           reason: message.reason,
           code: message.code,
           detail: message.detail,
-          registers: formatCpuDump(member.engine.page.cpuDump()),
+          registers: member.engine.registers(),
         });
         return;
       case "failed":
@@ -302,10 +372,17 @@ export class Vm {
   }
 
   private laneFor(node: number): LanePlan {
+    // Made anew for every run and sent to joined hosts under the key of the file, so that no engine
+    // of an earlier run can link to this one.
     this.laneKey ??= randomBytes(32).toString("hex");
+    const { door, nodes } = this.plan;
+    if (door !== undefined) {
+      const places = nodes.map(({ id }): LanePlace => this.remote.get(id)?.host ?? {});
+      return { ...remoteLane(door.listen, places, node), key: this.laneKey };
+    }
     return {
       listen: this.laneAddress(node),
-      peers: this.plan.nodes
+      peers: nodes
         .filter((peer) => peer.id !== node)
         .map((peer) => ({ node: peer.id, address: this.laneAddress(peer.id) })),
       key: this.laneKey,
@@ -333,13 +410,13 @@ export class Vm {
     this.stopping = true;
     this.broadcast({ type: "stop" });
     // An engine that failed has no guest to end and nothing more to say.
-    for (const member of this.members) if (member.failed) member.engine.kill("SIGKILL");
+    for (const member of this.members) if (member.failed) member.engine.kill();
     const all = Promise.all(this.members.map((member) => member.engine.exited));
     const timer = setTimeout(() => this.killAll(), this.deps.graceMs ?? GRACE_MS);
     await all;
     clearTimeout(timer);
     this.removeLaneFolder();
-    for (const { engine } of this.members) engine.page.close();
+    for (const { engine } of this.members) engine.release();
   }
 
   private removeLaneFolder(): void {

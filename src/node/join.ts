@@ -1,0 +1,338 @@
+// The joining side: connects to the lead of a VM, takes the node it gives, runs that node's engine
+// on this host and passes messages between the two until the VM ends.
+// Invariants: when the lead is lost the engine is killed at once; `run` returns only when the
+// engine is gone; what the lead sends is used only after it proved the key and the same build.
+
+import { hostname } from "node:os";
+
+import { SsihvError } from "../base/errors.ts";
+import type { FromEngine } from "../engine/messages.ts";
+import { buildInfo } from "./build-info.ts";
+import { type EngineExit, EngineProcess, type ParentPage } from "./engine-process.ts";
+import { formatAddress, type HostPort } from "./join-address.ts";
+import { CHANNEL_HANDLERS, JoinChannel } from "./join-channel.ts";
+import { silenceLimitMs } from "./join-listener.ts";
+import {
+  buildMismatch,
+  decodeOutcome,
+  type FromJoined,
+  type FromLead,
+  type Hello,
+  isFromLead,
+  MISMATCH_HINT,
+  parseHello,
+  type Welcome,
+} from "./join-messages.ts";
+import { GRACE_MS, type VmOutcome } from "./vm.ts";
+
+/** Pause between attempts to reach a lead that is not there yet. */
+const RETRY_MS = 500;
+/** One attempt: a packet into the void is given up sooner than the kernel would. */
+const ATTEMPT_MS = 3000;
+/** How long the lead may take to hear our last message. */
+const GOODBYE_MS = 3000;
+/** How long the lead may take to greet and to give a node. */
+const WELCOME_MS = 10_000;
+
+export interface JoinOptions {
+  readonly lead: HostPort;
+  readonly key: Uint8Array;
+  /** How long to wait for a lead that is not there yet. */
+  readonly waitMs: number;
+  /** The address that other nodes reach this host at, where the lead does not see it. */
+  readonly laneHost?: string;
+}
+
+export type JoinEvent =
+  /** The lead does not answer yet. */
+  | { readonly event: "waiting"; readonly why: string }
+  | { readonly event: "joined"; readonly lead: string; readonly welcome: Welcome }
+  | { readonly event: "stderr"; readonly node: number; readonly text: string };
+
+export interface JoinDeps {
+  readonly createPage: () => ParentPage;
+  readonly command?: readonly string[];
+  readonly graceMs?: number;
+  readonly retryMs?: number;
+  /** Throws when this host cannot take the node. */
+  readonly check?: (welcome: Welcome) => void;
+  onEvent(event: JoinEvent): void;
+}
+
+export class JoinSession {
+  private readonly options: JoinOptions;
+  private readonly deps: JoinDeps;
+  private readonly ended = Promise.withResolvers<VmOutcome>();
+  private readonly aborted = Promise.withResolvers<void>();
+  private channel: JoinChannel | undefined;
+  private greeted: Hello | undefined;
+  private welcome: Welcome | undefined;
+  private engine: EngineProcess | undefined;
+  private engineGone = false;
+  private over = false;
+
+  constructor(options: JoinOptions, deps: JoinDeps) {
+    this.options = options;
+    this.deps = deps;
+  }
+
+  /** How the VM ended; `failed` also where this host never became part of it. */
+  async run(): Promise<VmOutcome> {
+    try {
+      await this.connect();
+    } catch (error) {
+      this.finish({ kind: "failed", error: asSsihvError(error) });
+    }
+    const outcome = await this.ended.promise;
+    await this.stopEngine();
+    await this.channel?.close(GOODBYE_MS);
+    return outcome;
+  }
+
+  /** Takes this host out of the VM, which ends it: `why` is told to the lead. */
+  leave(why: string): void {
+    this.tell({ type: "leave", why });
+    this.engine?.kill();
+    this.finish({
+      kind: "stopped",
+      node: this.welcome?.node ?? 0,
+      reason: "requested",
+      code: undefined,
+      detail: undefined,
+      registers: undefined,
+    });
+  }
+
+  /** At once and for good; for the last moments of this process. */
+  killAll(): void {
+    if (!this.engineGone) this.engine?.kill();
+  }
+
+  private get leadName(): string {
+    return formatAddress(this.options.lead.host, this.options.lead.port);
+  }
+
+  private async connect(): Promise<void> {
+    const deadline = performance.now() + this.options.waitMs;
+    let told = "";
+    while (!this.over) {
+      const why = await this.attempt();
+      if (why === undefined) return;
+      if (performance.now() >= deadline) throw unreachable(this.leadName, why, this.options.waitMs);
+      if (why !== told) this.deps.onEvent({ event: "waiting", why });
+      told = why;
+      await Promise.race([Bun.sleep(this.deps.retryMs ?? RETRY_MS), this.aborted.promise]);
+    }
+  }
+
+  /** Undefined once connected; else why not. */
+  private async attempt(): Promise<string | undefined> {
+    const timeUp = Bun.sleep(ATTEMPT_MS).then(() => "no answer");
+    let late = false;
+    const connected = Bun.connect<JoinChannel>({
+      hostname: this.options.lead.host,
+      port: this.options.lead.port,
+      socket: {
+        ...CHANNEL_HANDLERS,
+        open: (socket) => {
+          if (late || this.over) socket.terminate();
+          else this.greet(socket);
+        },
+      },
+    }).then(
+      () => undefined,
+      (error: unknown) => connectWords(error),
+    );
+    const why = await Promise.race([connected, timeUp]);
+    late = why !== undefined;
+    return why;
+  }
+
+  private greet(socket: Bun.Socket<JoinChannel>): void {
+    const channel: JoinChannel = new JoinChannel(socket, "join", this.options.key, {
+      onMessage: (message) => this.onMessage(channel, message),
+      onEnd: (why) => this.onLost(why),
+    });
+    socket.data = channel;
+    this.channel = channel;
+    const { laneHost } = this.options;
+    this.tell({
+      type: "hello",
+      build: buildInfo(),
+      host: hostname(),
+      leadHost: channel.remoteHost,
+      ...(laneHost !== undefined && { laneHost }),
+    });
+    setTimeout(() => {
+      if (this.welcome === undefined) channel.end(new Error("it gave no node in time"));
+    }, WELCOME_MS).unref();
+  }
+
+  private onMessage(channel: JoinChannel, message: unknown): void {
+    if (this.greeted === undefined) {
+      const hello = parseHello(message);
+      if (hello === undefined) return channel.end(new Error("it did not greet"));
+      this.greeted = hello;
+      const mismatch = buildMismatch(buildInfo(), hello.build, hello.host);
+      if (mismatch !== undefined) this.refused(mismatch, MISMATCH_HINT);
+    } else if (isFromLead(message)) this.onLead(channel, message);
+    else channel.end(new Error("it sent a message of no known kind"));
+  }
+
+  private onLead(channel: JoinChannel, message: FromLead): void {
+    switch (message.type) {
+      case "welcome":
+        if (this.welcome !== undefined || this.over) return;
+        return this.begin(channel, message);
+      case "refused":
+        return this.refused(message.message, message.hint);
+      case "engine":
+        this.engine?.send(message.message);
+        return;
+      case "kill":
+        return this.killAll();
+      case "ended":
+        return this.finish(decodeOutcome(message.outcome));
+      case "hello":
+      case "alive":
+        // Greeted already; and the channel took the sign of life.
+        return;
+    }
+  }
+
+  private refused(message: string, hint: string | undefined): void {
+    const words = `${this.leadName}: ${message}`;
+    const error = new SsihvError("peer_refused", words, { ...(hint !== undefined && { hint }) });
+    this.finish({ kind: "failed", error });
+  }
+
+  private begin(channel: JoinChannel, welcome: Welcome): void {
+    this.welcome = welcome;
+    channel.keepAlive(silenceLimitMs(welcome.peerTimeoutMs));
+    this.deps.onEvent({ event: "joined", lead: this.leadName, welcome });
+    try {
+      this.deps.check?.(welcome);
+      this.spawn(welcome);
+    } catch (error) {
+      // The lead ends the VM for this, and tells us so.
+      const { code, message, hint } = asSsihvError(error);
+      const failed: FromEngine = {
+        type: "failed",
+        code,
+        message: `host ${hostname()}: ${message}`,
+        ...(hint !== undefined && { hint }),
+      };
+      this.tell({ type: "engine", message: failed });
+      this.engineGone = true;
+      this.tell({ type: "exit", exit: NO_ENGINE });
+    }
+  }
+
+  private spawn({ vm, node }: Welcome): void {
+    const page = this.deps.createPage();
+    const { command } = this.deps;
+    let engine: EngineProcess;
+    try {
+      engine = new EngineProcess({
+        vm,
+        node,
+        page,
+        console: false,
+        hooks: {
+          onMessage: (message) => this.onEngine(message),
+          onStderr: (text) => {
+            this.deps.onEvent({ event: "stderr", node, text });
+            this.tell({ type: "stderr", text });
+          },
+          onConsole: () => undefined,
+        },
+        ...(command !== undefined && { command }),
+      });
+    } catch (error) {
+      page.close();
+      throw error;
+    }
+    this.engine = engine;
+    void engine.exited.then((exit) => this.onEngineExit(engine, exit));
+  }
+
+  private onEngine(message: FromEngine): void {
+    const registers = message.type === "stopped" ? this.engine?.registers() : undefined;
+    this.tell({ type: "engine", message, ...(registers !== undefined && { registers }) });
+  }
+
+  private onEngineExit(engine: EngineProcess, exit: EngineExit): void {
+    this.engineGone = true;
+    const lastWords = engine.lastWords();
+    this.tell({ type: "exit", exit, ...(lastWords !== undefined && { lastWords }) });
+  }
+
+  private onLost(why: Error): void {
+    this.engine?.kill();
+    if (this.over) return;
+    if (why instanceof SsihvError) {
+      // Bytes that are not sealed with our key: what the channel says is the whole story.
+      const { message, hint } = why;
+      return this.refused(message, hint);
+    }
+    if (this.welcome === undefined) {
+      const words = `it ended the conversation: ${why.message}`;
+      return this.refused(words, "do both hosts run the same ssihv and name the same key file?");
+    }
+    const { vm, node } = this.welcome;
+    const message =
+      `VM ${vm}: its lead ${this.leadName} is lost: ${why.message}; ` +
+      `the engine of node ${node} was ended`;
+    const hint = "the VM cannot go on without its lead; is that host up, and the network between?";
+    this.finish({ kind: "failed", error: new SsihvError("vcpu_lost", message, { hint }) });
+  }
+
+  private tell(message: FromJoined): void {
+    this.channel?.send(message);
+  }
+
+  private finish(outcome: VmOutcome): void {
+    this.over = true;
+    this.aborted.resolve();
+    this.ended.resolve(outcome);
+  }
+
+  private async stopEngine(): Promise<void> {
+    const { engine } = this;
+    if (engine === undefined) return;
+    engine.send({ type: "stop" });
+    const timer = setTimeout(() => this.killAll(), this.deps.graceMs ?? GRACE_MS);
+    await engine.exited;
+    clearTimeout(timer);
+    engine.release();
+  }
+}
+
+const NO_ENGINE: EngineExit = { code: 0, signal: null, panic: undefined, stderrTail: "" };
+
+const ERRNO_WORDS: Record<string, string> = {
+  ECONNREFUSED: "nobody listens there",
+  EHOSTUNREACH: "that host cannot be reached",
+  ENETUNREACH: "there is no route to that host",
+  ENOTFOUND: "that name is not known",
+};
+
+function connectWords(error: unknown): string {
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  return ERRNO_WORDS[code] ?? (code === "" ? String(error) : `it cannot be reached (${code})`);
+}
+
+function unreachable(lead: string, why: string, waitMs: number): SsihvError {
+  const message = `no VM to join at ${lead} within ${Math.ceil(waitMs / 1000)} s: ${why}`;
+  return new SsihvError("node_unreachable", message, {
+    hint: `start it there: ssihv run --listen ${lead} --key-file vm.key --nodes 2 --kernel FILE`,
+  });
+}
+
+function asSsihvError(error: unknown): SsihvError {
+  if (error instanceof SsihvError) return error;
+  const message = error instanceof Error ? error.message : String(error);
+  return new SsihvError("engine_failed", `the engine could not be started: ${message}`, {
+    cause: error,
+  });
+}
