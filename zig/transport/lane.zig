@@ -216,7 +216,6 @@ pub const Lane = struct {
 
     /// The next whole frame, null when more bytes are needed. `violation` says what was wrong.
     pub fn next(self: *Lane) error{ProtocolViolated}!?Received {
-        if (self.violation != null) return error.ProtocolViolated;
         const unread = self.rx[self.rx_start..self.rx_end];
         if (unread.len < frame.header_bytes) return null;
         const header = std.mem.bytesToValue(frame.Header, unread[0..frame.header_bytes]);
