@@ -76,7 +76,11 @@ pub const Actions = struct {
 
 pub const DirectoryState = enum(u8) { untouched, shared, exclusive, replicated };
 
-/// What a home knows of one of its pages: 4 bytes a page.
+/// Reads answered with write permission after a page was seen to migrate (read, then written, by each
+/// node in turn), before the next read checks again whether it still does.
+const migratory_credit = 3;
+
+/// What a home knows of one of its pages: 8 bytes a page.
 pub const Entry = extern struct {
     state: DirectoryState = .untouched,
     owner: Node = 0,
@@ -84,6 +88,17 @@ pub const Entry = extern struct {
     sharers: u8 = 0,
     /// Page-table level of a replicated page.
     level: u8 = 0,
+    /// The node that had write permission last.
+    writer: Node = types.node_none,
+    credit: u8 = 0,
+    pad: u16 = 0,
+
+    fn makeExclusive(self: *Entry, owner: Node) void {
+        self.state = .exclusive;
+        self.owner = owner;
+        self.sharers = 0;
+        self.writer = owner;
+    }
 };
 
 pub const RequestKind = enum(u8) { shared, exclusive, upgrade, replicate };
@@ -350,7 +365,7 @@ pub const Core = struct {
         const believed = listed or self.config.mutation == .stale_upgrade;
         switch (entry.state) {
             .untouched => {
-                entry.* = .{ .state = .exclusive, .owner = r.node };
+                entry.makeExclusive(r.node);
                 self.grant(page, r.node, types.flag_zero | types.flag_exclusive, 0, out);
             },
             .shared => if (r.kind == .shared) {
@@ -361,7 +376,10 @@ pub const Core = struct {
             .exclusive => if (r.kind == .upgrade and self.config.mutation == .stale_upgrade) {
                 entry.owner = r.node;
                 self.grant(page, r.node, types.flag_exclusive, 0, out);
-            } else if (r.kind == .shared) self.giveShared(page, r.node, out) else {
+            } else if (r.kind == .shared and entry.credit == 0) {
+                self.giveShared(page, r.node, out);
+            } else {
+                if (r.kind == .shared) entry.credit -= 1;
                 self.giveExclusive(page, r.node, out);
             },
             .replicated => unreachable,
@@ -384,7 +402,8 @@ pub const Core = struct {
         const entry = &self.directory[page];
         const from = self.provider(entry.*);
         const sharers = if (entry.state == .shared) entry.sharers else bit(from);
-        entry.* = .{ .state = .shared, .sharers = sharers | bit(to) };
+        entry.state = .shared;
+        entry.sharers = sharers | bit(to);
         if (from != self.config.node) {
             return self.forward(.forward_shared, page, from, to, 0, out);
         }
@@ -393,8 +412,13 @@ pub const Core = struct {
 
     fn giveUpgrade(self: *Core, page: Page, to: Node, out: *Actions) void {
         const entry = &self.directory[page];
+        // Read and then written by another node than the last writer, nobody else reading: it
+        // migrates. A writer whose page a poller reads does not.
+        const migrates = entry.writer != to and entry.writer != types.node_none and
+            entry.sharers == bit(to) | bit(entry.writer);
+        entry.credit = if (migrates) migratory_credit else 0;
         const acks = self.invalidateSharers(page, entry.sharers & ~bit(to), to, out);
-        entry.* = .{ .state = .exclusive, .owner = to };
+        entry.makeExclusive(to);
         self.grant(page, to, types.flag_exclusive, acks, out);
     }
 
@@ -407,7 +431,7 @@ pub const Core = struct {
             const others = entry.sharers & ~bit(from) & ~bit(to);
             acks = self.invalidateSharers(page, others, to, out);
         }
-        entry.* = .{ .state = .exclusive, .owner = to };
+        entry.makeExclusive(to);
         if (from != self.config.node) {
             return self.forward(.forward_exclusive, page, from, to, acks, out);
         }
