@@ -63,7 +63,7 @@ fn lengths(kind: Kind) ?Lengths {
 
 /// Whether `kind` may carry `length` payload bytes.
 pub fn fits(kind: u8, length: usize) bool {
-    const l = lengths(@fromBackingInt(@intCast(kind))) orelse return false;
+    const l = lengths(@fromBackingInt(kind)) orelse return false;
     if (l.also) |also| if (length == also) return true;
     return length >= l.min and length <= l.max;
 }
@@ -81,7 +81,7 @@ pub const Violation = struct {
         switch (self.what) {
             .kind => try w.print("frame of unknown kind {d}", .{h.kind}),
             .length => {
-                const kind: Kind = @fromBackingInt(@intCast(h.kind));
+                const kind: Kind = @fromBackingInt(h.kind);
                 const l = lengths(kind).?;
                 try w.print("{t} frame of {d} bytes; ", .{ kind, h.length });
                 if (l.min == l.max) {
@@ -103,7 +103,7 @@ pub const Violation = struct {
 
 /// Judges a header alone; null = sound. An unknown kind comes first since its length means nothing.
 pub fn judge(header: Header, expected: u64) ?Violation {
-    const what: Violation.What = if (lengths(@fromBackingInt(@intCast(header.kind))) == null)
+    const what: Violation.What = if (lengths(@fromBackingInt(header.kind)) == null)
         .kind
     else if (header.flags != 0 or header.reserved != 0)
         .reserved
@@ -163,7 +163,8 @@ test "a violation says what came and what was due" {
         },
         .{
             .header = .{ .length = 300, .kind = 2, .sequence = 3 },
-            .words = "span frame of 300 bytes; 0 to 256 are allowed (kind 2, length 300, sequence 3)",
+            .words = "span frame of 300 bytes; 0 to 256 are allowed " ++
+                "(kind 2, length 300, sequence 3)",
         },
         .{
             .header = .{ .length = 39, .kind = 1, .sequence = 3 },

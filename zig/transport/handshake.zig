@@ -1,6 +1,6 @@
 //! How two engines find out, before a lane carries anything, that both belong to the same VM and
 //! run the same build. Both prove the per-VM key without showing it: HMAC-SHA256 over both hellos,
-//! each with a fresh nonce, and the prover's role, so that a recorded or reflected proof is worthless.
+//! each with a fresh nonce, and the prover's role: a recorded or reflected proof is worthless.
 //!   connecting -> accepting  hello
 //!   accepting -> connecting  hello                 (nothing at all to a stranger: wrong magic)
 //!   connecting -> accepting  proof, or a refusal

@@ -228,7 +228,8 @@ pub const Lane = struct {
         self.rx_start += size;
         self.rx_sequence += 1;
         self.counters.messages_received += 1;
-        return .{ .kind = @fromBackingInt(@intCast(header.kind)), .payload = unread[frame.header_bytes..size] };
+        const kind: frame.Kind = @fromBackingInt(header.kind);
+        return .{ .kind = kind, .payload = unread[frame.header_bytes..size] };
     }
 
     /// What an error of this lane means, in words, for the report of a lost peer.
@@ -250,7 +251,7 @@ pub const Lane = struct {
         return w.buffered();
     }
 
-    /// Whether the stream stopped inside a frame: after PeerClosed, the peer broke off mid-sentence.
+    /// Whether the stream stopped inside a frame: after PeerClosed, the peer broke off in it.
     pub fn midFrame(self: *const Lane) bool {
         return self.rx_end != self.rx_start;
     }

@@ -145,7 +145,8 @@ const Linkup = struct {
     fn run(self: *Linkup) void {
         for (0..self.config.node) |i| {
             if (self.config.addresses[i] == null) {
-                return self.outcome.fail(@intCast(i), "node {d} has no address to connect to", .{i});
+                const node: u8 = @intCast(i);
+                return self.outcome.fail(node, "node {d} has no address to connect to", .{i});
             }
             self.outgoing[i].stage = .waiting;
         }
