@@ -135,7 +135,7 @@ pub const Refusal = struct {
 
     fn formatPeers(self: Refusal, w: *std.Io.Writer) std.Io.Writer.Error!void {
         try w.writeAll("peer refused this node: ");
-        const reason: Reason = @fromBackingInt(@intCast(@as(u8, @truncate(self.theirs))));
+        const reason: Reason = @fromBackingInt(@truncate(self.theirs));
         switch (reason) {
             .bad_proof => try w.writeAll("its key for this VM is another"),
             .wrong_node => try w.writeAll("it expects another node id"),

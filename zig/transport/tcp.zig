@@ -223,7 +223,7 @@ pub fn finish(fd: i32) sys.Error!Attempt {
     const bytes = std.mem.asBytes(&code);
     const r = linux.getsockopt(fd, linux.SOL.SOCKET, linux.SO.ERROR, bytes, &size);
     if (linux.errno(r) != .SUCCESS) return failed(fd, linux.errno(r));
-    if (code != 0) return failed(fd, @fromBackingInt(code));
+    if (code != 0) return failed(fd, @fromBackingInt(@intCast(code)));
     return settled(fd);
 }
 
