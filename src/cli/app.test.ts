@@ -86,7 +86,7 @@ test("help has examples everywhere and hides what is internal", async () => {
   const root = await ssihv(["--help"]);
   expect(root.status).toBe(0);
   expect(root.out).not.toContain("engine");
-  for (const command of [[], ["run"], ["check"], ["acpi", "dump"], ["acpi", "explain"]]) {
+  for (const command of [[], ["run"], ["join"], ["check"], ["acpi", "dump"], ["acpi", "explain"]]) {
     const { out, status } = await ssihv([...command, "--help"]);
     expect(status).toBe(0);
     expect(out).toMatch(/Examples?:\n/);

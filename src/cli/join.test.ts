@@ -1,5 +1,5 @@
-// `ssihv run --listen` and `ssihv join` as two processes over 127.0.0.1 with fake engines: statuses,
-// words and events, and that nothing keeps running whichever process is killed.
+// `ssihv run --listen` and `ssihv join` as two processes over 127.0.0.1 with fake engines:
+// statuses, words and events, and that nothing keeps running whichever process is killed.
 
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";

@@ -5,8 +5,10 @@ import { expect, test } from "bun:test";
 import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
 
+import { SsihvError } from "../base/errors.ts";
+import { buildInfo } from "./build-info.ts";
 import type { ParentPage } from "./engine-process.ts";
-import { JoinSession } from "./join.ts";
+import { type JoinDeps, JoinSession } from "./join.ts";
 import type { CpuDump } from "./last-words.ts";
 import { SealedChannel } from "./sealed-channel.ts";
 import { Vm, type VmEvent, type VmOutcome, type VmPlan } from "./vm.ts";
@@ -84,7 +86,14 @@ class Lead {
   }
 }
 
-function joiner(port: number, extra: { key?: Uint8Array; words?: string; waitMs?: number } = {}) {
+interface JoinerExtra {
+  key?: Uint8Array;
+  words?: string;
+  waitMs?: number;
+  check?: JoinDeps["check"];
+}
+
+function joiner(port: number, extra: JoinerExtra = {}) {
   const events: string[] = [];
   const session = new JoinSession(
     { lead: { host: HOST, port }, key: extra.key ?? KEY, waitMs: extra.waitMs ?? 5000 },
@@ -93,10 +102,60 @@ function joiner(port: number, extra: { key?: Uint8Array; words?: string; waitMs?
       command: COMMAND,
       graceMs: 2000,
       retryMs: 20,
+      ...(extra.check !== undefined && { check: extra.check }),
       onEvent: (event) => events.push(event.event),
     },
   );
   return { session, events, outcome: session.run() };
+}
+
+/** A lead that speaks the protocol so far, then says `then` and nothing more. */
+function fakeLead(then: object[], build = buildInfo(), host = "young") {
+  return Bun.listen<SealedChannel>({
+    hostname: HOST,
+    port: 0,
+    socket: {
+      open: (socket) => {
+        socket.data = new SealedChannel("lead", KEY, {
+          write: (bytes) => void socket.write(bytes),
+          onMessage: () => undefined,
+        });
+        for (const message of [{ type: "hello", build, host }, ...then]) socket.data.send(message);
+      },
+      data: (socket, bytes) => socket.data.feed(bytes),
+    },
+  });
+}
+
+function welcomeOf(peerTimeoutMs: number) {
+  const { name, nodes } = planOf(1, "");
+  return { type: "welcome", vm: name, node: 1, nodes, peerTimeoutMs };
+}
+
+/** A host that greets and then says `then`; what it hears goes to `hear`. */
+function fakeHost(
+  port: number,
+  then: object[],
+  hear: (type: string, message: unknown) => void = () => undefined,
+  build = buildInfo(),
+) {
+  let channel: SealedChannel | undefined;
+  return Bun.connect({
+    hostname: HOST,
+    port,
+    socket: {
+      open: (socket) => {
+        channel = new SealedChannel("join", KEY, {
+          write: (bytes) => void socket.write(bytes),
+          onMessage: (message) => hear((message as { type: string }).type, message),
+        });
+        for (const message of [{ type: "hello", build, host: "elder" }, ...then]) {
+          channel.send(message);
+        }
+      },
+      data: (_, bytes) => channel?.feed(bytes),
+    },
+  });
 }
 
 function failure(outcome: VmOutcome) {
@@ -181,24 +240,11 @@ test("a wrong key and a stranger are turned away aloud and take no place", async
 test("another build is refused by name on both sides, and takes no place", async () => {
   const lead = new Lead("stop=powered_off");
   const refusal = Promise.withResolvers<unknown>();
-  let channel: SealedChannel | undefined;
-  await Bun.connect({
-    hostname: HOST,
-    port: lead.port,
-    socket: {
-      open: (socket) => {
-        channel = new SealedChannel("join", KEY, {
-          write: (bytes) => void socket.write(bytes),
-          onMessage: (message) => {
-            if ((message as { type: string }).type === "refused") refusal.resolve(message);
-          },
-        });
-        const build = { version: "0.0.1", commit: "old", abi: "1/0" };
-        channel.send({ type: "hello", build, host: "elder" });
-      },
-      data: (_, bytes) => channel?.feed(bytes),
-    },
-  });
+  const build = { version: "0.0.1", commit: "old", abi: "1/0" };
+  const hear = (type: string, message: unknown) => {
+    if (type === "refused") refusal.resolve(message);
+  };
+  await fakeHost(lead.port, [], hear, build);
   expect(await refusal.promise).toMatchObject({ message: expect.stringContaining("0.0.1") });
   expect(lead.notices()[0]).toContain("host elder runs ssihv 0.0.1 (commit old, ABI 1/0)");
   const host = joiner(lead.port);
@@ -207,21 +253,7 @@ test("another build is refused by name on both sides, and takes no place", async
 });
 
 test("a lead of another build is refused by the joining host", async () => {
-  const other = Bun.listen<SealedChannel>({
-    hostname: HOST,
-    port: 0,
-    socket: {
-      open: (socket) => {
-        socket.data = new SealedChannel("lead", KEY, {
-          write: (bytes) => void socket.write(bytes),
-          onMessage: () => undefined,
-        });
-        const build = { version: "9.0.0", commit: "new", abi: "9/9" };
-        socket.data.send({ type: "hello", build, host: "young" });
-      },
-      data: (socket, bytes) => socket.data.feed(bytes),
-    },
-  });
+  const other = fakeLead([], { version: "9.0.0", commit: "new", abi: "9/9" });
   const error = failure(await joiner(other.port).outcome);
   other.stop(true);
   expect(error.code).toBe("peer_refused");
@@ -309,4 +341,45 @@ test("a port that is taken is an error with the way out, and no engine is starte
   taken.stop(true);
   expect(error.code).toBe("address_invalid");
   expect(error.message).toContain("EADDRINUSE");
+});
+
+test("a lead that falls silent is lost, and its engine here with it", async () => {
+  const silent = fakeLead([welcomeOf(20)]);
+  const error = failure(await joiner(silent.port).outcome);
+  silent.stop(true);
+  expect(error.code).toBe("vcpu_lost");
+  expect(error.message).toContain("VM test: its lead");
+  expect(error.message).toContain("nothing was heard from it");
+});
+
+test("messages of no known kind end the conversation, on either side", async () => {
+  const other = fakeLead([welcomeOf(5000), { type: "engine", message: { type: "format_disk" } }]);
+  const error = failure(await joiner(other.port).outcome);
+  other.stop(true);
+  expect(error.message).toContain("a message of no known kind");
+  for (const odd of [{ type: "engine", message: null }, { type: "become_lead" }]) {
+    const lead = new Lead("");
+    await fakeHost(lead.port, [odd]);
+    expect(failure(await lead.outcome).message).toContain("a message of no known kind");
+  }
+  const rude = new Lead("stop=powered_off");
+  const hello = { type: "hello", build: { version: 1 }, host: "elder" };
+  await fakeHost(rude.port, [], undefined, hello.build as never);
+  const host = joiner(rude.port);
+  await Promise.all([rude.outcome, host.outcome]);
+  expect(rude.notices()[0]).toContain("it did not greet");
+});
+
+test("a host that cannot take its node says why, on both sides", async () => {
+  const lead = new Lead("");
+  const check = () => {
+    throw new SsihvError("memory_insufficient", "too small", { hint: "buy more" });
+  };
+  const host = joiner(lead.port, { check });
+  for (const outcome of [await lead.outcome, await host.outcome]) {
+    const error = failure(outcome);
+    expect(error.code).toBe("memory_insufficient");
+    expect(error.message).toContain("too small");
+    expect(error.hint).toBe("buy more");
+  }
 });
