@@ -259,6 +259,8 @@ pub const EngineStats = extern struct {
     page_table_transfers: u64,
     replicated_pages: u64,
     replica_diffs: u64,
+    /// Comparisons of all replicated tables with their twins.
+    replica_scans: u64,
     replica_entries: u64,
     replica_conflicts: u64,
     revokes_deferred: u64,
@@ -268,7 +270,7 @@ pub const EngineStats = extern struct {
     serial_bytes_out: u64,
     serial_bytes_in: u64,
     fault_latency: Histogram,
-    reserved: [32]u64,
+    reserved: [31]u64,
 };
 
 /// The shared page: one memfd per engine, mapped by the engine and by its parent.

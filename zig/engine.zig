@@ -141,6 +141,7 @@ pub const Engine = struct {
             .receive = Span.receive,
             .lost = Span.lost,
             .reset_done = Span.resetDone,
+            .inboxes = Span.inboxAt,
         }, &self.shared.stats);
         span.* = .{ .engine = self, .pager = pager };
         self.pager = pager;

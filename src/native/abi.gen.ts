@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x883fc17fec7f1072n;
+export const ABI_HASH = 0x87da18b3cdf44ba6n;
 
 export const constants = {
   abi_version: 1,
@@ -276,16 +276,17 @@ export const records = {
       page_table_transfers: { offset: 112, type: "u64" },
       replicated_pages: { offset: 120, type: "u64" },
       replica_diffs: { offset: 128, type: "u64" },
-      replica_entries: { offset: 136, type: "u64" },
-      replica_conflicts: { offset: 144, type: "u64" },
-      revokes_deferred: { offset: 152, type: "u64" },
-      stalled_ns: { offset: 160, type: "u64" },
-      stall_ns_max: { offset: 168, type: "u64" },
-      oldest_fault_ns: { offset: 176, type: "u64" },
-      serial_bytes_out: { offset: 184, type: "u64" },
-      serial_bytes_in: { offset: 192, type: "u64" },
-      fault_latency: { offset: 200, type: "Histogram" },
-      reserved: { offset: 544, type: "u64", count: 32 },
+      replica_scans: { offset: 136, type: "u64" },
+      replica_entries: { offset: 144, type: "u64" },
+      replica_conflicts: { offset: 152, type: "u64" },
+      revokes_deferred: { offset: 160, type: "u64" },
+      stalled_ns: { offset: 168, type: "u64" },
+      stall_ns_max: { offset: 176, type: "u64" },
+      oldest_fault_ns: { offset: 184, type: "u64" },
+      serial_bytes_out: { offset: 192, type: "u64" },
+      serial_bytes_in: { offset: 200, type: "u64" },
+      fault_latency: { offset: 208, type: "Histogram" },
+      reserved: { offset: 552, type: "u64", count: 31 },
     },
   },
   Shared: {

@@ -133,6 +133,16 @@ pub fn unblockSignal(sig: posix.SIG) void {
     posix.sigprocmask(std.c.SIG.UNBLOCK, &set, null);
 }
 
+/// Whether the running kernel is older than major.minor; false when its release cannot be read.
+pub fn kernelBefore(major: u32, minor: u32) bool {
+    var name: linux.utsname = undefined;
+    if (linux.errno(linux.uname(&name)) != .SUCCESS) return false;
+    var parts = std.mem.tokenizeAny(u8, std.mem.sliceTo(&name.release, 0), ".-+");
+    const have_major = std.fmt.parseInt(u32, parts.next() orelse return false, 10) catch return false;
+    const have_minor = std.fmt.parseInt(u32, parts.next() orelse return false, 10) catch return false;
+    return have_major < major or (have_major == major and have_minor < minor);
+}
+
 /// Pins the calling thread to one of the CPUs it may use: number `index` modulo their count.
 pub fn pinToCpu(index: u32) void {
     var allowed: linux.cpu_set_t = @splat(0);
@@ -203,4 +213,9 @@ test "futex wait ends at its timeout and at a changed word" {
     futexWait(&word, 7, 1_000_000);
     futexWait(&word, 8, null);
     try std.testing.expectEqual(@as(u32, 7), word.raw);
+}
+
+test "the running kernel is newer than the first and older than the last" {
+    try std.testing.expect(!kernelBefore(3, 0));
+    try std.testing.expect(kernelBefore(1000, 0));
 }

@@ -32,6 +32,8 @@ pub const Taken = struct {
 };
 
 pub const Inbox = struct {
+    pub const guest_mode = Mode.guest;
+
     posted: [8]std.atomic.Value(u32) = @splat(.init(0)),
     posted_level: [8]std.atomic.Value(u32) = @splat(.init(0)),
     signals: std.atomic.Value(u32) = .init(0),
@@ -39,6 +41,9 @@ pub const Inbox = struct {
     /// Kernel thread id of the vCPU thread, 0 before it runs.
     tid: std.atomic.Value(i32) = .init(0),
     kicks: std.atomic.Value(u64) = .init(0),
+    /// Times this vCPU began to enter the guest: while it stands still and the mode is not `guest`,
+    /// the vCPU has stored nothing.
+    entries: std.atomic.Value(u64) = .init(0),
 
     pub fn postInterrupt(self: *Inbox, vector: u8, level: bool) void {
         const bit = @as(u32, 1) << @intCast(vector & 31);
@@ -113,6 +118,7 @@ pub const Inbox = struct {
 
     /// vCPU thread: true when it may enter the guest, false when something came in meanwhile.
     pub fn beginGuest(self: *Inbox) bool {
+        _ = self.entries.fetchAdd(1, .seq_cst);
         self.mode.store(Mode.guest, .seq_cst);
         if (self.signals.load(.seq_cst) == 0) return true;
         self.mode.store(Mode.host, .seq_cst);

@@ -10,6 +10,7 @@ const Message = @import("../irq/message.zig").Message;
 const Pager = @import("../memory/pager.zig").Pager;
 const bus_file = @import("bus.zig");
 const Access = bus_file.Access;
+const Inbox = @import("inbox.zig").Inbox;
 const Engine = @import("../engine.zig").Engine;
 
 const Op = enum(u8) {
@@ -191,6 +192,12 @@ pub const Span = struct {
         self.engine.events.notice(why);
         self.engine.events.simple(.peer, 0, node, @backingInt(abi.PeerState.dead), 0);
         self.engine.stopWith(.vcpu_lost, 0xffff_ffff, node);
+    }
+
+    /// Pager.Handler.inboxes.
+    pub fn inboxAt(context: *anyopaque, index: usize) ?*const Inbox {
+        const self: *Span = @ptrCast(@alignCast(context));
+        return if (index < self.engine.vcpus.len) &self.engine.vcpus[index].inbox else null;
     }
 
     /// Pager.Handler.reset_done.

@@ -22,6 +22,8 @@ pub const Entry = struct {
 pub const Faults = struct {
     entries: [threads_max]Entry = undefined,
     count: u16 = 0,
+    /// Waits ended since start: each lets a thread run on.
+    wakes: u64 = 0,
     stats: *abi.EngineStats,
 
     /// Index of the faulting thread, whose wait for `page` starts (or goes on) now.
@@ -68,6 +70,7 @@ pub const Faults = struct {
         for (self.entries[0..self.count]) |*e| {
             if (!e.waiting or e.page != page) continue;
             e.waiting = false;
+            self.wakes += 1;
             const ns = now -| e.since_ns;
             if (e.remote) {
                 self.stats.faults_remote += 1;
@@ -76,6 +79,13 @@ pub const Faults = struct {
             self.stats.stalled_ns += ns;
             self.stats.stall_ns_max = @max(self.stats.stall_ns_max, ns);
         }
+    }
+
+    /// Whether this thread (kernel id) is in a fault that the shard has seen and not yet ended: it
+    /// executes nothing.
+    pub fn isWaiting(self: *const Faults, tid: u32) bool {
+        for (self.entries[0..self.count]) |e| if (e.tid == tid) return e.waiting;
+        return false;
     }
 
     /// Updates the age of the oldest fault in flight; 0 when there is none.

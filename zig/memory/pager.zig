@@ -18,6 +18,7 @@ const Core = core_file.Core;
 const Actions = core_file.Actions;
 const Lane = @import("../transport/lane.zig").Lane;
 const frame = @import("../transport/frame.zig");
+const Inbox = @import("../engine/inbox.zig").Inbox;
 const Ram = @import("ram.zig").Ram;
 const uffd_api = @import("../base/uffd_api.zig");
 const Uffd = @import("uffd.zig").Uffd;
@@ -53,7 +54,13 @@ pub const Handler = struct {
     lost: *const fn (context: *anyopaque, node: u8, why: []const u8) void,
     /// A reset of all page state is done.
     reset_done: *const fn (context: *anyopaque) void,
+    /// The inboxes of this node's vCPUs: who may be storing right now.
+    inboxes: *const fn (context: *anyopaque, index: usize) ?*const Inbox,
 };
+
+/// Whether this node's vCPUs can have stored anything: a sum of their entries into the guest, valid
+/// while none of them runs.
+const Stillness = struct { entries: u64, wakes: u64 };
 
 pub const Settings = struct {
     node: u8,
@@ -95,6 +102,12 @@ pub const Pager = struct {
     transfers: []u16,
     /// Page tables found below a new replica, not yet told to the core.
     children: std.ArrayList(types.Event) = .empty,
+    /// A vCPU whose fault this shard has seen stays in it until it is woken. Since Linux 6.2 KVM
+    /// leaves a fault for a signal (and the guest may take an interrupt before it faults again), so
+    /// there a fault seen says nothing about now.
+    faults_hold: bool,
+    /// State of the vCPUs at the last full scan that found them all at rest.
+    scanned: ?Stillness = null,
     staged: [staged_max]Staged = undefined,
     staged_count: usize = 0,
     staged_pages: *[staged_pages_max]PageBytes,
@@ -135,6 +148,7 @@ pub const Pager = struct {
             .stats = stats,
             .transfers = transfers,
             .staged_pages = pages,
+            .faults_hold = sys.kernelBefore(6, 2),
         };
         self.core_config = .{
             .node = settings.node,
@@ -291,6 +305,7 @@ pub const Pager = struct {
     fn resetPages(self: *Pager) void {
         self.uffd.dropRange(0, self.ram.pageCount()) catch self.refused("drop all", 0);
         self.replicas.clear();
+        self.scanned = null;
         self.core.deinit();
         self.core = Core.init(self.allocator, self.core_config) catch {
             last_words.fatal("no memory for page states at reset", .{});
@@ -300,13 +315,14 @@ pub const Pager = struct {
 
     fn takeFrames(self: *Pager, node: u8) void {
         const lane = self.lanes[node] orelse return;
-        const got = lane.receive() catch |e| return self.lose(node, @errorName(e));
+        var words: [160]u8 = undefined;
+        const got = lane.receive() catch |e| return self.lose(node, lane.explain(e, &words));
         if (got > 0) {
             self.heard[node] = sys.monotonicNs();
             self.stats.bytes_received += got;
         }
         while (true) {
-            const received = lane.next() catch |e| return self.lose(node, @errorName(e));
+            const received = lane.next() catch |e| return self.lose(node, lane.explain(e, &words));
             const f = received orelse return;
             self.onFrame(node, f.kind, f.payload) catch |e| return self.lose(node, @errorName(e));
             if (self.lanes[node] == null) return;
@@ -486,6 +502,7 @@ pub const Pager = struct {
 
     /// A page became a replica here: twin it, and tell the core of its next-level tables.
     fn adopt(self: *Pager, page: u32, level: u8) void {
+        self.scanned = null;
         self.replicas.add(page, level, self.ram.pageBytes(page)) catch {
             last_words.fatal("no memory for the twin of a page-table page", .{});
         };
@@ -525,9 +542,38 @@ pub const Pager = struct {
         }
     }
 
-    /// Sends every change of a replicated page table that peers have not been told.
+    /// The vCPUs' state if none of them can be storing now: each is outside the guest, or in a fault
+    /// this shard has not ended.
+    fn stillness(self: *Pager) ?Stillness {
+        var entries: u64 = 0;
+        var index: usize = 0;
+        while (self.handler.inboxes(self.handler.context, index)) |inbox| : (index += 1) {
+            // seq_cst, as the vCPU counts before it sets its mode: a running one is never missed.
+            const running = inbox.mode.load(.seq_cst) == Inbox.guest_mode;
+            const tid: u32 = @bitCast(inbox.tid.load(.acquire));
+            const blocked = self.faults_hold and self.faults.isWaiting(tid);
+            if (running and !blocked) return null;
+            entries +%= inbox.entries.load(.seq_cst);
+        }
+        return .{ .entries = entries, .wakes = self.faults.wakes };
+    }
+
+    /// Sends every change of a replicated page table that peers have not been told. With all vCPUs
+    /// at rest since the last scan there can be none.
     fn scan(self: *Pager) void {
         if (self.replicas.list.items.len == 0) return;
+        const before_scan = self.stillness();
+        if (before_scan != null and self.scanned != null and
+            std.meta.eql(before_scan.?, self.scanned.?)) return;
+        self.stats.replica_scans += 1;
+        self.scanned = null;
+        self.scanAll();
+        // Still the same afterwards: nobody ran during the scan either.
+        const after_scan = self.stillness() orelse return;
+        if (before_scan != null and std.meta.eql(before_scan.?, after_scan)) self.scanned = after_scan;
+    }
+
+    fn scanAll(self: *Pager) void {
         var cursor: Replicas.Cursor = .{};
         while (self.replicas.next(&cursor)) |change| {
             self.stats.replica_diffs += 1;

@@ -12,12 +12,16 @@ const page_size = 4096;
 pub const accessed_dirty: u64 = 0x60;
 
 pub const Table = [entries_per_page]u64;
+/// Comparing by wide loads: the scan is the cost of every message that tells anything.
+const Wide = @Vector(8, u64);
+const wide_per_page = page_size / @sizeOf(Wide);
+const AlignedTable = *align(@alignOf(Wide)) Table;
 
 pub const Replica = struct {
     page: u32,
     level: u8,
-    live: *Table,
-    twin: *Table,
+    live: AlignedTable,
+    twin: AlignedTable,
 };
 
 pub const Change = struct { page: u32, level: u8, index: u16, old: u64, new: u64 };
@@ -34,16 +38,17 @@ pub const Replicas = struct {
     }
 
     pub fn clear(self: *Replicas) void {
-        for (self.list.items) |r| self.allocator.destroy(r.twin);
+        for (self.list.items) |r| self.allocator.free(@as([]align(@alignOf(Wide)) u64, r.twin));
         self.list.clearRetainingCapacity();
     }
 
     /// Adds a page whose present content is agreed.
     pub fn add(self: *Replicas, page: u32, level: u8, live: *[page_size]u8) error{OutOfMemory}!void {
         std.debug.assert(self.find(page) == null);
-        const twin = try self.allocator.create(Table);
-        errdefer self.allocator.destroy(twin);
-        const table: *Table = @ptrCast(@alignCast(live));
+        const words = try self.allocator.alignedAlloc(u64, .of(Wide), entries_per_page);
+        errdefer self.allocator.free(words);
+        const twin: AlignedTable = words[0..entries_per_page];
+        const table: AlignedTable = @ptrCast(@alignCast(live));
         for (twin, table) |*t, *l| t.* = @atomicLoad(u64, l, .monotonic);
         try self.list.append(self.allocator, .{
             .page = page,
@@ -56,7 +61,7 @@ pub const Replicas = struct {
     pub fn remove(self: *Replicas, page: u32) void {
         const index = self.find(page) orelse return;
         const gone = self.list.swapRemove(index);
-        self.allocator.destroy(gone.twin);
+        self.allocator.free(@as([]align(@alignOf(Wide)) u64, gone.twin));
     }
 
     pub fn find(self: *const Replicas, page: u32) ?usize {
@@ -89,11 +94,13 @@ pub const Replicas = struct {
 
     pub const Cursor = struct { replica: usize = 0, index: usize = 0 };
 
+    /// Volatile: guest code and page walks write the live table at any time.
     fn same(r: Replica) bool {
-        const live: *const volatile Table = r.live;
-        var difference: u64 = 0;
-        for (0..entries_per_page) |i| difference |= live[i] ^ r.twin[i];
-        return difference == 0;
+        const live: *const volatile [wide_per_page]Wide = @ptrCast(r.live);
+        const twin: *const [wide_per_page]Wide = @ptrCast(r.twin);
+        var difference: Wide = @splat(0);
+        for (0..wide_per_page) |i| difference |= live[i] ^ twin[i];
+        return @reduce(.Or, difference) == 0;
     }
 
     /// Applies a peer's change. A local change of the same entry that has not been sent yet is a
