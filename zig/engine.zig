@@ -18,10 +18,11 @@ const Console = @import("engine/console.zig").Console;
 const Events = @import("engine/events.zig").Events;
 const Router = @import("engine/router.zig").Router;
 const Signal = @import("engine/inbox.zig").Signal;
+const tcp = @import("transport/tcp.zig");
 const Link = @import("engine/link.zig").Link;
 const Span = @import("engine/span.zig").Span;
-const Pager = @import("memory/pager.zig").Pager;
-const pager_file = @import("memory/pager.zig");
+const Pager = @import("engine/pager.zig").Pager;
+const pager_file = @import("engine/pager.zig");
 const vcpu_thread = @import("engine/vcpu_thread.zig");
 const VcpuThread = vcpu_thread.VcpuThread;
 const hypervisor_port = @import("devices/hypervisor_port.zig");
@@ -34,11 +35,15 @@ const Command = struct {
 
 pub const start_msrs_max = 64;
 
+/// "host:port" or "unix:/path", for exports.
+pub const Address = tcp.Address;
+pub const explainAddress = tcp.explain;
+
 /// APIC bus frequency every guest is told (what OVMF assumes).
 const bus_hz = 1_000_000_000;
 
-pub const Error = error{ ConfigInvalid, OutOfMemory, SystemCall, ThreadFailed } || pager_file.Error ||
-    @import("kvm/vm.zig").Error || @import("memory/ram.zig").Error;
+pub const Error = error{ ConfigInvalid, OutOfMemory, SystemCall, ThreadFailed } ||
+    pager_file.Error || @import("kvm/vm.zig").Error || @import("memory/ram.zig").Error;
 
 pub const Engine = struct {
     allocator: std.mem.Allocator,
@@ -151,6 +156,25 @@ pub const Engine = struct {
         if (c.node_count == 1) try pager.start();
     }
 
+    /// Where this node's lanes listen; returns the port bound.
+    pub fn listen(self: *Engine, address: tcp.Address) sys.Error!u16 {
+        const listener = try tcp.listen(address);
+        self.link.listener = listener;
+        return listener.port;
+    }
+
+    /// Forgets every page of this node; event `reset_done` follows. False with plain memory.
+    pub fn forgetPages(self: *Engine) bool {
+        const pager = self.pager orelse return false;
+        pager.command(pager_file.Command.reset, 0);
+        return true;
+    }
+
+    /// An NMI to every vCPU of this node.
+    pub fn sendNmi(self: *Engine) void {
+        for (self.vcpus) |*v| v.inbox.post(Signal.nmi);
+    }
+
     pub fn startLink(self: *Engine) Error!void {
         const old = sys.blockSignals();
         defer sys.restoreSignals(old);
@@ -158,8 +182,9 @@ pub const Engine = struct {
         (thread catch return error.ThreadFailed).detach();
     }
 
-    /// A STARTUP message to another node is about to leave: the page tables the sender runs on are the
-    /// guest kernel's own (it brings up a CPU from a kernel thread), hence the root to replicate from.
+    /// A STARTUP message to another node is about to leave: the page tables the sender runs on are
+    /// the guest kernel's own (it brings up a CPU from a kernel thread), hence the root to
+    /// replicate from.
     pub fn sampleRoot(self: *Engine, v: *VcpuThread) void {
         const pager = self.pager orelse return;
         if (self.config.node_count == 1) return;

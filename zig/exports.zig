@@ -11,8 +11,8 @@ const failure = @import("base/failure.zig");
 const last_words = @import("base/last_words.zig");
 const host = @import("kvm/host.zig");
 const probe = @import("kvm/probe.zig");
-const tcp = @import("transport/tcp.zig");
-const Engine = @import("engine.zig").Engine;
+const engine_file = @import("engine.zig");
+const Engine = engine_file.Engine;
 
 pub const panic = std.debug.FullPanic(last_words.onPanic);
 
@@ -313,17 +313,15 @@ pub fn irqLine(handle: u32, pin: u32, level: u32) callconv(.c) i32 {
 /// Where this node's lanes listen: "host:port" or "unix:/path"; `port` is the one bound.
 pub fn engineListen(handle: u32, text: [*]const u8, len: u32, port: *u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
-    const address = tcp.Address.parse(text[0..len]) catch |e| {
+    const address = engine_file.Address.parse(text[0..len]) catch |e| {
         return failure.fail(.invalid_argument, "lane address {s}: {s}", .{
             text[0..len],
-            tcp.explain(e),
+            engine_file.explainAddress(e),
         });
     };
-    const listener = tcp.listen(address) catch {
+    port.* = engine.listen(address) catch {
         return failure.fail(.io_failed, "cannot listen on {s}", .{text[0..len]});
     };
-    engine.link.listener = listener;
-    port.* = listener.port;
     return ok;
 }
 
@@ -331,11 +329,11 @@ pub fn engineListen(handle: u32, text: [*]const u8, len: u32, port: *u32) callco
 pub fn enginePeer(handle: u32, node: u32, text: [*]const u8, len: u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
     if (node >= abi.nodes_max) return failure.fail(.invalid_argument, "node {d}", .{node});
-    engine.link.addresses[node] = tcp.Address.parse(text[0..len]) catch |e| {
+    engine.link.addresses[node] = engine_file.Address.parse(text[0..len]) catch |e| {
         return failure.fail(.invalid_argument, "address of node {d}, {s}: {s}", .{
             node,
             text[0..len],
-            tcp.explain(e),
+            engine_file.explainAddress(e),
         });
     };
     return ok;
@@ -366,8 +364,7 @@ pub fn spanSend(handle: u32, nodes: u32, operation: u32, argument: u64) callconv
 /// Forgets every page of this node; all nodes' vCPUs are parked. Event `reset_done` follows.
 pub fn pagesReset(handle: u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
-    const pager = engine.pager orelse return failure.fail(.state_wrong, "plain memory", .{});
-    pager.command(@import("memory/pager.zig").Command.reset, 0);
+    if (!engine.forgetPages()) return failure.fail(.state_wrong, "plain memory", .{});
     return ok;
 }
 
@@ -382,7 +379,7 @@ pub fn pagesHot(handle: u32, out: [*]abi.HotPage, capacity: u32, count: *u32) ca
 /// NMI to every vCPU of this node (operator's request).
 pub fn nmiSend(handle: u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);
-    for (engine.vcpus) |*v| v.inbox.post(@import("engine/inbox.zig").Signal.nmi);
+    engine.sendNmi();
     return ok;
 }
 

@@ -22,7 +22,9 @@ export const zigLayers: readonly Layer[] = [
   ...zigParts.map((at) => ({ at, mayImport: ["std", "builtin", "zig/base", "zig/abi.zig"] })),
   {
     at: "zig/engine",
-    mayImport: ["std", "builtin", "zig/base", "zig/dsm", "zig/engine.zig", "zig/abi.zig"].concat(
+    // The lanes' handshake names the build, hence abi_hash.zig.
+    mayImport: ["std", "builtin", "zig/base", "zig/dsm", "zig/engine.zig"].concat(
+      zigBoundary,
       zigParts,
     ),
   },
@@ -39,6 +41,7 @@ export const zigLayers: readonly Layer[] = [
     ),
   },
   { at: "zig/gen_abi.zig", mayImport: ["std", "zig/exports.zig", ...zigBoundary] },
+  { at: "zig/tests_explorer.zig", mayImport: ["zig/dsm"] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },
   { at: "zig/bench_lane.zig", mayImport: ["std", "zig/base", "zig/transport"] },
 ];

@@ -138,19 +138,22 @@ pub fn kernelBefore(major: u32, minor: u32) bool {
     var name: linux.utsname = undefined;
     if (linux.errno(linux.uname(&name)) != .SUCCESS) return false;
     var parts = std.mem.tokenizeAny(u8, std.mem.sliceTo(&name.release, 0), ".-+");
-    const have_major = std.fmt.parseInt(u32, parts.next() orelse return false, 10) catch return false;
-    const have_minor = std.fmt.parseInt(u32, parts.next() orelse return false, 10) catch return false;
+    const first = parts.next() orelse return false;
+    const second = parts.next() orelse return false;
+    const have_major = std.fmt.parseInt(u32, first, 10) catch return false;
+    const have_minor = std.fmt.parseInt(u32, second, 10) catch return false;
     return have_major < major or (have_major == major and have_minor < minor);
 }
 
 /// Pins the calling thread to one of the CPUs it may use: number `index` modulo their count.
-pub fn pinToCpu(index: u32) void {
+/// False where the kernel refuses; the thread then runs anywhere.
+pub fn pinToCpu(index: u32) bool {
     var allowed: linux.cpu_set_t = @splat(0);
     const r = linux.sched_getaffinity(0, @sizeOf(linux.cpu_set_t), &allowed);
-    if (linux.errno(r) != .SUCCESS) return;
+    if (linux.errno(r) != .SUCCESS) return false;
     var count: u32 = 0;
     for (allowed) |word| count += @popCount(word);
-    if (count == 0) return;
+    if (count == 0) return false;
     var wanted = index % count;
     for (&allowed, 0..) |*word, w| {
         var rest = word.*;
@@ -160,7 +163,8 @@ pub fn pinToCpu(index: u32) void {
             wanted -%= 1;
         }
     }
-    linux.sched_setaffinity(0, &allowed) catch {};
+    linux.sched_setaffinity(0, &allowed) catch return false;
+    return true;
 }
 
 /// Real-time priority for service threads; without the privilege they stay as they are.

@@ -1,8 +1,8 @@
-//! The coherence protocol of one node, as a pure step function: an event in, actions out. No I/O, no
-//! clock, no threads, no allocation on a step. Home-based directory, one writer or many readers.
+//! The coherence protocol of one node, as a pure step function: an event in, actions out. No I/O,
+//! no clock, no threads, no allocation on a step. Home-based directory, one writer or many readers.
 //! Invariants:
-//! - one transaction per page at a time at its home, closed by the requester's `done`; later requests
-//!   queue there, so no message of one transaction meets another's;
+//! - one transaction per page at a time at its home, closed by the requester's `done`; later
+//! requests queue there, so no message of one transaction meets another's;
 //! - write permission = the data and the grant and every acknowledgement;
 //! - a give-away is always protect, send (copies), drop, in this order;
 //! - a node has at most one request in flight per page.
@@ -76,8 +76,8 @@ pub const Actions = struct {
 
 pub const DirectoryState = enum(u8) { untouched, shared, exclusive, replicated };
 
-/// Reads answered with write permission after a page was seen to migrate (read, then written, by each
-/// node in turn), before the next read checks again whether it still does.
+/// Reads answered with write permission after a page was seen to migrate (read, then written, by
+/// each node in turn), before the next read checks again whether it still does.
 const migratory_credit = 3;
 
 /// What a home knows of one of its pages: 8 bytes a page.
@@ -206,12 +206,13 @@ pub const Core = struct {
         return null;
     }
 
-    /// Whether a message of an authenticated peer makes sense here and now. What passes may still be
-    /// wrong in content; what does not would break an invariant of step().
+    /// Whether a message of an authenticated peer makes sense here and now. What passes may still
+    /// be wrong in content; what does not would break an invariant of step().
     pub fn validate(self: *const Core, from: Node, msg: Msg) error{ProtocolViolated}!void {
         const kind = std.enums.fromInt(MsgKind, msg.kind) orelse return error.ProtocolViolated;
         if (msg.page >= self.config.page_count) return error.ProtocolViolated;
-        if (from >= self.config.node_count or from == self.config.node) return error.ProtocolViolated;
+        const stranger = from >= self.config.node_count or from == self.config.node;
+        if (stranger) return error.ProtocolViolated;
         const page = msg.page;
         const ours = self.isHome(page);
         const good = switch (kind) {
@@ -301,7 +302,9 @@ pub const Core = struct {
         else if (write) .exclusive else .shared;
         self.openPending(page);
         const home = self.homeOf(page);
-        if (home == self.config.node) return self.request(page, .{ .node = home, .kind = kind }, out);
+        if (home == self.config.node) {
+            return self.request(page, .{ .node = home, .kind = kind }, out);
+        }
         out.send(home, .{
             .kind = @backingInt(switch (kind) {
                 .shared => MsgKind.get_shared,
@@ -349,7 +352,8 @@ pub const Core = struct {
             return;
         }
         const next = t.waiting[0];
-        std.mem.copyForwards(Request, t.waiting[0 .. t.waiting_count - 1], t.waiting[1..t.waiting_count]);
+        const rest = t.waiting[1..t.waiting_count];
+        std.mem.copyForwards(Request, t.waiting[0..rest.len], rest);
         t.waiting_count -= 1;
         t.waiting[t.waiting_count] = .{ .node = 0, .kind = .shared };
         self.begin(t, next, out);
@@ -405,7 +409,7 @@ pub const Core = struct {
         entry.state = .shared;
         entry.sharers = sharers | bit(to);
         if (from != self.config.node) {
-            return self.forward(.forward_shared, page, from, to, 0, out);
+            return forward(out, .forward_shared, page, from, to, 0);
         }
         self.shareOut(page, to, out);
     }
@@ -433,7 +437,7 @@ pub const Core = struct {
         }
         entry.makeExclusive(to);
         if (from != self.config.node) {
-            return self.forward(.forward_exclusive, page, from, to, acks, out);
+            return forward(out, .forward_exclusive, page, from, to, acks);
         }
         self.giveAway(page, to, acks, out);
     }
@@ -459,8 +463,8 @@ pub const Core = struct {
         return acks;
     }
 
-    fn forward(self: *Core, kind: MsgKind, page: Page, from: Node, to: Node, acks: u8, out: *Actions) void {
-        _ = self;
+    /// Asks the provider to serve the requester.
+    fn forward(out: *Actions, kind: MsgKind, page: Page, from: Node, to: Node, acks: u8) void {
         out.send(from, .{
             .kind = @backingInt(kind),
             .page = page,
@@ -547,7 +551,12 @@ pub const Core = struct {
         if (wait and !p.mapped) {
             // Content that waits for acknowledgements may be read, not written.
             const source: types.Source = if (p.zero) .zero else .message;
-            out.add(.{ .install = .{ .page = page, .access = .shared, .source = source, .wake = false } });
+            out.add(.{ .install = .{
+                .page = page,
+                .access = .shared,
+                .source = source,
+                .wake = false,
+            } });
             self.access_of[page] = .shared;
             p.mapped = true;
         }

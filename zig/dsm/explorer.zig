@@ -1,7 +1,7 @@
-//! Every interleaving of a small cluster (model.zig), breadth first, with visited states kept by hash
-//! of all their bytes. Finds the first violation or visits everything; also checks that from every
-//! state the cluster can come to rest (no livelock that nothing leaves). Tests run bounded shapes and
-//! plant defects, each of which must be found.
+//! Every interleaving of a small cluster (model.zig), breadth first, with visited states kept by
+//! hash of all their bytes. Finds the first violation or visits everything; also checks that from
+//! every state the cluster can come to rest (no livelock that nothing leaves). Tests run bounded
+//! shapes and plant defects, each of which must be found.
 
 const std = @import("std");
 const model = @import("model.zig");
@@ -81,7 +81,12 @@ pub fn explore(allocator: std.mem.Allocator, shape: *const Shape, states_max: us
 }
 
 /// States from which no resting state is reachable, by walking the edges backwards.
-fn countStuck(allocator: std.mem.Allocator, states: usize, edges: [][2]u32, resting: []const u32) !usize {
+fn countStuck(
+    allocator: std.mem.Allocator,
+    states: usize,
+    edges: [][2]u32,
+    resting: []const u32,
+) !usize {
     std.sort.pdq([2]u32, edges, {}, struct {
         fn less(_: void, a: [2]u32, b: [2]u32) bool {
             return a[0] < b[0];

@@ -1,6 +1,6 @@
 //! A whole cluster small enough to enumerate: cores, lanes, memory, one guest thread a node and the
-//! shell's rules (event queue of the userfaultfd, scan before sends). All state is plain bytes, so a
-//! world can be copied and hashed. Each enabled transition leads to one next world; explorer.zig
+//! shell's rules (event queue of the userfaultfd, scan before sends). All state is plain bytes, so
+//! a world can be copied and hashed. Each enabled transition leads to one next world; explorer.zig
 //! walks them all. Checks are made in every transition: see Violation.
 
 const std = @import("std");
@@ -80,7 +80,11 @@ const Lane = extern struct {
     items: [lane_max]Wire = @splat(std.mem.zeroes(Wire)),
 };
 
-const Copy = extern struct { present: bool = false, writable: bool = false, data: [2]u8 = .{ 0, 0 } };
+const Copy = extern struct {
+    present: bool = false,
+    writable: bool = false,
+    data: [2]u8 = .{ 0, 0 },
+};
 const Twin = extern struct { used: bool = false, data: [2]u8 = .{ 0, 0 } };
 
 const Thread = extern struct {
@@ -160,9 +164,16 @@ pub const Model = struct {
         try self.check();
     }
 
-    const Staged = struct { items: [16]struct { to: u8, wire: Wire } = undefined, count: usize = 0 };
+    const Outgoing = struct { to: u8, wire: Wire };
+    const Staged = struct { items: [16]Outgoing = undefined, count: usize = 0 };
 
-    fn perform(self: *Model, node: u8, actions: []const types.Action, data: [2]u8, staged: *Staged) Violation!void {
+    fn perform(
+        self: *Model,
+        node: u8,
+        actions: []const types.Action,
+        data: [2]u8,
+        staged: *Staged,
+    ) Violation!void {
         const n = &self.world.nodes[node];
         for (actions) |action| switch (action) {
             .install => |i| {
@@ -208,7 +219,8 @@ pub const Model = struct {
                 if (s.msg.hasData() and !copy.present) return error.MappingWrong;
                 if (s.msg.hasData() and copy.writable) return error.CopiedWhileWritable;
                 const content = if (s.msg.hasData()) copy.data else [2]u8{ 0, 0 };
-                staged.items[staged.count] = .{ .to = s.to, .wire = .{ .msg = s.msg, .data = content } };
+                const wire: Wire = .{ .msg = s.msg, .data = content };
+                staged.items[staged.count] = .{ .to = s.to, .wire = wire };
                 staged.count += 1;
             },
             .fatal => return error.EntryConflict,
@@ -267,7 +279,8 @@ pub const Model = struct {
             var staged: Staged = .{};
             try self.perform(node, out.slice(), .{ 0, 0 }, &staged);
             for (staged.items[0..staged.count]) |*s| {
-                if (s.wire.msg.kind == @backingInt(types.MsgKind.diff)) s.wire.msg.index = @intCast(i);
+                const diff = s.wire.msg.kind == @backingInt(types.MsgKind.diff);
+                if (diff) s.wire.msg.index = @intCast(i);
             }
             self.send(node, &staged);
         };
@@ -440,7 +453,8 @@ pub fn enabled(shape: *const Shape, world: *const World, out: *[64]Transition) [
         if (n.thread.next_op >= program.len) continue;
         const op = program[n.thread.next_op];
         if (n.event_count == events_max and faults(n, op)) continue;
-        if (op.kind == .await and !faults(n, op) and n.memory[op.page].data[0] != op.value) continue;
+        const sees = faults(n, op) or n.memory[op.page].data[0] == op.value;
+        if (op.kind == .await and !sees) continue;
         out[count] = .{ .run = .{ .node = @intCast(i), .op = op } };
         count += 1;
     }

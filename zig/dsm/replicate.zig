@@ -1,8 +1,8 @@
 //! Replicated page-table pages, the part of the core that makes and unmakes them (two nodes).
 //! A home collects the newest copy, sends it to the other node and both keep it writable with a
 //! twin; from then on the shell's scan turns every store into a diff that precedes whatever could
-//! depend on it. A page whose parent entry goes away is strict again before anybody can learn of it.
-//! Lanes are FIFO, so with two nodes a diff or an unreplicate needs no acknowledgement.
+//! depend on it. A page whose parent entry goes away is strict again before anybody can learn of
+//! it. Lanes are FIFO, so with two nodes a diff or an unreplicate needs no acknowledgement.
 
 const types = @import("types.zig");
 const core_file = @import("core.zig");
@@ -61,7 +61,12 @@ pub fn begin(core: *Core, page: Page, out: *Actions) void {
         return spread(core, page, out);
     }
     if (entry.state == .untouched) {
-        out.add(.{ .install = .{ .page = page, .access = .shared, .source = .zero, .wake = false } });
+        out.add(.{ .install = .{
+            .page = page,
+            .access = .shared,
+            .source = .zero,
+            .wake = false,
+        } });
         core.access_of[page] = .shared;
         return spread(core, page, out);
     }
@@ -121,7 +126,11 @@ pub fn onMessage(core: *Core, from: Node, msg: Msg, out: *Actions) void {
         .replica => {
             const level: u8 = @intCast(msg.index);
             if (core.access_of[page] == .shared) adopt(core, page, level, out) else {
-                out.add(.{ .install_replica = .{ .page = page, .source = .message, .level = level } });
+                out.add(.{ .install_replica = .{
+                    .page = page,
+                    .source = .message,
+                    .level = level,
+                } });
                 core.access_of[page] = .replicated;
                 core.directory[page].level = level;
                 if (core.pendingOf(page)) |p| p.* = .{};

@@ -68,8 +68,9 @@ pub const Msg = extern struct {
     old: u64 = 0,
     new: u64 = 0,
 
-    /// Whether a guest could learn of another node's stores by this message. Requests and their ends
-    /// carry nothing a guest wrote; everything else waits for the diffs of replicated page tables.
+    /// Whether a guest could learn of another node's stores by this message. Requests and their
+    /// ends carry nothing a guest wrote; everything else waits for the diffs of replicated page
+    /// tables.
     pub fn tells(self: Msg) bool {
         return switch (@as(MsgKind, @fromBackingInt(@intCast(self.kind)))) {
             .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,

@@ -1,10 +1,10 @@
 //! Bringing a span up: lanes to every peer, then one clock, then the shard. Runs on its own thread,
 //! since peers may start later; TypeScript hears of the end by the event `linked`.
 //!
-//! Clock: guest TSC = host TSC + offset on every host. Node 0 chooses its offset so that the guest's
-//! TSC starts near zero; every other node asks node 0 for its TSC many times and takes the quickest
-//! answer as the truth (error at most half that round trip). Two engines on one host (same boot id)
-//! share one TSC and get exactly the same offset.
+//! Clock: guest TSC = host TSC + offset on every host. Node 0 chooses its offset so that the
+//! guest's TSC starts near zero; every other node asks node 0 for its TSC many times and takes the
+//! quickest answer as the truth (error at most half that round trip). Two engines on one host (same
+//! boot id) share one TSC and get exactly the same offset.
 
 const std = @import("std");
 const linux = std.os.linux;

@@ -1,13 +1,13 @@
-//! What makes several engines one machine besides memory: interrupts, end-of-interrupts and exits for
-//! the vCPUs and devices of other nodes, control messages of TypeScript, and the common end. All of it
-//! are small messages over the shard's lanes, so they keep their order with the pages.
+//! What makes several engines one machine besides memory: interrupts, end-of-interrupts and exits
+//! for the vCPUs and devices of other nodes, control messages of TypeScript, and the common end.
+//! All of it are small messages over the shard's lanes, so they keep their order with the pages.
 //! receive() runs on the shard's thread: it posts, answers from devices and never blocks.
 
 const std = @import("std");
 const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const Message = @import("../irq/message.zig").Message;
-const Pager = @import("../memory/pager.zig").Pager;
+const Pager = @import("pager.zig").Pager;
 const bus_file = @import("bus.zig");
 const Access = bus_file.Access;
 const Inbox = @import("inbox.zig").Inbox;
@@ -114,7 +114,8 @@ pub const Span = struct {
         }
     }
 
-    /// An authenticated peer that talks nonsense is a broken engine: the VM cannot be trusted further.
+    /// An authenticated peer that talks nonsense is a broken engine: the VM cannot be trusted
+    /// further.
     fn hostile(self: *Span, from: u8, why: []const u8) void {
         self.engine.events.notice(why);
         self.engine.stopWith(.vcpu_lost, 0xffff_ffff, from);

@@ -73,7 +73,9 @@ pub const VcpuThread = struct {
         self.timer = timer.ThreadTimer.create(sys.kickSignal()) catch {
             return self.engine.stopWith(.kvm_internal_error, self.index, sys.last_errno);
         };
-        if (self.engine.config.pin_vcpus != 0) sys.pinToCpu(self.index);
+        if (self.engine.config.pin_vcpus != 0 and !sys.pinToCpu(self.index)) {
+            self.engine.events.notice("a vCPU could not be pinned");
+        }
         while (self.turn()) {}
         self.engine.threadEnded();
     }
@@ -215,8 +217,11 @@ pub const VcpuThread = struct {
         const cr8: u8 = @truncate(run.cr8);
         if (cr8 != self.lapic.cr8()) self.lapic.setTpr(cr8 << 4);
         if (run.apic_base != self.lapic.base()) {
-            // KVM checked the transition when it took the WRMSR.
-            self.lapic.setBase(run.apic_base) catch {};
+            // KVM checked the transition when it took the WRMSR; a LAPIC that disagrees with it
+            // would answer for another mode than the guest's.
+            self.lapic.setBase(run.apic_base) catch {
+                self.engine.stopWith(.kvm_internal_error, self.index, run.apic_base);
+            };
             self.publish();
         }
     }

@@ -43,7 +43,12 @@ pub const Replicas = struct {
     }
 
     /// Adds a page whose present content is agreed.
-    pub fn add(self: *Replicas, page: u32, level: u8, live: *[page_size]u8) error{OutOfMemory}!void {
+    pub fn add(
+        self: *Replicas,
+        page: u32,
+        level: u8,
+        live: *[page_size]u8,
+    ) error{OutOfMemory}!void {
         std.debug.assert(self.find(page) == null);
         const words = try self.allocator.alignedAlloc(u64, .of(Wide), entries_per_page);
         errdefer self.allocator.free(words);
@@ -84,7 +89,13 @@ pub const Replicas = struct {
                 const old = r.twin[i];
                 if (new == old) continue;
                 r.twin[i] = new;
-                return .{ .page = r.page, .level = r.level, .index = @intCast(i), .old = old, .new = new };
+                return .{
+                    .page = r.page,
+                    .level = r.level,
+                    .index = @intCast(i),
+                    .old = old,
+                    .new = new,
+                };
             }
             cursor.index = 0;
             cursor.replica += 1;
@@ -117,7 +128,8 @@ pub const Replicas = struct {
             const extra = current & ~r.twin[index] & accessed_dirty;
             const merged = if (new & 1 != 0) new | extra else new;
             // Hardware may set A or D between: compare and swap keeps its bit.
-            current = @cmpxchgWeak(u64, &r.live[index], current, merged, .acq_rel, .acquire) orelse break;
+            const slot = &r.live[index];
+            current = @cmpxchgWeak(u64, slot, current, merged, .acq_rel, .acquire) orelse break;
         }
         r.twin[index] = new;
         return .applied;
@@ -144,7 +156,8 @@ test "a scan reports each change once" {
     page.entry(511).* = 0x5001;
     cursor = .{};
     const first = replicas.next(&cursor).?;
-    try std.testing.expectEqual(Change{ .page = 9, .level = 2, .index = 3, .old = 0x1003, .new = 0x2003 }, first);
+    const expected: Change = .{ .page = 9, .level = 2, .index = 3, .old = 0x1003, .new = 0x2003 };
+    try std.testing.expectEqual(expected, first);
     try std.testing.expectEqual(@as(u16, 511), replicas.next(&cursor).?.index);
     try std.testing.expectEqual(@as(?Change, null), replicas.next(&cursor));
     cursor = .{};

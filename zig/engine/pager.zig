@@ -1,11 +1,12 @@
 //! The shard: one userfaultfd, one thread, its page states and its lane to every peer. It turns
-//! faults and messages into events of the coherence core and executes the core's actions. Nothing else
-//! changes or copies guest pages, and this thread touches guest RAM only where it cannot fault: pages
-//! it has just write-protected, and replicas. It needs no vCPU thread and changes no memory slot.
+//! faults and messages into events of the coherence core and executes the core's actions. Nothing
+//! else changes or copies guest pages, and this thread touches guest RAM only where it cannot
+//! fault: pages it has just write-protected, and replicas. It needs no vCPU thread and changes no
+//! memory slot.
 //!
-//! Order of one step: memory actions as given (protect, copy out, drop), then the scan of replicated
-//! page tables with their diffs, then the sends. So whatever a peer learns, it learns after the
-//! page-table entries it may depend on.
+//! Order of one step: memory actions as given (protect, copy out, drop), then the scan of
+//! replicated page tables with their diffs, then the sends. So whatever a peer learns, it learns
+//! after the page-table entries it may depend on.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -18,13 +19,13 @@ const Core = core_file.Core;
 const Actions = core_file.Actions;
 const Lane = @import("../transport/lane.zig").Lane;
 const frame = @import("../transport/frame.zig");
-const Inbox = @import("../engine/inbox.zig").Inbox;
-const Ram = @import("ram.zig").Ram;
+const Inbox = @import("inbox.zig").Inbox;
+const Ram = @import("../memory/ram.zig").Ram;
 const uffd_api = @import("../base/uffd_api.zig");
-const Uffd = @import("uffd.zig").Uffd;
-const Mailbox = @import("mailbox.zig").Mailbox;
-const Faults = @import("faults.zig").Faults;
-const replicas_file = @import("replicas.zig");
+const Uffd = @import("../memory/uffd.zig").Uffd;
+const Mailbox = @import("../memory/mailbox.zig").Mailbox;
+const Faults = @import("../memory/faults.zig").Faults;
+const replicas_file = @import("../memory/replicas.zig");
 const Replicas = replicas_file.Replicas;
 
 const page_size = 4096;
@@ -156,7 +157,7 @@ pub const Pager = struct {
             .page_count = ram.pageCount(),
             .home = self.homeRanges(),
             .replicate = settings.replicate,
-            .threads = @import("faults.zig").threads_max,
+            .threads = @import("../memory/faults.zig").threads_max,
         };
         self.core = try Core.init(allocator, self.core_config);
         errdefer self.core.deinit();
@@ -187,7 +188,8 @@ pub const Pager = struct {
 
     /// Any thread: a span message to the nodes of the mask, in order with this node's other sends.
     pub fn post(self: *Pager, nodes: u32, payload: []const u8) void {
-        // The shard itself (an interrupt that follows from a message) must not wait for its own box.
+        // The shard itself (an interrupt that follows from a message) must not wait for its own
+        // box.
         if (on_shard) return self.sendSpan(nodes, payload);
         self.mailbox.post(nodes, 0, payload);
     }
@@ -337,12 +339,14 @@ pub const Pager = struct {
                 const rest = payload[@sizeOf(types.Msg)..];
                 if (msg.hasData() != (rest.len == page_size)) return error.ProtocolViolated;
                 try self.core.validate(from, msg);
-                const data: ?*const PageBytes = if (rest.len == page_size) rest[0..page_size] else null;
+                const whole = rest.len == page_size;
+                const data: ?*const PageBytes = if (whole) rest[0..page_size] else null;
                 if (data != null) {
                     self.stats.pages_received += 1;
                     self.transfers[msg.page] +|= 1;
                 }
-                if (msg.kind == @backingInt(types.MsgKind.invalidate)) self.stats.invalidations += 1;
+                const invalidate = msg.kind == @backingInt(types.MsgKind.invalidate);
+                self.stats.invalidations += @intFromBool(invalidate);
                 const event: types.Event = .{
                     .message = .{ .from = from, .msg = msg, .now = sys.monotonicNs() },
                 };
@@ -515,7 +519,12 @@ pub const Pager = struct {
             const child = self.childOf(twin[i], level) orelse continue;
             // Later, as steps of their own: a table has more children than one step may send.
             self.children.append(self.allocator, .{
-                .child = .{ .parent = page, .index = @intCast(i), .page = child, .level = level - 1 },
+                .child = .{
+                    .parent = page,
+                    .index = @intCast(i),
+                    .page = child,
+                    .level = level - 1,
+                },
             }) catch last_words.fatal("no memory for page-table children", .{});
         }
     }
@@ -542,8 +551,8 @@ pub const Pager = struct {
         }
     }
 
-    /// The vCPUs' state if none of them can be storing now: each is outside the guest, or in a fault
-    /// this shard has not ended.
+    /// The vCPUs' state if none of them can be storing now: each is outside the guest, or in a
+    /// fault this shard has not ended.
     fn stillness(self: *Pager) ?Stillness {
         var entries: u64 = 0;
         var index: usize = 0;
@@ -570,7 +579,8 @@ pub const Pager = struct {
         self.scanAll();
         // Still the same afterwards: nobody ran during the scan either.
         const after_scan = self.stillness() orelse return;
-        if (before_scan != null and std.meta.eql(before_scan.?, after_scan)) self.scanned = after_scan;
+        const rested = before_scan != null and std.meta.eql(before_scan.?, after_scan);
+        if (rested) self.scanned = after_scan;
     }
 
     fn scanAll(self: *Pager) void {
