@@ -19,6 +19,7 @@ test {
     _ = @import("engine/clock.zig");
     _ = @import("engine/events.zig");
     _ = @import("engine/exits.zig");
+    _ = @import("engine/holds.zig");
     _ = @import("engine/inbox.zig");
     _ = @import("engine/link.zig");
     _ = @import("kvm/api.zig");

@@ -46,7 +46,8 @@ describe.skipIf(reason !== undefined)("one Linux on one node", () => {
     async () => {
       const script =
         "c=/sys/devices/system/cpu/cpu1/online; for i in 1 2 3 4 5 6 7 8 9 10; do " +
-        "echo 0 >$c && echo 1 >$c || exit 9; done; echo online=$(cat /sys/devices/system/cpu/online)";
+        "echo 0 >$c && echo 1 >$c || exit 9; done; " +
+        "echo online=$(cat /sys/devices/system/cpu/online)";
       const result = await run({ kernel: "cloud", cpus: 2, script }, "</dev/null");
       expect(result.log).toContain("online=0-1");
       expect(result.log).toContain("ssihv-guest: exit 0");

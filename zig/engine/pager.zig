@@ -20,6 +20,7 @@ const Actions = core_file.Actions;
 const Lane = @import("../transport/lane.zig").Lane;
 const frame = @import("../transport/frame.zig");
 const Inbox = @import("inbox.zig").Inbox;
+const Holds = @import("holds.zig").Holds;
 const Ram = @import("../memory/ram.zig").Ram;
 const uffd_api = @import("../base/uffd_api.zig");
 const Uffd = @import("../memory/uffd.zig").Uffd;
@@ -98,6 +99,7 @@ pub const Pager = struct {
     heard: [abi.nodes_max]u64 = @splat(0),
     pinged_ns: u64 = 0,
     handler: Handler,
+    holds: Holds,
     stats: *abi.EngineStats,
     /// Times each page came from another node: what `--report` lists.
     transfers: []u16,
@@ -146,6 +148,7 @@ pub const Pager = struct {
             .faults = .{ .stats = stats },
             .mailbox = mailbox,
             .handler = handler,
+            .holds = .{ .max_ns = settings.hold_ns_max },
             .stats = stats,
             .transfers = transfers,
             .staged_pages = pages,
@@ -252,6 +255,9 @@ pub const Pager = struct {
         if (self.core.nextDeadline()) |deadline| {
             timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
         }
+        if (self.holds.deadline()) |deadline| {
+            timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
+        }
         const timeout: linux.timespec = .{
             .sec = @intCast(timeout_ns / std.time.ns_per_s),
             .nsec = @intCast(timeout_ns % std.time.ns_per_s),
@@ -308,6 +314,7 @@ pub const Pager = struct {
         self.uffd.dropRange(0, self.ram.pageCount()) catch self.refused("drop all", 0);
         self.replicas.clear();
         self.scanned = null;
+        self.holds.clear();
         self.core.deinit();
         self.core = Core.init(self.allocator, self.core_config) catch {
             last_words.fatal("no memory for page states at reset", .{});
@@ -347,10 +354,12 @@ pub const Pager = struct {
                 }
                 const invalidate = msg.kind == @backingInt(types.MsgKind.invalidate);
                 self.stats.invalidations += @intFromBool(invalidate);
-                const event: types.Event = .{
-                    .message = .{ .from = from, .msg = msg, .now = sys.monotonicNs() },
-                };
-                self.step(event, data);
+                const now = sys.monotonicNs();
+                if (self.holds.postpone(from, msg, now)) {
+                    self.stats.revokes_deferred += 1;
+                    return;
+                }
+                self.step(.{ .message = .{ .from = from, .msg = msg, .now = now } }, data);
             },
             .span => self.handler.receive(self.handler.context, from, payload),
             .ping => self.queue(from, frame.Kind.pong, &.{payload}),
@@ -365,6 +374,9 @@ pub const Pager = struct {
         _ = self.faults.oldest(now);
         if (self.core.nextDeadline()) |deadline| {
             if (now >= deadline) self.step(.{ .tick = .{ .now = now } }, null);
+        }
+        while (self.holds.due(now)) |d| {
+            self.step(.{ .message = .{ .from = d.from, .msg = d.msg, .now = now } }, null);
         }
         const ping = now -| self.pinged_ns >= self.settings.peer_timeout_ns / 4;
         if (ping) self.pinged_ns = now;
@@ -438,12 +450,12 @@ pub const Pager = struct {
             .protect => |page| self.uffd.protect(page) catch self.refused("protect", page),
             .unprotect => |page| {
                 self.uffd.unprotect(page) catch self.refused("unprotect", page);
-                self.faults.woken(page, sys.monotonicNs());
+                self.woken(page);
             },
             .drop => |page| self.uffd.drop(page) catch self.refused("drop", page),
             .wake => |page| {
                 self.uffd.wake(page) catch self.refused("wake", page);
-                self.faults.woken(page, sys.monotonicNs());
+                self.woken(page);
             },
             .install_replica => |r| {
                 self.install(r.page, .replicated, r.source, true, data);
@@ -479,7 +491,15 @@ pub const Pager = struct {
         const installed = result catch return self.refused("install", page);
         // The core installs only where nothing is mapped: anything there would be a second truth.
         if (installed == .existed) self.refused("install over a present page", page);
-        if (wakes) self.faults.woken(page, sys.monotonicNs());
+        if (wakes) self.woken(page);
+    }
+
+    /// The page's waiters run on; if they waited for another node, the page stays for a while. The
+    /// hold counts from the wake.
+    fn woken(self: *Pager, page: u32) void {
+        const now = sys.monotonicNs();
+        const waited_ns = self.faults.woken(page, now);
+        if (self.core.access(page) == .exclusive) self.holds.begin(page, waited_ns, now);
     }
 
     fn stage(self: *Pager, to: u8, msg: types.Msg) void {

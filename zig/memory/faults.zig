@@ -65,20 +65,24 @@ pub const Faults = struct {
         if (self.entries[index].waiting) self.entries[index].remote = true;
     }
 
-    /// The waiters of a page were woken: their service times count.
-    pub fn woken(self: *Faults, page: u32, now: u64) void {
+    /// The waiters of a page were woken: their service times count. Returns the longest wait for
+    /// another node, 0 if there was none.
+    pub fn woken(self: *Faults, page: u32, now: u64) u64 {
+        var longest: u64 = 0;
         for (self.entries[0..self.count]) |*e| {
             if (!e.waiting or e.page != page) continue;
             e.waiting = false;
             self.wakes += 1;
             const ns = now -| e.since_ns;
             if (e.remote) {
+                longest = @max(longest, ns);
                 self.stats.faults_remote += 1;
                 histogram.record(&self.stats.fault_latency, ns);
             } else self.stats.faults_local += 1;
             self.stats.stalled_ns += ns;
             self.stats.stall_ns_max = @max(self.stats.stall_ns_max, ns);
         }
+        return longest;
     }
 
     /// Whether this thread (kernel id) is in a fault that the shard has seen and not yet ended: it
@@ -108,12 +112,12 @@ test "a wait is counted once, from its first fault to the wake" {
     try std.testing.expectEqual(a, faults.begin(100, 7, true, 1800));
     faults.markRemote(a);
     try std.testing.expectEqual(@as(u64, 2000), faults.oldest(3000));
-    faults.woken(7, 3000);
+    try std.testing.expectEqual(@as(u64, 2000), faults.woken(7, 3000));
     try std.testing.expectEqual(@as(u64, 1), stats.faults_remote);
     try std.testing.expectEqual(@as(u64, 1), stats.faults_local);
     try std.testing.expectEqual(@as(u64, 2000), stats.stall_ns_max);
     try std.testing.expectEqual(@as(u64, 3500), stats.stalled_ns);
-    faults.woken(7, 9000);
+    try std.testing.expectEqual(@as(u64, 0), faults.woken(7, 9000));
     try std.testing.expectEqual(@as(u64, 3500), stats.stalled_ns);
     try std.testing.expectEqual(@as(u64, 0), faults.oldest(9000));
 }
