@@ -1,0 +1,110 @@
+// `ssihv run --listen` and `ssihv join` from the built binary, with real engines and lanes over
+// 127.0.0.1: the guest's end and an engine's death reach both commands. The guests are a few
+// instructions long, so shadow paging is enough; a Linux boot is the lab's to show.
+
+import { describe, expect, test } from "bun:test";
+import { accessSync, constants, writeFileSync } from "node:fs";
+import { binary, type Finished, run, temporaryFolder } from "./support.ts";
+import { asm, say, writeGuest } from "./tiny-guest.ts";
+
+function hasKvm(): boolean {
+  try {
+    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The first of a few ports that are free now: one to join, the next for lanes. */
+function freePort(): number {
+  const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
+  const { port } = probe;
+  probe.stop(true);
+  return Math.min(port, 65_000);
+}
+
+interface Both {
+  readonly lead: Finished;
+  readonly host: Finished;
+}
+
+async function boot(
+  code: readonly number[][],
+  meanwhile: (address: string) => Promise<void> = async () => undefined,
+): Promise<Both> {
+  using folder = temporaryFolder();
+  const kernel = `${folder.path}/bzImage`;
+  const key = `${folder.path}/vm.key`;
+  writeGuest(kernel, ...code);
+  writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
+  const address = `127.0.0.1:${freePort()}`;
+  const shape = ["--kernel", kernel, "--memory", "256M", "--nodes", "2", "--name", "tiny"];
+  const [lead, host] = await Promise.all([
+    run([binary, "run", ...shape, "--listen", address, "--key-file", key]),
+    run([binary, "join", address, "--key-file", key]),
+    meanwhile(address),
+  ]);
+  return { lead, host };
+}
+
+/** The engine of the command that joined there; undefined before it started one. */
+async function joinedEngine(address: string): Promise<number | undefined> {
+  const join = (await Bun.$`pgrep -f ${`join ${address} `}`.nothrow().text()).trim();
+  if (join === "") return undefined;
+  const engine = (await Bun.$`pgrep -P ${join}`.nothrow().text()).trim();
+  return engine === "" ? undefined : Number(engine);
+}
+
+/** inc byte ptr [address] (SDM vol. 2): reads and writes a page. */
+function increment(address: number): number[] {
+  const bytes = [0, 8, 16, 24].map((shift) => (address >>> shift) & 0xff);
+  return [0xfe, 0x04, 0x25, ...bytes];
+}
+
+/** RAM of node 1: the second half of 256 MiB. */
+const REMOTE = 192 << 20;
+const powerOff = asm.outw(0x604, 0x2000);
+
+describe.skipIf(!hasKvm())("two commands, one VM (needs /dev/kvm)", () => {
+  test("the guest's power-off ends both, and a page did cross", async () => {
+    const { lead, host } = await boot([increment(REMOTE), say("hello"), powerOff]);
+    expect(lead.out).toBe("hello");
+    expect(host.out).toBe("");
+    expect(host.err).toContain("VM tiny: this host is node 1 of 2 (1 vCPU(s), 128 MiB)");
+    for (const { err } of [lead, host]) expect(err).toContain("VM tiny: the guest powered off");
+    expect(lead.err).toMatch(/[1-9]\d* remote faults? .* 0 mismatches/);
+    expect([lead.code, host.code]).toEqual([0, 0]);
+  });
+
+  test("the guest's debug exit value is the status of both", async () => {
+    const { lead, host } = await boot([asm.outb(0xf4, 0x10)]);
+    expect([lead.code, host.code]).toEqual([33, 33]);
+  });
+
+  test("an engine that is killed ends the VM on both sides, which name it", async () => {
+    const forever = asm.waitFor(0x3fd, 0x80);
+    const { lead, host } = await boot([say("up"), forever], async (address) => {
+      for (;;) {
+        const pid = await joinedEngine(address);
+        if (pid !== undefined) return void process.kill(pid, "SIGKILL");
+        await Bun.sleep(5);
+      }
+    });
+    expect([lead.code, host.code]).toEqual([10, 10]);
+    // Node 0 may be first to tell: its lane broke.
+    const told = /the engine of node 1 \(.*\) was killed by SIGKILL|a vCPU is lost/;
+    for (const { err } of [lead, host]) expect(err).toMatch(told);
+  });
+
+  test("no lead: said with what to type there", async () => {
+    using folder = temporaryFolder();
+    const key = `${folder.path}/vm.key`;
+    writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
+    const nobody = ["join", "127.0.0.1:1", "--key-file", key, "--wait", "1ms"];
+    const { code, err } = await run([binary, ...nobody]);
+    expect(code).toBe(10);
+    expect(err).toContain("no VM to join at 127.0.0.1:1 within 1 s: nobody listens there");
+    expect(err).toContain("ssihv run --listen");
+  });
+});
