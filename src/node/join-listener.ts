@@ -28,7 +28,7 @@ import type { VmOutcome } from "./vm.ts";
 const HELLO_MS = 10_000;
 const STRANGERS_MAX = 16;
 /** How long the joined hosts may take to hear how the VM ended. */
-const GOODBYE_MS = 3000;
+const GOODBYE_MS = 2000;
 /** Lanes notice a dead peer first; this is for the time before they are linked. */
 const SILENCE_PER_PEER_TIMEOUT = 2;
 

@@ -76,7 +76,7 @@ class Lead {
           onEvent?.(event, this);
         },
       },
-      { createPage: () => page(), command: COMMAND, graceMs: 2000 },
+      { createPage: () => page(), command: COMMAND, graceMs: 60_000 },
     );
     this.outcome = this.vm.run();
   }
@@ -382,4 +382,21 @@ test("a host that cannot take its node says why, on both sides", async () => {
     expect(error.message).toContain("too small");
     expect(error.hint).toBe("buy more");
   }
+});
+
+test("a host that does not answer any more is not waited for when its vCPU is lost", async () => {
+  const lead = new Lead("only=0 stop=vcpu_lost");
+  const capabilities = { pid: 9, abiHash: "0", tscKhz: 1, pageTables: "strict" };
+  await fakeHost(lead.port, [{ type: "engine", message: { type: "ready", capabilities } }]);
+  expect(await lead.outcome).toMatchObject({ kind: "stopped", reason: "vcpu_lost", node: 0 });
+});
+
+test("an engine that finds its peers gone ends its command, though the lead is mute", async () => {
+  const plan = { node: 1, cmdline: "stop=vcpu_lost" };
+  const start = { type: "engine", message: { type: "start", plan } };
+  // The engine may not be there yet for one that is sent at once: the channel keeps the order.
+  const mute = fakeLead([welcomeOf(60_000), start]);
+  const outcome = await joiner(mute.port).outcome;
+  mute.stop(true);
+  expect(outcome).toMatchObject({ kind: "stopped", reason: "vcpu_lost", node: 1 });
 });

@@ -30,7 +30,9 @@ const RETRY_MS = 500;
 /** One attempt: a packet into the void is given up sooner than the kernel would. */
 const ATTEMPT_MS = 3000;
 /** How long the lead may take to hear our last message. */
-const GOODBYE_MS = 3000;
+const GOODBYE_MS = 2000;
+/** How long the lead has to tell the end when our engine found the other nodes gone. */
+const LAST_CHANCE_MS = 2000;
 /** How long the lead may take to greet and to give a node. */
 const WELCOME_MS = 10_000;
 
@@ -69,6 +71,8 @@ export class JoinSession {
   private welcome: Welcome | undefined;
   private engine: EngineProcess | undefined;
   private engineGone = false;
+  /** How our engine ended by its own account. */
+  private stopped: Extract<VmOutcome, { kind: "stopped" }> | undefined;
   private over = false;
 
   constructor(options: JoinOptions, deps: JoinDeps) {
@@ -259,12 +263,20 @@ export class JoinSession {
   private onEngine(message: FromEngine): void {
     const registers = message.type === "stopped" ? this.engine?.registers() : undefined;
     this.tell({ type: "engine", message, ...(registers !== undefined && { registers }) });
+    if (message.type !== "stopped" || this.welcome === undefined) return;
+    const { reason, code, detail } = message;
+    const { node } = this.welcome;
+    this.stopped = { kind: "stopped", node, reason, code, detail, registers };
   }
 
   private onEngineExit(engine: EngineProcess, exit: EngineExit): void {
     this.engineGone = true;
     const lastWords = engine.lastWords();
     this.tell({ type: "exit", exit, ...(lastWords !== undefined && { lastWords }) });
+    const { stopped } = this;
+    if (stopped?.reason !== "vcpu_lost") return;
+    // The lane noticed before the channel did: the lead may well be the one that is gone.
+    setTimeout(() => this.finish(stopped), LAST_CHANCE_MS).unref();
   }
 
   private onLost(why: Error): void {

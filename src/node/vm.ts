@@ -139,7 +139,7 @@ export class Vm {
     } catch (error) {
       outcome = { kind: "failed", error: asSsihvError(error) };
     }
-    await this.windDown();
+    await this.windDown(outcome);
     await this.listener?.close(outcome);
     return outcome;
   }
@@ -333,6 +333,7 @@ export class Vm {
     const all = this.members.length === this.plan.nodes.length;
     if (this.stopping || !all || !this.members.every((member) => member.capabilities)) return;
     try {
+      this.checkPageTables();
       this.boot.start(performance.now());
       for (const { engine } of this.members) {
         engine.send({ type: "start", plan: this.planFor(engine.node) });
@@ -347,6 +348,17 @@ export class Vm {
     // One host whose page walks write decides for all: the protocol is one for the VM.
     const any = this.members.some((member) => member.capabilities?.pageTables === "replicated");
     return any && this.plan.nodes.length > 1 ? "replicated" : "strict";
+  }
+
+  /** Diffs of replicated tables rely on the order of one lane: two nodes. */
+  private checkPageTables(): void {
+    const nodes = this.plan.nodes.length;
+    if (this.pageTables() === "strict" || nodes <= 2) return;
+    throw new SsihvError("host_unfit", `replicated page tables on ${nodes} nodes: 2 are possible`, {
+      hint:
+        "use --nodes 2; on Intel hosts kvm_intel.eptad=0 removes the need (ssihv check), " +
+        "then --page-tables strict has no such limit",
+    });
   }
 
   private planFor(node: number): EnginePlan {
@@ -406,9 +418,13 @@ export class Vm {
     for (const { engine } of this.members) engine.send(message);
   }
 
-  private async windDown(): Promise<void> {
+  private async windDown(outcome: VmOutcome): Promise<void> {
     this.stopping = true;
     this.broadcast({ type: "stop" });
+    // A host that is gone cannot stop in order, and one that is not has found the VM ended too.
+    if (outcome.kind === "stopped" && outcome.reason === "vcpu_lost") {
+      for (const remote of this.remote.values()) remote.kill();
+    }
     // An engine that failed has no guest to end and nothing more to say.
     for (const member of this.members) if (member.failed) member.engine.kill();
     const all = Promise.all(this.members.map((member) => member.engine.exited));
