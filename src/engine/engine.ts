@@ -14,11 +14,13 @@ import {
   plantCrash,
 } from "../native/engine-handle.ts";
 import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
+import { readSystemMap, type SymbolMap, symbolAt } from "../telemetry/system-map.ts";
 import { type MachinePlan, planMachine } from "../vmm/machine.ts";
 import { hostCapabilities } from "./capabilities.ts";
 import {
   ENGINE_FDS,
   type EnginePlan,
+  type EngineSummary,
   type FromEngine,
   isToEngine,
   type StoppedReason,
@@ -27,6 +29,11 @@ import {
 import { type Decision, PowerDevices } from "./power.ts";
 import { ResetBarrier } from "./reset.ts";
 import { summarise } from "./summary.ts";
+
+/** Pages in a report. */
+const HOT_PAGES = 25;
+/** Where an x86-64 kernel without address randomisation puts itself (CONFIG_PHYSICAL_START). */
+const KERNEL_TEXT_GPA = 0x100_0000n;
 
 type Send = (message: FromEngine) => void;
 
@@ -58,6 +65,7 @@ export class EngineProcess {
   private machine: MachinePlan | undefined;
   private plan: EnginePlan | undefined;
   private startedAt = 0;
+  private symbols: SymbolMap | undefined;
   private barrier: ResetBarrier | undefined;
   private ended = false;
 
@@ -95,6 +103,9 @@ export class EngineProcess {
 
   private start(plan: EnginePlan): void {
     this.plan = plan;
+    const { systemMap } = plan.options;
+    // Read before anything runs: a report must not fail at the end of a long one.
+    if (systemMap !== undefined) this.symbols = readSystemMap(systemMap);
     const machine = planMachine(plan, {
       cpuid: hostCpuid(),
       msrs: hostMsrs(),
@@ -249,7 +260,20 @@ export class EngineProcess {
     if (this.plan === undefined) return;
     const seconds = this.startedAt === 0 ? 0 : (performance.now() - this.startedAt) / 1000;
     const summary = summarise(this.page, this.plan, seconds);
-    this.send({ type: "summary", ...summary });
+    this.send({ type: "summary", ...summary, ...this.hotPages() });
+  }
+
+  /** For --report: the pages that came here most often, named where a map was given. */
+  private hotPages(): Pick<EngineSummary, "hotPages"> {
+    const { plan, handle } = this;
+    if (plan?.options.report !== true || plan.nodes.length === 1 || handle === undefined) return {};
+    const map = this.symbols;
+    const hotPages = handle.hotPages(HOT_PAGES).map(({ gpa, transfers }) => {
+      const symbol = map === undefined ? undefined : symbolAt(map, gpa, KERNEL_TEXT_GPA);
+      const named = symbol === undefined ? {} : { symbol };
+      return { gpa: Number(gpa), transfers: Number(transfers), ...named };
+    });
+    return { hotPages };
   }
 
   private finish(reason: StoppedReason, more: { code?: number; detail?: string } = {}): void {

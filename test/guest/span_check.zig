@@ -1,7 +1,7 @@
 //! Runs inside a guest of two NUMA nodes: threads pinned to a CPU of each do what shared memory
-//! must get right. `span_check [counters|mutex|pingpong|fill|all] [--rounds N] [--mib N] [--plant]`.
-//! One line a check, exit status 1 when anything was lost. --plant counts without atomicity, to
-//! show that the counters can fail.
+//! must get right: `span_check [counters|mutex|pingpong|fill|all] [--rounds N] [--mib N]
+//! [--plant]` One line a check, exit status 1 when anything was lost. --plant counts without
+//! atomicity, to show that the counters can fail.
 
 const std = @import("std");
 const linux = std.os.linux;

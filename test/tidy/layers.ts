@@ -55,7 +55,7 @@ export const typescriptLayers: readonly Layer[] = [
   { at: "src/native", mayImport: ["src/base", "build", "bun:ffi", "node:*"] },
   { at: "src/vmm", mayImport: ["src/base", "src/config", "acpi"] },
   { at: "src/policy", mayImport: ["src/base", "src/config"] },
-  { at: "src/telemetry", mayImport: ["src/base", "src/config"] },
+  { at: "src/telemetry", mayImport: ["src/base", "src/config", "node:*"] },
   { at: "src/engine", mayImport: [...belowEngine, "src/telemetry", "node:*"] },
   {
     at: "src/node",

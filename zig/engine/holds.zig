@@ -1,8 +1,8 @@
-//! Keeping a contended page for a moment (ski rental): a page that this node waited for is not given
-//! away before it was here as long as the wait took, at most `max_ns`. A revoke that comes earlier is
-//! put aside, in order per page, and served when the time is over: bounded, so nobody starves and no
-//! two nodes wait for each other. Pages are independent in the protocol, so putting one message aside
-//! while others pass is one of the orders the explorer walks.
+//! Keeping a contended page for a moment (ski rental): a page that this node waited for is not
+//! given away before it was here as long as the wait took, at most `max_ns`. A revoke that comes
+//! earlier is put aside, in order per page, and served when the time is over: bounded, so nobody
+//! starves and no two nodes wait for each other. Pages are independent in the protocol, so
+//! putting one message aside while others pass is one of the orders the explorer walks.
 
 const std = @import("std");
 const types = @import("../dsm/types.zig");
