@@ -47,6 +47,16 @@ HOSTS ?= 1
 lab: .tools/setup-build.stamp
 	$(BUN) test/lab/main.ts --hosts $(HOSTS) $(if $(CMD),--cmd '$(subst ','\'',$(value CMD))') $(ARGS)
 
+##> demo       one Linux over two nodes: on this host, or in an emulated one
+.PHONY: demo
+demo: .tools/setup-test.stamp dist/ssihv
+	$(BUN) tools/demo.ts
+
+##> soak       ten boots over two nodes in a row, in the lab (about half an hour)
+.PHONY: soak
+soak: .tools/setup-test.stamp dist/ssihv
+	SSIHV_SPAN_BOOTS=10 $(BUN) test --timeout 900000 ./test/lab/span.test.ts
+
 ##> format     write the formatting that `make check` asks for
 .PHONY: format
 format: .tools/setup-build.stamp
