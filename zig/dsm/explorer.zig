@@ -239,3 +239,29 @@ test "a freed table is ordinary memory before anybody can know that it was freed
         });
     }
 }
+
+/// The table is unlinked, then both nodes use the page without any order between them.
+const unlinker_unordered = [_]Op{
+    .{ .kind = .store, .page = 0, .value = 1 },
+    .{ .kind = .store, .page = 1, .value = 5 },
+    .{ .kind = .store, .page = 0, .value = 0 },
+    .{ .kind = .store, .page = 2, .value = 1 },
+    .{ .kind = .store, .page = 1, .value = 7 },
+};
+const reuser_unordered = [_]Op{
+    .{ .kind = .await, .page = 2, .value = 1 },
+    .{ .kind = .store, .page = 1, .value = 8 },
+};
+
+test "a freed table takes stores of both nodes in any order" {
+    for (0..8) |bits| {
+        const homes: [3]u8 = .{ @intCast(bits & 1), @intCast(bits >> 1 & 1), @intCast(bits >> 2) };
+        try expectClean("replicated tables, unlinked and shared", .{
+            .nodes = 2,
+            .pages = 3,
+            .homes = homes,
+            .programs = .{ &unlinker_unordered, &reuser_unordered, &.{} },
+            .replicate = true,
+        });
+    }
+}

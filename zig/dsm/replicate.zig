@@ -84,6 +84,22 @@ fn spread(core: *Core, page: Page, out: *Actions) void {
         .index = level,
     });
     adopt(core, page, level, out);
+    settle(core, page, core.config.node);
+}
+
+/// What `node` asked for before it had a replica is settled: its pending request went with the
+/// adoption. The page may be strict again by now (a scan puts an unreplicate before the
+/// acknowledgement), so the requests in the queue must not be served any more.
+fn settle(core: *Core, page: Page, node: Node) void {
+    const t = core.transactionOf(page).?;
+    var kept: u8 = 0;
+    for (t.waiting[0..t.waiting_count]) |w| {
+        if (w.node == node and w.kind != .replicate) continue;
+        t.waiting[kept] = w;
+        kept += 1;
+    }
+    for (t.waiting[kept..t.waiting_count]) |*w| w.* = .{ .node = 0, .kind = .shared };
+    t.waiting_count = kept;
 }
 
 fn levelOf(core: *const Core, page: Page) u8 {
@@ -139,6 +155,7 @@ pub fn onMessage(core: *Core, from: Node, msg: Msg, out: *Actions) void {
         },
         .replica_ack => {
             const level = core.directory[page].level;
+            settle(core, page, from);
             // Unreplicated by this node while the acknowledgement was on its way: already strict.
             if (core.access_of[page] == .replicated) {
                 core.directory[page] = .{ .state = .replicated, .level = level };
