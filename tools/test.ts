@@ -89,7 +89,7 @@ function allSuites(): Suite[] {
     ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
     ...bunSuite("lab", 1200, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,
-      limit: 1700,
+      limit: 2400,
       cleanUp: [bun, "test/lab/main.ts", "--reap", "--all"],
     })),
   ];

@@ -16,7 +16,7 @@ describe.skipIf(reason !== undefined)("one Linux on one node", () => {
   let failed = true;
   beforeAll(async () => {
     lab = await startLab({ memoryMiB: 3072, files: [BINARY] });
-  }, 300_000);
+  }, 900_000);
   afterAll(() => lab?.close({ keep: failed }));
 
   const run = async (guest: Omit<GuestRun, "limit" | "memory">, before = "") => {
