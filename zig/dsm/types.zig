@@ -23,37 +23,35 @@ pub const MsgKind = enum(u8) {
     /// home -> sharer: drop it, ack to `requester`.
     invalidate = 6,
     /// home or owner -> requester. flag_data: the page follows; flag_exclusive, flag_zero
-    /// (content is zeroes, nothing follows); neither: the requester's copy serves; `acks` to await.
+    /// (content is zeroes, nothing follows), flag_more: another grant brings what is missing;
+    /// `acks` to await.
     grant = 7,
     /// sharer -> requester.
     ack = 8,
     /// requester -> home: closes the transaction.
     done = 9,
-    /// any -> home: this page is the root of the kernel's page tables, replicate it.
+    /// any -> home: make this page-table page replicated.
     replicate = 10,
-    /// home -> every node. flag_data: take a read-only copy of the table (`index` = its level,
-    /// `old` = its parent's page). Without: every node has one, make it writable with a twin.
+    /// home -> owner or sharer: give the page back to the home (start of a replicate transaction).
+    recall = 11,
+    /// holder -> home, flag_data: answer to recall.
+    returned = 12,
+    /// home -> every node, flag_data: install writable, keep a twin.
     replica = 13,
     replica_ack = 14,
-    /// 8-byte entry `index` of a replicated page changed from `old` to `new`. `age` holds the pages
-    /// both point at (new in the high half), `version` the sequence to acknowledge.
+    /// 8-byte entry `index` of a replicated page changed from `old` to `new`.
     diff = 15,
-    /// Acknowledges diffs and unreplicates up to sequence `version` (more than two nodes).
+    /// Acknowledges diffs up to sequence `old` (more than two nodes).
     diff_ack = 16,
-    /// No longer a table, owned by the sender alone: drop the replica. `version` as in diff.
+    /// The page is strict again, owned by `requester`; drop the replica.
     unreplicate = 17,
+    unreplicate_ack = 18,
 };
 
 pub const flag_data: u8 = 1;
 pub const flag_exclusive: u8 = 2;
 pub const flag_zero: u8 = 4;
-/// replica_ack: this node knows no table at that place (any more) and did not take the replica.
-pub const flag_refused: u8 = 8;
-
-/// Action.fatal: one entry took more tables out of use than a step can say.
-pub const fatal_unlinked: u32 = 1;
-
-pub const page_none: Page = 0xffff_ffff;
+pub const flag_more: u8 = 8;
 
 pub const Msg = extern struct {
     kind: u8,

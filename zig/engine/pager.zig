@@ -20,6 +20,7 @@ const Actions = core_file.Actions;
 const Lane = @import("../transport/lane.zig").Lane;
 const frame = @import("../transport/frame.zig");
 const Inbox = @import("inbox.zig").Inbox;
+const Holds = @import("holds.zig").Holds;
 const Ram = @import("../memory/ram.zig").Ram;
 const uffd_api = @import("../base/uffd_api.zig");
 const Uffd = @import("../memory/uffd.zig").Uffd;
@@ -77,8 +78,7 @@ pub const Error = error{ SystemCall, OutOfMemory, ThreadFailed };
 /// True on the shard's own thread.
 threadlocal var on_shard: bool = false;
 
-/// Every action of a step can be a send.
-const staged_max = Actions.capacity;
+const staged_max = 64;
 const staged_pages_max = 16;
 
 const Staged = struct { to: u8, msg: types.Msg, data: ?u8 };
@@ -99,6 +99,7 @@ pub const Pager = struct {
     heard: [abi.nodes_max]u64 = @splat(0),
     pinged_ns: u64 = 0,
     handler: Handler,
+    holds: Holds,
     stats: *abi.EngineStats,
     /// Times each page came from another node: what `--report` lists.
     transfers: []u16,
@@ -147,6 +148,7 @@ pub const Pager = struct {
             .faults = .{ .stats = stats },
             .mailbox = mailbox,
             .handler = handler,
+            .holds = .{ .max_ns = settings.hold_ns_max },
             .stats = stats,
             .transfers = transfers,
             .staged_pages = pages,
@@ -158,7 +160,6 @@ pub const Pager = struct {
             .page_count = ram.pageCount(),
             .home = self.homeRanges(),
             .replicate = settings.replicate,
-            .hold_ns_max = settings.hold_ns_max,
             .threads = @import("../memory/faults.zig").threads_max,
         };
         self.core = try Core.init(allocator, self.core_config);
@@ -254,6 +255,9 @@ pub const Pager = struct {
         if (self.core.nextDeadline()) |deadline| {
             timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
         }
+        if (self.holds.deadline()) |deadline| {
+            timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
+        }
         const timeout: linux.timespec = .{
             .sec = @intCast(timeout_ns / std.time.ns_per_s),
             .nsec = @intCast(timeout_ns % std.time.ns_per_s),
@@ -310,6 +314,7 @@ pub const Pager = struct {
         self.uffd.dropRange(0, self.ram.pageCount()) catch self.refused("drop all", 0);
         self.replicas.clear();
         self.scanned = null;
+        self.holds.clear();
         self.core.deinit();
         self.core = Core.init(self.allocator, self.core_config) catch {
             last_words.fatal("no memory for page states at reset", .{});
@@ -350,6 +355,10 @@ pub const Pager = struct {
                 const invalidate = msg.kind == @backingInt(types.MsgKind.invalidate);
                 self.stats.invalidations += @intFromBool(invalidate);
                 const now = sys.monotonicNs();
+                if (self.holds.postpone(from, msg, now)) {
+                    self.stats.revokes_deferred += 1;
+                    return;
+                }
                 self.step(.{ .message = .{ .from = from, .msg = msg, .now = now } }, data);
             },
             .span => self.handler.receive(self.handler.context, from, payload),
@@ -365,6 +374,9 @@ pub const Pager = struct {
         _ = self.faults.oldest(now);
         if (self.core.nextDeadline()) |deadline| {
             if (now >= deadline) self.step(.{ .tick = .{ .now = now } }, null);
+        }
+        while (self.holds.due(now)) |d| {
+            self.step(.{ .message = .{ .from = d.from, .msg = d.msg, .now = now } }, null);
         }
         const ping = now -| self.pinged_ns >= self.settings.peer_timeout_ns / 4;
         if (ping) self.pinged_ns = now;
@@ -401,12 +413,9 @@ pub const Pager = struct {
     fn step(self: *Pager, event: types.Event, data: ?*const PageBytes) void {
         var out: Actions = .empty;
         self.core.step(event, &out);
-        self.stats.revokes_deferred = self.core.stats.revokes_deferred;
         self.perform(out.slice(), data);
         self.release();
         while (self.children.pop()) |child| {
-            // A scan since may have found the entry changed: then that event was the newer word.
-            if (!self.stillLinked(child)) continue;
             out = .empty;
             self.core.step(child, &out);
             self.perform(out.slice(), null);
@@ -485,9 +494,12 @@ pub const Pager = struct {
         if (wakes) self.woken(page);
     }
 
-    /// The page's waiters run on.
+    /// The page's waiters run on; if they waited for another node, the page stays for a while. The
+    /// hold counts from the wake.
     fn woken(self: *Pager, page: u32) void {
-        _ = self.faults.woken(page, sys.monotonicNs());
+        const now = sys.monotonicNs();
+        const waited_ns = self.faults.woken(page, now);
+        if (self.core.access(page) == .exclusive) self.holds.begin(page, waited_ns, now);
     }
 
     fn stage(self: *Pager, to: u8, msg: types.Msg) void {
@@ -535,14 +547,6 @@ pub const Pager = struct {
                 },
             }) catch last_words.fatal("no memory for page-table children", .{});
         }
-    }
-
-    /// Whether the agreed content of the parent still points at the child.
-    fn stillLinked(self: *const Pager, event: types.Event) bool {
-        const c = event.child;
-        const at = self.replicas.find(c.parent) orelse return false;
-        const r = self.replicas.list.items[at];
-        return self.childOf(r.twin[c.index], r.level) == c.page;
     }
 
     /// The next-level table an entry points at, if it is one and lies in RAM.
