@@ -1,8 +1,9 @@
-// One Linux on two nodes: two engines on one emulated host, three boots in a row, and one VM over
-// two emulated hosts joined by address and key. In the guest a program of ours (test/guest) pins
-// threads on both sides: counters, mutex, futex ping-pong, memory filled and verified across. The
-// guest's clock runs 50 times slower here: a page transfer costs a millisecond of emulation, and a
-// tick costs page transfers. The cloud kernel and small VMs, because every page is dear.
+// One Linux on two nodes: two engines on one emulated host (one boot, SSIHV_SPAN_BOOTS for more;
+// `make soak` does ten), and one VM over two emulated hosts joined by address and key. In the guest
+// a program of ours (test/guest) pins threads on both sides: counters, mutex, futex ping-pong, and
+// 4 MiB filled and verified across: most of the RAM is not filled here. The guest's clock runs 50
+// times slower (100 over two hosts): a page transfer costs a millisecond of emulation, and a tick
+// costs page transfers. The cloud kernel and small VMs, because every page is dear.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { spanCheck } from "../guest/build.ts";
