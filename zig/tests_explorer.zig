@@ -2,4 +2,5 @@
 
 test {
     _ = @import("dsm/explorer.zig");
+    _ = @import("dsm/replicate.zig");
 }

@@ -274,6 +274,7 @@ pub const Core = struct {
             .fault => |f| self.onFault(f.page, f.write, out),
             .message => |m| self.onMessage(m.from, m.msg, out),
             .tick => {},
+            .unlinked => |u| replicate.unlinked(self, u.page, out),
             .root => |r| replicate.want(self, r.page, 4, out),
             .child => |c| replicate.want(self, c.page, c.level, out),
             .replica_changed => |r| replicate.changed(self, r, out),

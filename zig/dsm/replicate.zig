@@ -197,6 +197,11 @@ pub fn changed(core: *Core, change: anytype, out: *Actions) void {
     if (change.new_child) |child| want(core, child, level - 1, out);
 }
 
+/// A table below one that this node has just made strict: the guest may free it with its parent.
+pub fn unlinked(core: *Core, page: Page, out: *Actions) void {
+    if (core.access_of[page] == .replicated) unreplicate(core, page, out);
+}
+
 fn unreplicate(core: *Core, page: Page, out: *Actions) void {
     out.send(peer(core), .{
         .kind = @backingInt(MsgKind.unreplicate),
@@ -208,4 +213,28 @@ fn unreplicate(core: *Core, page: Page, out: *Actions) void {
     if (core.isHome(page)) {
         core.directory[page] = .{ .state = .exclusive, .owner = core.config.node };
     }
+}
+
+test "a table below an unlinked one becomes strict too, once" {
+    const std = @import("std");
+    const home = [_]core_file.HomeRange{.{ .first_page = 0, .node = 0 }};
+    var core = try Core.init(std.testing.allocator, .{
+        .node = 0,
+        .node_count = 2,
+        .page_count = 2,
+        .home = &home,
+        .replicate = true,
+        .threads = 1,
+    });
+    defer core.deinit();
+    core.access_of[1] = .replicated;
+    core.directory[1] = .{ .state = .replicated, .level = 1 };
+    var out: Actions = .empty;
+    core.step(.{ .unlinked = .{ .page = 1 } }, &out);
+    try std.testing.expectEqual(@as(usize, 2), out.count);
+    try std.testing.expectEqual(@backingInt(MsgKind.unreplicate), out.items[0].send.msg.kind);
+    try std.testing.expectEqual(types.Access.exclusive, core.access(1));
+    try std.testing.expectEqual(core_file.DirectoryState.exclusive, core.directory[1].state);
+    core.step(.{ .unlinked = .{ .page = 1 } }, &out);
+    try std.testing.expectEqual(@as(usize, 2), out.count);
 }

@@ -111,6 +111,8 @@ pub const Event = union(enum) {
         old_child: ?Page = null,
         new_child: ?Page = null,
     },
+    /// The table that pointed at this one is no page table any more.
+    unlinked: struct { page: Page },
     /// A page that is the root of the guest kernel's page tables.
     root: struct { page: Page },
     /// A replica was just installed here (by the action of that name): its present non-leaf entries

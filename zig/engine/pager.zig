@@ -111,6 +111,8 @@ pub const Pager = struct {
     faults_hold: bool,
     /// State of the vCPUs at the last full scan that found them all at rest.
     scanned: ?Stillness = null,
+    /// Tables below replicas that have just ended, for the scan that ended them.
+    orphans: std.ArrayList(u32) = .empty,
     staged: [staged_max]Staged = undefined,
     staged_count: usize = 0,
     staged_pages: *[staged_pages_max]PageBytes,
@@ -313,6 +315,7 @@ pub const Pager = struct {
     fn resetPages(self: *Pager) void {
         self.uffd.dropRange(0, self.ram.pageCount()) catch self.refused("drop all", 0);
         self.replicas.clear();
+        self.orphans.clearRetainingCapacity();
         self.scanned = null;
         self.holds.clear();
         self.core.deinit();
@@ -463,6 +466,7 @@ pub const Pager = struct {
             },
             .twin => |t| self.adopt(t.page, t.level),
             .forget_replica => |page| {
+                self.noteOrphans(page);
                 self.replicas.remove(page);
                 self.stats.replicated_pages = self.replicas.list.items.len;
             },
@@ -549,6 +553,19 @@ pub const Pager = struct {
         }
     }
 
+    /// The tables that a replica which ends here pointed at, as far as both nodes know.
+    fn noteOrphans(self: *Pager, page: u32) void {
+        const at = self.replicas.find(page) orelse return;
+        const replica = self.replicas.list.items[at];
+        if (replica.level < 2) return;
+        for (replica.twin) |entry| {
+            const child = self.childOf(entry, replica.level) orelse continue;
+            self.orphans.append(self.allocator, child) catch {
+                last_words.fatal("no memory for unlinked page tables", .{});
+            };
+        }
+    }
+
     /// The next-level table an entry points at, if it is one and lies in RAM.
     fn childOf(self: *const Pager, entry: u64, level: u8) ?u32 {
         if (level < 2 or entry & entry_present == 0) return null;
@@ -618,10 +635,23 @@ pub const Pager = struct {
                 .new_child = self.childOf(change.new, change.level),
             } }, &out);
             const kept = self.staged_count;
+            self.orphans.clearRetainingCapacity();
             self.perform(out.slice(), null);
             self.sendStagedFrom(kept);
+            self.unlinkOrphans(kept);
             // A removal moves replicas under the cursor.
             if (self.replicas.list.items.len != before) cursor = .{};
+        }
+    }
+
+    /// Tables below an unlinked one become strict with it, before anything else is sent: the guest
+    /// frees them together. Their own children follow.
+    fn unlinkOrphans(self: *Pager, kept: usize) void {
+        while (self.orphans.pop()) |page| {
+            var out: Actions = .empty;
+            self.core.step(.{ .unlinked = .{ .page = page } }, &out);
+            self.perform(out.slice(), null);
+            self.sendStagedFrom(kept);
         }
     }
 
