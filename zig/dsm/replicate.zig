@@ -17,9 +17,6 @@ const Page = types.Page;
 /// is always right, only slow.
 pub const open_max = 128;
 
-/// Entries of a root (level 4) from here on are the kernel's half of the address space.
-const kernel_half_first = 256;
-
 pub fn levelGood(level: u16) bool {
     return level >= 1 and level <= 4;
 }
@@ -187,7 +184,7 @@ pub fn changed(core: *Core, change: anytype, out: *Actions) void {
         .new = change.new,
     });
     const level = levelOf(core, change.page);
-    if (level < 2 or (level == 4 and change.index < kernel_half_first)) return;
+    if (level < 2 or (level == 4 and change.index < types.kernel_half_first)) return;
     const same = change.old_child != null and change.new_child != null and
         change.old_child.? == change.new_child.?;
     if (same) return;

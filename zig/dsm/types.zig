@@ -11,6 +11,9 @@ pub const node_none: Node = 0xff;
 /// Sharer sets are one byte in a directory entry.
 pub const nodes_max = 8;
 
+/// Entries of a root page table (level 4) from here on map the kernel's half of the address space.
+pub const kernel_half_first = 256;
+
 pub const MsgKind = enum(u8) {
     /// requester -> home. `age` orders them.
     get_shared = 1,

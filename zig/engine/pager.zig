@@ -37,9 +37,6 @@ const zero_page: PageBytes align(page_size) = @splat(0);
 const entry_present: u64 = 1;
 const entry_large: u64 = 1 << 7;
 const entry_address: u64 = 0x000f_ffff_ffff_f000;
-/// Entries of a root table that map the kernel's half of the address space.
-const kernel_half_first = 256;
-
 /// Commands to the shard itself (Post.nodes = 0).
 pub const Command = struct {
     pub const root: u8 = 1;
@@ -80,6 +77,9 @@ threadlocal var on_shard: bool = false;
 
 const staged_max = 64;
 const staged_pages_max = 16;
+
+/// How much is staged: what a nested step may send and free without touching the rest.
+const Mark = struct { sends: usize, pages: u8 };
 
 const Staged = struct { to: u8, msg: types.Msg, data: ?u8 };
 
@@ -435,8 +435,7 @@ pub const Pager = struct {
                 break;
             }
         }
-        self.sendStagedFrom(0);
-        self.staged_page_count = 0;
+        self.sendStagedFrom(.{ .sends = 0, .pages = 0 });
     }
 
     fn sendMessage(self: *Pager, to: u8, msg: types.Msg, data: ?*const PageBytes) void {
@@ -462,9 +461,11 @@ pub const Pager = struct {
             },
             .install_replica => |r| {
                 self.install(r.page, .replicated, r.source, true, data);
-                self.adopt(r.page, r.level);
+                // Writable from here on: the twin is what came, not what the page holds by now.
+                self.adopt(r.page, r.level, contentOf(r.source, data) orelse unreachable);
             },
-            .twin => |t| self.adopt(t.page, t.level),
+            // Still write-protected: the page holds what was sent.
+            .twin => |t| self.adopt(t.page, t.level, self.ram.pageBytes(t.page)),
             .forget_replica => |page| {
                 self.noteOrphans(page);
                 self.replicas.remove(page);
@@ -487,15 +488,21 @@ pub const Pager = struct {
         wakes: bool,
         data: ?*const PageBytes,
     ) void {
-        const bytes = switch (source) {
-            .zero => &zero_page,
-            .message => data orelse return self.refused("install without content", page),
+        const bytes = contentOf(source, data) orelse {
+            return self.refused("install without content", page);
         };
         const result = self.uffd.copy(page, bytes, access == .shared, wakes);
         const installed = result catch return self.refused("install", page);
         // The core installs only where nothing is mapped: anything there would be a second truth.
         if (installed == .existed) self.refused("install over a present page", page);
         if (wakes) self.woken(page);
+    }
+
+    fn contentOf(source: types.Source, data: ?*const PageBytes) ?*const PageBytes {
+        return switch (source) {
+            .zero => &zero_page,
+            .message => data,
+        };
     }
 
     /// The page's waiters run on; if they waited for another node, the page stays for a while. The
@@ -529,16 +536,16 @@ pub const Pager = struct {
     }
 
     /// A page became a replica here: twin it, and tell the core of its next-level tables.
-    fn adopt(self: *Pager, page: u32, level: u8) void {
+    fn adopt(self: *Pager, page: u32, level: u8, agreed: *const PageBytes) void {
         self.scanned = null;
-        self.replicas.add(page, level, self.ram.pageBytes(page)) catch {
+        self.replicas.add(page, level, self.ram.pageBytes(page), agreed) catch {
             last_words.fatal("no memory for the twin of a page-table page", .{});
         };
         self.stats.replicated_pages = self.replicas.list.items.len;
         self.stats.page_table_transfers += 1;
         if (level < 2) return;
         const twin = self.replicas.list.items[self.replicas.list.items.len - 1].twin;
-        const first: usize = if (level == 4) kernel_half_first else 0;
+        const first: usize = if (level == 4) types.kernel_half_first else 0;
         for (first..replicas_file.entries_per_page) |i| {
             const child = self.childOf(twin[i], level) orelse continue;
             // Later, as steps of their own: a table has more children than one step may send.
@@ -634,7 +641,7 @@ pub const Pager = struct {
                 .old_child = self.childOf(change.old, change.level),
                 .new_child = self.childOf(change.new, change.level),
             } }, &out);
-            const kept = self.staged_count;
+            const kept = self.mark();
             self.orphans.clearRetainingCapacity();
             self.perform(out.slice(), null);
             self.sendStagedFrom(kept);
@@ -646,7 +653,7 @@ pub const Pager = struct {
 
     /// Tables below an unlinked one become strict with it, before anything else is sent: the guest
     /// frees them together. Their own children follow.
-    fn unlinkOrphans(self: *Pager, kept: usize) void {
+    fn unlinkOrphans(self: *Pager, kept: Mark) void {
         while (self.orphans.pop()) |page| {
             var out: Actions = .empty;
             self.core.step(.{ .unlinked = .{ .page = page } }, &out);
@@ -655,13 +662,18 @@ pub const Pager = struct {
         }
     }
 
-    /// Sends what was staged at or after `first`, now.
-    fn sendStagedFrom(self: *Pager, first: usize) void {
-        for (self.staged[first..self.staged_count]) |s| {
+    fn mark(self: *const Pager) Mark {
+        return .{ .sends = self.staged_count, .pages = self.staged_page_count };
+    }
+
+    /// Sends what was staged since the mark, now, and frees the page copies it used.
+    fn sendStagedFrom(self: *Pager, since: Mark) void {
+        for (self.staged[since.sends..self.staged_count]) |s| {
             const data = if (s.data) |slot| &self.staged_pages[slot] else null;
             self.sendMessage(s.to, s.msg, data);
         }
-        self.staged_count = first;
+        self.staged_count = since.sends;
+        self.staged_page_count = since.pages;
     }
 
     /// The kernel refused what the protocol's invariants allow: page state is no longer known.

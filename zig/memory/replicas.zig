@@ -42,23 +42,24 @@ pub const Replicas = struct {
         self.list.clearRetainingCapacity();
     }
 
-    /// Adds a page whose present content is agreed.
+    /// Adds a page that both nodes agree to hold `agreed`. Not what `live` holds by now: a page that
+    /// is mapped writable may have been stored to already, and that store has yet to be told.
     pub fn add(
         self: *Replicas,
         page: u32,
         level: u8,
         live: *[page_size]u8,
+        agreed: *const [page_size]u8,
     ) error{OutOfMemory}!void {
         std.debug.assert(self.find(page) == null);
         const words = try self.allocator.alignedAlloc(u64, .of(Wide), entries_per_page);
         errdefer self.allocator.free(words);
         const twin: AlignedTable = words[0..entries_per_page];
-        const table: AlignedTable = @ptrCast(@alignCast(live));
-        for (twin, table) |*t, *l| t.* = @atomicLoad(u64, l, .monotonic);
+        @memcpy(std.mem.asBytes(twin), agreed);
         try self.list.append(self.allocator, .{
             .page = page,
             .level = level,
-            .live = table,
+            .live = @ptrCast(@alignCast(live)),
             .twin = twin,
         });
     }
@@ -149,7 +150,7 @@ test "a scan reports each change once" {
     page.entry(3).* = 0x1003;
     var replicas: Replicas = .{ .allocator = std.testing.allocator };
     defer replicas.deinit();
-    try replicas.add(9, 2, &page.bytes);
+    try replicas.add(9, 2, &page.bytes, &page.bytes);
     var cursor: Replicas.Cursor = .{};
     try std.testing.expectEqual(@as(?Change, null), replicas.next(&cursor));
     page.entry(3).* = 0x2003;
@@ -169,7 +170,7 @@ test "patches apply, keep unsent accessed bits, and find conflicts" {
     page.entry(1).* = 0x1003;
     var replicas: Replicas = .{ .allocator = std.testing.allocator };
     defer replicas.deinit();
-    try replicas.add(4, 1, &page.bytes);
+    try replicas.add(4, 1, &page.bytes, &page.bytes);
     page.entry(1).* |= 0x20;
     try std.testing.expectEqual(Patched.applied, replicas.patch(4, 1, 0x1003, 0x7003));
     try std.testing.expectEqual(@as(u64, 0x7023), page.entry(1).*);
@@ -183,4 +184,19 @@ test "patches apply, keep unsent accessed bits, and find conflicts" {
     page.entry(1).* = 0x7003;
     try std.testing.expectEqual(Patched.applied, replicas.patch(4, 1, 0x7023, 0));
     try std.testing.expectEqual(@as(u64, 0), page.entry(1).*);
+}
+
+test "a store that came before the twin was taken is still told" {
+    var page: TestPage = .{};
+    const agreed = page.bytes;
+    // A vCPU was quicker than the shard: the page was writable as soon as it was mapped.
+    page.entry(7).* = 0x3003;
+    var replicas: Replicas = .{ .allocator = std.testing.allocator };
+    defer replicas.deinit();
+    try replicas.add(2, 1, &page.bytes, &agreed);
+    var cursor: Replicas.Cursor = .{};
+    const change = replicas.next(&cursor) orelse return error.StoreLost;
+    try std.testing.expectEqual(@as(u16, 7), change.index);
+    try std.testing.expectEqual(@as(u64, 0), change.old);
+    try std.testing.expectEqual(@as(u64, 0x3003), change.new);
 }
