@@ -70,8 +70,7 @@ pub const Engine = struct {
     started: bool = false,
     command: std.atomic.Value(u32) = .init(Command.pause),
     parked: std.atomic.Value(u32) = .init(0),
-    ended: std.atomic.Value(u32) = .init(0),
-    /// vCPUs halted with interrupts off: all of them means the guest is over.
+    /// The first reason to stop is the one told.
     stop_claimed: std.atomic.Value(bool) = .init(false),
 
     pub fn create(
@@ -98,7 +97,6 @@ pub const Engine = struct {
         self.console_thread = null;
         self.command = .init(Command.pause);
         self.parked = .init(0);
-        self.ended = .init(0);
         self.stop_claimed = .init(false);
         self.vm = try Vm.create();
         errdefer self.vm.destroy();
@@ -363,10 +361,6 @@ pub const Engine = struct {
                 sys.futexWait(&self.command, Command.pause, null);
             }
         }
-    }
-
-    pub fn threadEnded(self: *Engine) void {
-        _ = self.ended.fetchAdd(1, .seq_cst);
     }
 
     /// A vCPU halted with interrupts off. When every other one is too (or never started), nothing

@@ -4,7 +4,7 @@
 // path.
 
 import { SsihvError } from "../base/errors.ts";
-import { constants, enums } from "../native/abi.gen.ts";
+import { enums } from "../native/abi.gen.ts";
 import {
   dieWithParent,
   EngineHandle,
@@ -65,6 +65,7 @@ export class EngineProcess {
   private machine: MachinePlan | undefined;
   private plan: EnginePlan | undefined;
   private startedAt = 0;
+  private droppedTold = 0;
   private symbols: SymbolMap | undefined;
   private barrier: ResetBarrier | undefined;
   private ended = false;
@@ -166,8 +167,23 @@ export class EngineProcess {
     handle.setBoot(machine.boot.registers);
   }
 
+  /** Runs in a socket callback: an error here must reach the parent in words, not end us. */
   private drain(): void {
-    for (const event of this.page.takeEvents()) this.event(event);
+    try {
+      for (const event of this.page.takeEvents()) this.event(event);
+      this.tellDropped();
+    } catch (error) {
+      this.ended = true;
+      this.send(failed(error));
+    }
+  }
+
+  /** Events that found the ring full: counted there, said here. */
+  private tellDropped(): void {
+    const dropped = this.page.eventsDropped();
+    if (dropped === this.droppedTold) return;
+    this.droppedTold = dropped;
+    this.send({ type: "notice", text: `${dropped} events found the ring full and are lost` });
   }
 
   private event(event: EngineEvent): void {
@@ -340,6 +356,3 @@ function failed(error: unknown): FromEngine {
   const message = error instanceof Error ? (error.stack ?? error.message) : String(error);
   return { type: "failed", code: "engine_failed", message };
 }
-
-/** Most vCPUs one engine can have. */
-export const VCPUS_MAX: number = constants.vcpus_max;

@@ -6,7 +6,7 @@
 import { type Pointer, ptr, toArrayBuffer } from "bun:ffi";
 import { constants, records } from "./abi.gen.ts";
 import { checked, library } from "./library.ts";
-import { decode, type RecordOf, readCounter } from "./record.ts";
+import { decode, type RecordOf } from "./record.ts";
 
 export type EngineEvent = RecordOf<typeof records.Event>;
 export type IoSlot = RecordOf<typeof records.IoSlot>;
@@ -91,11 +91,6 @@ export class SharedPage {
   stats(): RecordOf<typeof records.EngineStats> {
     const { offset } = layout.stats;
     return decode(records.EngineStats, this.bytes.slice(offset, offset + records.EngineStats.size));
-  }
-
-  /** One counter of the engine's stats, without decoding the rest. */
-  counter(name: keyof typeof records.EngineStats.fields): number {
-    return readCounter(this.view, layout.stats.offset + records.EngineStats.fields[name].offset);
   }
 
   vcpuStats(vcpu: number): RecordOf<typeof records.VcpuStats> {

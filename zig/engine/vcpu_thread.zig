@@ -77,7 +77,6 @@ pub const VcpuThread = struct {
             self.engine.events.notice("a vCPU could not be pinned");
         }
         while (self.turn()) {}
-        self.engine.threadEnded();
     }
 
     /// One turn of the loop; false ends the thread.
