@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { add, countsOf, lastLine, none, skippedNames } from "./test-counts.ts";
+import { add, countsOf, failedNames, lastLine, none, skippedNames } from "./test-counts.ts";
 
 test("counts of each dialect", () => {
   expect(countsOf("zig", "SKIP a.test.b: x\n12 passed, 0 failed, 1 skipped\n", 0)).toEqual({
@@ -34,4 +34,10 @@ test("sums and the last line", () => {
 test("skipped tests by name", () => {
   const output = "(pass) a\n(skip) boots > two hosts: no /dev/kvm\nSKIP x.test.y: SkipZigTest\n";
   expect(skippedNames(output)).toEqual(["boots > two hosts: no /dev/kvm", "x.test.y: SkipZigTest"]);
+});
+
+test("failed tests by name, each once", () => {
+  const line = "(fail) shape > no line is wider [26.56ms]\n";
+  const output = `(pass) a\n${line}\n1 tests failed:\n${line}FAIL x.test.y: Oops\n`;
+  expect(failedNames(output)).toEqual(["shape > no line is wider [26.56ms]", "x.test.y: Oops"]);
 });

@@ -55,3 +55,9 @@ export function countsOf(dialect: Dialect, output: string, exitCode: number): Co
 export function skippedNames(output: string): string[] {
   return [...output.matchAll(/^(?:\(skip\)|SKIP) (.+)$/gm)].map(([, name = ""]) => name);
 }
+
+/** Names of failed tests, in order and once each (bun lists them twice). */
+export function failedNames(output: string): string[] {
+  const names = [...output.matchAll(/^(?:\(fail\)|FAIL) (.+)$/gm)].map(([, name = ""]) => name);
+  return [...new Set(names)];
+}

@@ -11,6 +11,7 @@ import {
   type Counts,
   countsOf,
   type Dialect,
+  failedNames,
   lastLine,
   none,
   skippedNames,
@@ -134,7 +135,20 @@ function withoutPasses(output: string): string {
     .replace(/\n{3,}/g, "\n\n");
 }
 
-async function runSuite(suite: Suite, strict: boolean): Promise<Counts> {
+/** A line per failed test; a suite that names none is itself the line. */
+function whatFailed(suite: Suite, output: string): string[] {
+  const names = failedNames(output);
+  if (names.length === 0) return [`-- failed: ${suite.name}`];
+  return names.map((name) => `-- failed: ${suite.name}: ${name}`);
+}
+
+/** What one suite did; `failures` are the lines that the end of the run repeats. */
+interface Outcome {
+  readonly counts: Counts;
+  readonly failures: readonly string[];
+}
+
+async function runSuite(suite: Suite, strict: boolean): Promise<Outcome> {
   const started = performance.now();
   if (suite.live) console.log(`-- ${suite.name}`);
   const { output, exitCode } = await capture(suite);
@@ -149,7 +163,7 @@ async function runSuite(suite: Suite, strict: boolean): Promise<Counts> {
   const over = seconds > suite.budget ? ", OVER BUDGET" : "";
   const time = `${seconds.toFixed(1)} s of ${suite.budget} s${over}`;
   console.log(`-- ${suite.name}: ${lastLine(counts)} (${time})`);
-  return counts;
+  return { counts, failures: counts.failed === 0 ? [] : whatFailed(suite, output) };
 }
 
 async function main(): Promise<number> {
@@ -170,9 +184,14 @@ async function main(): Promise<number> {
     return 2;
   }
   let total = none;
+  const failures: string[] = [];
   for (const suite of chosen) {
-    total = add(total, await runSuite(suite, process.env["CI"] === "true"));
+    const outcome = await runSuite(suite, process.env["CI"] === "true");
+    total = add(total, outcome.counts);
+    failures.push(...outcome.failures);
   }
+  // Last, because of a long log only the end may be kept.
+  for (const line of failures) console.log(line);
   console.log(lastLine(total));
   return total.failed === 0 ? 0 : 1;
 }

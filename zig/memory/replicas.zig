@@ -42,8 +42,8 @@ pub const Replicas = struct {
         self.list.clearRetainingCapacity();
     }
 
-    /// Adds a page that both nodes agree to hold `agreed`. Not what `live` holds by now: a page that
-    /// is mapped writable may have been stored to already, and that store has yet to be told.
+    /// Adds a page that both nodes agree to hold `agreed`. Not what `live` holds by now: a page
+    /// that is mapped writable may have been stored to already, which has yet to be told.
     pub fn add(
         self: *Replicas,
         page: u32,
