@@ -15,11 +15,13 @@ test {
     _ = @import("devices/register_file.zig");
     _ = @import("devices/rtc.zig");
     _ = @import("devices/uart.zig");
+    _ = @import("dsm/core_test.zig");
+    _ = @import("dsm/livelock_test.zig");
     _ = @import("engine/bus.zig");
     _ = @import("engine/clock.zig");
     _ = @import("engine/events.zig");
     _ = @import("engine/exits.zig");
-    _ = @import("engine/holds.zig");
+    _ = @import("engine/gate.zig");
     _ = @import("engine/inbox.zig");
     _ = @import("engine/link.zig");
     _ = @import("kvm/api.zig");

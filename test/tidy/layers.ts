@@ -42,6 +42,7 @@ export const zigLayers: readonly Layer[] = [
   },
   { at: "zig/gen_abi.zig", mayImport: ["std", "zig/exports.zig", ...zigBoundary] },
   { at: "zig/tests_explorer.zig", mayImport: ["zig/dsm"] },
+  { at: "zig/explore.zig", mayImport: ["std", "zig/dsm"] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },
   { at: "zig/bench_lane.zig", mayImport: ["std", "zig/base", "zig/transport"] },
 ];

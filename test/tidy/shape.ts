@@ -23,6 +23,8 @@ export function longFunctions(path: string, text: string, limit: number): LongFu
   lines.forEach((line, i) => {
     const name = start.map((pattern) => pattern.exec(line)?.[1]).find((found) => found);
     if (name === undefined) return;
+    // A generic type's body is a container: its functions are looked at one by one.
+    if (/\) type \{$/.test(line)) return;
     const indent = /^\s*/.exec(line)?.[0] ?? "";
     const end = lines.findIndex((other, at) => at > i && other.startsWith(`${indent}}`));
     const length = end - i + 1;

@@ -1,267 +1,438 @@
-//! Every interleaving of a small cluster (model.zig), breadth first, with visited states kept by
-//! hash of all their bytes. Finds the first violation or visits everything; also checks that from
-//! every state the cluster can come to rest (no livelock that nothing leaves). Tests run bounded
-//! shapes and plant defects, each of which must be found.
+//! The exhaustive explorer: every interleaving of a small machine (model.zig). Guest threads choose
+//! freely among loads and stores (or follow a script), lanes deliver in any order among each
+//! other, deadlines pass at any time. Checked in every state: one writer or many readers, a load
+//! returns the last store, versions grow, installs meet no present page. Checked over the
+//! whole graph: from every state a quiet one can be reached, where the directories are right.
 
 const std = @import("std");
-const model = @import("model.zig");
+const types = @import("types.zig");
 const core_file = @import("core.zig");
-const World = model.World;
-const Shape = model.Shape;
-const Op = model.Op;
+const model_file = @import("model.zig");
+const Failure = model_file.Failure;
+const Op = model_file.Op;
+
+pub const Options = struct {
+    nodes: u8 = 2,
+    pages: u8 = 1,
+    /// Free operations of each node's thread; with a script its length counts.
+    operations: u8 = 3,
+    homes: []const core_file.HomeRange = &.{.{ .first_page = 0, .node = 0 }},
+    /// One script a node, instead of free choice.
+    scripts: ?[]const []const Op = null,
+    /// Stores done in order before the exploration, all by node 0.
+    prepare: []const Op = &.{},
+    /// This page is sampled as root by node 0, at any time.
+    root: ?u8 = null,
+    hold_ns_max: u64 = 0,
+    shell_bug: model_file.ShellBug = .none,
+    /// Give up (and say so) beyond this many states.
+    states_max: usize = 20_000_000,
+};
 
 pub const Result = struct {
-    states: usize,
-    transitions: usize,
-    /// States without a successor: the cluster at rest.
-    resting: usize,
-    violation: ?model.Violation = null,
-    /// States from which no resting state can be reached.
-    stuck: usize = 0,
+    states: usize = 0,
+    transitions: usize = 0,
+    quiet: usize = 0,
+    depth: usize = 0,
+    replicated: u64 = 0,
+    unreplicated: u64 = 0,
+    /// Null: nothing wrong was found.
+    failure: ?Failure = null,
+    /// states_max was reached: not exhaustive.
+    cut: bool = false,
 };
 
-/// Visits at most `states_max` states; error.TooLarge when there are more.
-pub fn explore(allocator: std.mem.Allocator, shape: *const Shape, states_max: usize) !Result {
-    var seen: std.AutoHashMapUnmanaged(u128, u32) = .empty;
-    defer seen.deinit(allocator);
-    var queue: std.ArrayList(World) = .empty;
-    defer queue.deinit(allocator);
-    var edges: std.ArrayList([2]u32) = .empty;
-    defer edges.deinit(allocator);
-    var resting: std.ArrayList(u32) = .empty;
-    defer resting.deinit(allocator);
-    var result: Result = .{ .states = 0, .transitions = 0, .resting = 0 };
+const Choice = union(enum) {
+    deliver: struct { from: u8, to: u8 },
+    operation: struct { node: u8, op: Op },
+    again: u8,
+    tick: u8,
+    root,
+};
 
-    const start: World = .{};
-    try queue.append(allocator, start);
-    try seen.put(allocator, hash(&start), 0);
-    var next: usize = 0;
-    // Worlds already expanded are dropped from the front in batches, to bound memory.
-    var dropped: usize = 0;
-    while (next - dropped < queue.items.len) : (next += 1) {
-        if (next - dropped == 65536) {
-            queue.replaceRangeAssumeCapacity(0, 65536, &.{});
-            dropped += 65536;
-        }
-        const here = queue.items[next - dropped];
-        var buffer: [64]model.Transition = undefined;
-        var moved = false;
-        for (model.enabled(shape, &here, &buffer)) |transition| {
-            var world = here;
-            var m: model.Model = .{ .shape = shape, .world = &world };
-            m.apply(transition) catch |violation| {
-                result.violation = violation;
-                result.states = seen.count();
-                return result;
-            };
-            moved = true;
-            result.transitions += 1;
-            const found = try seen.getOrPut(allocator, hash(&world));
-            if (!found.found_existing) {
-                found.value_ptr.* = @intCast(seen.count() - 1);
-                if (seen.count() > states_max) return error.TooLarge;
-                try queue.append(allocator, world);
-            }
-            try edges.append(allocator, .{ found.value_ptr.*, @intCast(next) });
-        }
-        if (moved) continue;
-        try resting.append(allocator, @intCast(next));
-        var world = here;
-        var m: model.Model = .{ .shape = shape, .world = &world };
-        m.checkRest() catch |violation| {
-            result.violation = violation;
-            result.states = seen.count();
-            return result;
+const arena_bytes = 16 * 1024;
+const choices_max = 64;
+const depth_max = 4096;
+
+pub fn Explorer(comptime mutation: core_file.Mutation) type {
+    return struct {
+        const Self = @This();
+        const Model = model_file.Model(mutation);
+        const Arenas = [model_file.nodes_max][arena_bytes]u8;
+
+        /// Model by value; what its cores point at lies in the arenas, copied beside it.
+        const Snapshot = struct { model: Model, arenas: Arenas, rooted: bool };
+        const Frame = struct {
+            snapshot: Snapshot,
+            id: u32,
+            choices: [choices_max]Choice,
+            count: usize,
+            at: usize,
         };
-    }
-    result.states = seen.count();
-    result.resting = resting.items.len;
-    result.stuck = try countStuck(allocator, result.states, edges.items, resting.items);
-    return result;
-}
 
-/// States from which no resting state is reachable, by walking the edges backwards.
-fn countStuck(
-    allocator: std.mem.Allocator,
-    states: usize,
-    edges: [][2]u32,
-    resting: []const u32,
-) !usize {
-    std.sort.pdq([2]u32, edges, {}, struct {
-        fn less(_: void, a: [2]u32, b: [2]u32) bool {
-            return a[0] < b[0];
+        gpa: std.mem.Allocator,
+        options: Options,
+        arenas: *Arenas,
+        used: [model_file.nodes_max]usize = @splat(0),
+        model: Model = undefined,
+        rooted: bool = false,
+        seen: std.AutoHashMapUnmanaged(u64, u32) = .empty,
+        /// Edges of the state graph, for the search backward from quiet states.
+        edges: std.ArrayList([2]u32) = .empty,
+        quiet: std.ArrayList(u32) = .empty,
+        frames: std.ArrayList(*Frame) = .empty,
+        free_frames: std.ArrayList(*Frame) = .empty,
+        result: Result = .{},
+        /// Ages are hashed relative to it: only their differences matter.
+        base: u64 = 0,
+
+        pub fn run(gpa: std.mem.Allocator, options: Options) !Result {
+            var self: Self = .{ .gpa = gpa, .options = options, .arenas = try gpa.create(Arenas) };
+            defer self.deinit();
+            try self.start();
+            self.search() catch |e| switch (e) {
+                error.OutOfMemory => return e,
+                else => |failure| self.result.failure = failure,
+            };
+            if (self.result.failure == null and !self.result.cut) try self.checkProgress();
+            self.result.states = self.seen.count();
+            return self.result;
         }
-    }.less);
-    const first = try allocator.alloc(u32, states + 1);
-    defer allocator.free(first);
-    var e: usize = 0;
-    for (first, 0..) |*f, state| {
-        while (e < edges.len and edges[e][0] < state) e += 1;
-        f.* = @intCast(e);
-    }
-    const reaches = try allocator.alloc(bool, states);
-    defer allocator.free(reaches);
-    @memset(reaches, false);
-    var work: std.ArrayList(u32) = .empty;
-    defer work.deinit(allocator);
-    for (resting) |state| {
-        reaches[state] = true;
-        try work.append(allocator, state);
-    }
-    while (work.pop()) |state| {
-        for (edges[first[state]..first[state + 1]]) |edge| {
-            if (reaches[edge[1]]) continue;
-            reaches[edge[1]] = true;
-            try work.append(allocator, edge[1]);
+
+        fn deinit(self: *Self) void {
+            self.gpa.destroy(self.arenas);
+            for (self.frames.items) |f| self.gpa.destroy(f);
+            for (self.free_frames.items) |f| self.gpa.destroy(f);
+            self.frames.deinit(self.gpa);
+            self.free_frames.deinit(self.gpa);
+            self.seen.deinit(self.gpa);
+            self.edges.deinit(self.gpa);
+            self.quiet.deinit(self.gpa);
         }
-    }
-    var stuck: usize = 0;
-    for (reaches) |r| stuck += @intFromBool(!r);
-    return stuck;
-}
 
-/// 128 bits: with 10^7 states two equal hashes have a probability below 10^-24.
-fn hash(world: *const World) u128 {
-    const a = std.hash.Wyhash.hash(0x5351_5649, world.bytes());
-    const b = std.hash.Wyhash.hash(0x9e37_79b9, world.bytes());
-    return @as(u128, a) << 64 | b;
-}
+        fn start(self: *Self) !void {
+            const o = self.options;
+            var fixed: [model_file.nodes_max]std.heap.FixedBufferAllocator = undefined;
+            var allocators: [model_file.nodes_max]std.mem.Allocator = undefined;
+            for (&fixed, &allocators, 0..) |*f, *a, n| {
+                @memset(&self.arenas[n], 0);
+                f.* = .init(&self.arenas[n]);
+                a.* = f.allocator();
+            }
+            self.model = try .init(&allocators, .{
+                .nodes = o.nodes,
+                .pages = o.pages,
+                .homes = o.homes,
+                .replicate = o.root != null,
+                .hold_ns_max = o.hold_ns_max,
+                .shell_bug = .none,
+            });
+            for (&self.used, fixed) |*u, f| u.* = f.end_index;
+            for (o.prepare) |op| {
+                const thread = &self.model.machines[0].thread;
+                thread.* = .{ .busy = true, .op = op };
+                while (thread.busy) {
+                    if (!thread.blocked) try self.model.run(0);
+                    while (self.model.inFlight() > 0) {
+                        for (0..o.nodes) |f| for (0..o.nodes) |t| {
+                            if (self.model.lanes[f][t].count > 0) try self.model.deliver(f, t);
+                        };
+                    }
+                }
+            }
+            self.model.machines[0].thread = .{};
+            self.model.settings.shell_bug = o.shell_bug;
+        }
 
-fn expectClean(name: []const u8, shape: Shape) !void {
-    const result = try explore(std.testing.allocator, &shape, 6_000_000);
-    std.debug.print("explorer: {s}: {d} states, {d} transitions, {d} at rest\n", .{
-        name,
-        result.states,
-        result.transitions,
-        result.resting,
-    });
-    if (result.violation) |violation| return violation;
-    try std.testing.expectEqual(@as(usize, 0), result.stuck);
-    try std.testing.expect(result.resting > 0);
-}
+        /// Depth first, with a snapshot per level.
+        fn search(self: *Self) !void {
+            _ = try self.enter(null);
+            while (self.frames.items.len > 0) {
+                const frame = self.frames.items[self.frames.items.len - 1];
+                if (frame.at == frame.count) {
+                    _ = self.frames.pop();
+                    try self.free_frames.append(self.gpa, frame);
+                    continue;
+                }
+                if (self.seen.count() >= self.options.states_max or
+                    self.frames.items.len >= depth_max)
+                {
+                    self.result.cut = true;
+                    return;
+                }
+                const choice = frame.choices[frame.at];
+                frame.at += 1;
+                self.load(&frame.snapshot);
+                self.result.transitions += 1;
+                try self.apply(choice);
+                try self.enter(frame.id);
+            }
+        }
 
-fn expectFound(name: []const u8, shape: Shape) !void {
-    const result = try explore(std.testing.allocator, &shape, 6_000_000);
-    std.debug.print("explorer: planted {s}: {s} after {d} states\n", .{
-        name,
-        if (result.violation) |v| @errorName(v) else if (result.stuck > 0) "stuck" else "NOT FOUND",
-        result.states,
-    });
-    try std.testing.expect(result.violation != null or result.stuck > 0);
-}
+        fn apply(self: *Self, choice: Choice) !void {
+            const m = &self.model;
+            switch (choice) {
+                .deliver => |d| try m.deliver(d.from, d.to),
+                .operation => |o| {
+                    m.machines[o.node].thread.busy = true;
+                    m.machines[o.node].thread.op = o.op;
+                    try m.run(o.node);
+                },
+                .again => |n| try m.run(n),
+                .tick => |n| try m.step(n, .{ .tick = .{ .now = m.cores[n].nextDeadline().? } }),
+                .root => {
+                    self.rooted = true;
+                    try m.step(0, .{ .root = .{ .page = self.options.root.? } });
+                },
+            }
+        }
 
-test "two nodes, one page, two operations each" {
-    try expectClean("2 nodes, 1 page", .{ .nodes = 2, .pages = 1, .free_ops = 2 });
-}
+        /// The model's state: new ones get a frame.
+        fn enter(self: *Self, from: ?u32) !void {
+            const entry = try self.seen.getOrPut(self.gpa, self.fingerprint());
+            const fresh = !entry.found_existing;
+            if (fresh) entry.value_ptr.* = self.seen.count() - 1;
+            const id = entry.value_ptr.*;
+            if (from) |f| try self.edges.append(self.gpa, .{ f, id });
+            if (!fresh) return;
+            const frame = self.free_frames.pop() orelse try self.gpa.create(Frame);
+            errdefer self.gpa.destroy(frame);
+            frame.id = id;
+            frame.at = 0;
+            frame.count = 0;
+            self.choose(frame);
+            if (frame.count == 0) {
+                try self.model.checkQuiet();
+                self.result.quiet += 1;
+                for (self.model.cores[0..self.options.nodes]) |*core| {
+                    self.result.replicated = @max(self.result.replicated, core.stats.replicated);
+                    const un = core.stats.unreplicated;
+                    self.result.unreplicated = @max(self.result.unreplicated, un);
+                }
+                try self.quiet.append(self.gpa, id);
+            }
+            self.save(&frame.snapshot);
+            try self.frames.append(self.gpa, frame);
+            self.result.depth = @max(self.result.depth, self.frames.items.len);
+        }
 
-test "two nodes, two pages with homes apart" {
-    const homes = [3]u8{ 0, 1, 0 };
-    try expectClean("2 nodes, 2 pages", .{ .nodes = 2, .pages = 2, .homes = homes, .free_ops = 2 });
-}
+        fn choose(self: *Self, frame: *Frame) void {
+            const m = &self.model;
+            const o = self.options;
+            for (0..o.nodes) |f| for (0..o.nodes) |t| {
+                if (m.lanes[f][t].count == 0) continue;
+                add(frame, .{ .deliver = .{ .from = @intCast(f), .to = @intCast(t) } });
+            };
+            if (o.root != null and !self.rooted) add(frame, .root);
+            for (0..o.nodes) |i| {
+                const n: u8 = @intCast(i);
+                if (m.cores[n].nextDeadline() != null) add(frame, .{ .tick = n });
+                const thread = m.machines[n].thread;
+                if (thread.blocked) continue;
+                if (thread.busy) {
+                    add(frame, .{ .again = n });
+                    continue;
+                }
+                if (o.scripts) |scripts| {
+                    if (thread.pc == scripts[n].len) continue;
+                    add(frame, .{ .operation = .{ .node = n, .op = scripts[n][thread.pc] } });
+                    continue;
+                }
+                if (thread.pc == o.operations) continue;
+                for (0..o.pages) |p| {
+                    const page: u8 = @intCast(p);
+                    add(frame, .{ .operation = .{ .node = n, .op = .{ .page = page } } });
+                    const op: Op = .{ .kind = .store, .page = page };
+                    add(frame, .{ .operation = .{ .node = n, .op = op } });
+                }
+            }
+        }
 
-test "three nodes, one page" {
-    try expectClean("3 nodes, 1 page", .{ .nodes = 3, .pages = 1, .free_ops = 2 });
-}
+        fn add(frame: *Frame, choice: Choice) void {
+            frame.choices[frame.count] = choice;
+            frame.count += 1;
+        }
 
-test "planted defects of the core are found" {
-    const three: Shape = .{ .nodes = 3, .pages = 1, .free_ops = 2 };
-    const mutations = [_]core_file.Mutation{
-        .early_grant,
-        .ack_counted_twice,
-        .stale_upgrade,
-        .copy_before_protect,
-        .invalidation_ignored,
-        .done_skipped,
+        fn save(self: *Self, to: *Snapshot) void {
+            to.model = self.model;
+            to.rooted = self.rooted;
+            for (self.used, 0..) |u, n| @memcpy(to.arenas[n][0..u], self.arenas[n][0..u]);
+        }
+
+        fn load(self: *Self, from: *const Snapshot) void {
+            self.model = from.model;
+            self.rooted = from.rooted;
+            for (self.used, 0..) |u, n| @memcpy(self.arenas[n][0..u], from.arenas[n][0..u]);
+        }
+
+        /// From every state a quiet one is reachable: no deadlock, no circle without a way out.
+        fn checkProgress(self: *Self) !void {
+            const n = self.seen.count();
+            const degree = try self.gpa.alloc(u32, n + 1);
+            defer self.gpa.free(degree);
+            @memset(degree, 0);
+            for (self.edges.items) |e| degree[e[1] + 1] += 1;
+            for (1..n + 1) |i| degree[i] += degree[i - 1];
+            const sources = try self.gpa.alloc(u32, self.edges.items.len);
+            defer self.gpa.free(sources);
+            const fill = try self.gpa.dupe(u32, degree);
+            defer self.gpa.free(fill);
+            for (self.edges.items) |e| {
+                sources[fill[e[1]]] = e[0];
+                fill[e[1]] += 1;
+            }
+            const reached = try self.gpa.alloc(bool, n);
+            defer self.gpa.free(reached);
+            @memset(reached, false);
+            var work: std.ArrayList(u32) = .empty;
+            defer work.deinit(self.gpa);
+            for (self.quiet.items) |q| {
+                reached[q] = true;
+                try work.append(self.gpa, q);
+            }
+            while (work.pop()) |id| {
+                for (sources[degree[id]..degree[id + 1]]) |s| {
+                    if (reached[s]) continue;
+                    reached[s] = true;
+                    try work.append(self.gpa, s);
+                }
+            }
+            for (reached) |r| if (!r) {
+                self.result.failure = error.Stuck;
+            };
+        }
+
+        /// What decides the future, and nothing else: no counters, no versions (behaviour does not
+        /// depend on them), no order of pool records.
+        fn fingerprint(self: *Self) u64 {
+            var hash: std.hash.Wyhash = .init(0x5516);
+            const m = &self.model;
+            const nodes = self.options.nodes;
+            self.base = self.oldestAge();
+            mix(&hash, self.rooted);
+            for (0..self.options.pages) |p| mix(&hash, m.truth[p]);
+            for (0..nodes) |n| {
+                self.mixMachine(&hash, &m.machines[n]);
+                self.mixCore(&hash, &m.cores[n]);
+                for (0..nodes) |t| {
+                    mix(&hash, m.lanes[n][t].count);
+                    const lane = &m.lanes[n][t];
+                    for (lane.items[0..lane.count]) |e| self.mixEnvelope(&hash, e);
+                }
+            }
+            return hash.final();
+        }
+
+        fn mix(hash: *std.hash.Wyhash, value: anytype) void {
+            std.hash.autoHash(hash, value);
+        }
+
+        fn hasAge(msg: types.Msg) bool {
+            return switch (@as(types.MsgKind, @fromBackingInt(@intCast(msg.kind)))) {
+                .get_shared, .get_exclusive, .upgrade => true,
+                .forward_shared, .forward_exclusive, .invalidate => true,
+                else => false,
+            };
+        }
+
+        fn oldestAge(self: *const Self) u64 {
+            if (self.options.hold_ns_max == 0) return 0;
+            const m = &self.model;
+            var age: u64 = std.math.maxInt(u64);
+            for (m.cores[0..self.options.nodes], 0..) |*core, n| {
+                age = @min(age, core.holds.clock);
+                for (core.holds.chains) |c| if (c.open) {
+                    age = @min(age, c.age);
+                };
+                for (core.holds.deferred[0..core.holds.deferred_count]) |d| age = @min(age, d.age);
+                for (core.txns.items) |t| if (t.page != types.page_none) {
+                    age = @min(age, t.request.age);
+                    for (t.queue[0..t.queued]) |q| age = @min(age, q.age);
+                };
+                for (m.lanes[n]) |lane| for (lane.items[0..lane.count]) |e| {
+                    if (hasAge(e.msg)) age = @min(age, e.msg.age);
+                };
+            }
+            return age;
+        }
+
+        fn mixEnvelope(self: *const Self, hash: *std.hash.Wyhash, e: model_file.Envelope) void {
+            var msg = e.msg;
+            const kind: types.MsgKind = @fromBackingInt(@intCast(msg.kind));
+            if (kind != .diff and kind != .diff_ack and kind != .unreplicate) msg.version = 0;
+            if (hasAge(msg)) msg.age -= self.base;
+            mix(hash, msg);
+            if (msg.hasData()) mix(hash, e.data);
+        }
+
+        fn mixMachine(self: *const Self, hash: *std.hash.Wyhash, m: anytype) void {
+            for (0..self.options.pages) |p| {
+                mix(hash, m.present[p]);
+                mix(hash, m.replica[p]);
+                if (m.present[p]) mix(hash, m.content[p]);
+                if (m.present[p]) mix(hash, m.writable[p]);
+                if (m.replica[p] != 0) mix(hash, m.twin[p]);
+            }
+            mix(hash, m.thread.pc);
+            mix(hash, m.thread.busy);
+            if (m.thread.busy) mix(hash, m.thread.op);
+            mix(hash, m.thread.blocked);
+            mix(hash, m.held_count);
+            for (m.held[0..m.held_count]) |h| {
+                mix(hash, h.to);
+                mix(hash, h.sequence);
+                self.mixEnvelope(hash, h.envelope);
+            }
+        }
+
+        fn mixCore(self: *const Self, hash: *std.hash.Wyhash, core: *const Model.Core) void {
+            for (0..self.options.pages) |i| {
+                const page: u32 = @intCast(i);
+                mix(hash, core.local[page]);
+                var entry = core.directory[page];
+                entry.version = 0;
+                mix(hash, @as(u64, @bitCast(entry)));
+                mix(hash, core.pending.index[page] != 0);
+                if (core.pending.find(page)) |p| {
+                    var copy = p.*;
+                    copy.version = 0;
+                    mix(hash, copy);
+                }
+                mix(hash, core.txns.index[page] != 0);
+                if (core.txns.find(page)) |t| {
+                    self.mixRequest(hash, t.request);
+                    mix(hash, .{ t.phase, t.missing, t.refused, t.queued });
+                    for (t.queue[0..t.queued]) |q| self.mixRequest(hash, q);
+                }
+                mix(hash, core.tables.index[page] != 0);
+                if (core.tables.find(page)) |t| mix(hash, t.*);
+            }
+            const r = &core.replicas;
+            mix(hash, .{ r.count, r.active, r.sequence, r.acknowledged });
+            for (0..r.count) |i| mix(hash, r.wants[(r.first + i) % r.wants.len]);
+            self.mixHolds(hash, core);
+        }
+
+        fn mixRequest(self: *const Self, hash: *std.hash.Wyhash, r: core_file.Request) void {
+            mix(hash, .{ r.node, r.kind, r.age - self.base });
+        }
+
+        fn mixHolds(self: *const Self, hash: *std.hash.Wyhash, core: *const Model.Core) void {
+            if (self.options.hold_ns_max == 0) return;
+            const h = &core.holds;
+            // Times count relative to now, as far as they can still make a difference.
+            mix(hash, .{ h.clock - self.base, h.deferred_count });
+            for (h.chains) |c| {
+                mix(hash, c.open);
+                if (!c.open) continue;
+                mix(hash, .{ c.waiting, c.age - self.base, c.next, c.pages });
+                if (c.waiting) mix(hash, .{ c.page, core.now > c.since });
+                if (!c.waiting) mix(hash, (c.until + 1) -| core.now);
+            }
+            for (h.deferred[0..h.deferred_count]) |d| {
+                mix(hash, .{ d.page, d.kind, d.requester, d.acks });
+                mix(hash, .{ d.age - self.base, d.until -| core.now });
+            }
+        }
     };
-    for (mutations) |mutation| {
-        var shape = three;
-        shape.mutation = mutation;
-        try expectFound(@tagName(mutation), shape);
-    }
-}
-
-/// Page 0: root page table with one entry; page 1: the table it points at; page 2: ordinary data.
-const table_writer = [_]Op{
-    .{ .kind = .store, .page = 0, .value = 1 },
-    .{ .kind = .store, .page = 1, .value = 5 },
-    .{ .kind = .store, .page = 2, .value = 1 },
-};
-const table_reader = [_]Op{
-    .{ .kind = .await, .page = 2, .value = 1 },
-    .{ .kind = .expect, .page = 1, .value = 5 },
-    .{ .kind = .expect, .page = 0, .value = 1 },
-};
-
-test "an entry written before a flag is seen after it, at every moment of replication" {
-    try expectClean("replicated tables, entry then flag", .{
-        .nodes = 2,
-        .pages = 3,
-        .homes = .{ 0, 1, 1 },
-        .programs = .{ &table_writer, &table_reader, &.{} },
-        .replicate = true,
-    });
-}
-
-test "planted: a diff sent after the message that depends on it is found" {
-    try expectFound("diff_late", .{
-        .nodes = 2,
-        .pages = 3,
-        .homes = .{ 0, 1, 1 },
-        .programs = .{ &table_writer, &table_reader, &.{} },
-        .replicate = true,
-        .diff_late = true,
-    });
-}
-
-/// The table is unlinked, then reused as data by the other node.
-const unlinker = [_]Op{
-    .{ .kind = .store, .page = 0, .value = 1 },
-    .{ .kind = .store, .page = 1, .value = 5 },
-    .{ .kind = .store, .page = 0, .value = 0 },
-    .{ .kind = .store, .page = 2, .value = 1 },
-    .{ .kind = .await, .page = 2, .value = 2 },
-    .{ .kind = .expect, .page = 1, .value = 7 },
-};
-const reuser = [_]Op{
-    .{ .kind = .await, .page = 2, .value = 1 },
-    .{ .kind = .store, .page = 1, .value = 7 },
-    .{ .kind = .store, .page = 2, .value = 2 },
-};
-
-test "a freed table is ordinary memory before anybody can know that it was freed" {
-    for ([_][3]u8{ .{ 0, 1, 1 }, .{ 0, 0, 0 }, .{ 1, 1, 0 } }) |homes| {
-        try expectClean("replicated tables, unlinked and reused", .{
-            .nodes = 2,
-            .pages = 3,
-            .homes = homes,
-            .programs = .{ &unlinker, &reuser, &.{} },
-            .replicate = true,
-        });
-    }
-}
-
-/// The table is unlinked, then both nodes use the page without any order between them.
-const unlinker_unordered = [_]Op{
-    .{ .kind = .store, .page = 0, .value = 1 },
-    .{ .kind = .store, .page = 1, .value = 5 },
-    .{ .kind = .store, .page = 0, .value = 0 },
-    .{ .kind = .store, .page = 2, .value = 1 },
-    .{ .kind = .store, .page = 1, .value = 7 },
-};
-const reuser_unordered = [_]Op{
-    .{ .kind = .await, .page = 2, .value = 1 },
-    .{ .kind = .store, .page = 1, .value = 8 },
-};
-
-test "a freed table takes stores of both nodes in any order" {
-    for (0..8) |bits| {
-        const homes: [3]u8 = .{ @intCast(bits & 1), @intCast(bits >> 1 & 1), @intCast(bits >> 2) };
-        try expectClean("replicated tables, unlinked and shared", .{
-            .nodes = 2,
-            .pages = 3,
-            .homes = homes,
-            .programs = .{ &unlinker_unordered, &reuser_unordered, &.{} },
-            .replicate = true,
-        });
-    }
 }

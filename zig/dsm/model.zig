@@ -1,468 +1,426 @@
-//! A whole cluster small enough to enumerate: cores, lanes, memory, one guest thread a node and the
-//! shell's rules (event queue of the userfaultfd, scan before sends). All state is plain bytes, so
-//! a world can be copied and hashed. Each enabled transition leads to one next world; explorer.zig
-//! walks them all. Checks are made in every transition: see Violation.
+//! A model of the machine around the core: N nodes with their shells, lanes that keep order (each
+//! for itself), guest threads and a memory that knows the last write of every word. The explorer
+//! tries every interleaving of it, tests drive it along one. The model's shell does what the
+//! pager does, in its order, and can be told to do it wrong.
 
 const std = @import("std");
 const types = @import("types.zig");
 const core_file = @import("core.zig");
-const replicate = @import("replicate.zig");
-const Core = core_file.Core;
+const audit_file = @import("audit.zig");
 const Actions = core_file.Actions;
-const Msg = types.Msg;
+const Page = types.Page;
+const Node = types.Node;
 
+pub const words = 2;
+/// Word 0 of a page is this entry of a table: the first of a root's kernel half.
+const first_entry = 256;
+pub const pages_max = 12;
 pub const nodes_max = 3;
-pub const pages_max = 3;
-pub const ops_max = 4;
-const lane_max = 12;
-const transactions_max = 4;
-const pendings_max = 2;
-const events_max = 3;
+const lane_max = 48;
+const replicas_max = pages_max;
 
-pub const Violation = error{
-    /// Two writers, or a writer beside a reader.
-    WriterNotAlone,
-    /// A readable copy that differs from the last write.
-    StaleCopy,
-    /// The core mapped over a present page, or changed an absent one.
-    MappingWrong,
-    /// A message that validate() refuses.
-    MessageRefused,
-    /// A blocked thread, and nothing will ever wake it.
-    Deadlock,
-    /// At rest, the directory is not the sum of the nodes.
-    DirectoryWrong,
-    /// A reader saw the flag but not the page-table entry written before it.
-    OrderLost,
-    /// Two different changes of one entry.
-    EntryConflict,
-    /// A page was copied out while its threads could still write it.
-    CopiedWhileWritable,
+/// Deliberate faults of the shell.
+pub const ShellBug = enum {
+    none,
+    /// The page is copied before it is write-protected: a store between them is lost.
+    copy_before_protect,
+    /// Diffs leave after the messages that depend on them.
+    diff_late,
+    /// Nobody waits for acknowledgements of diffs (more than two nodes).
+    no_gate,
 };
 
-/// What a guest thread does next: all pages are [2]u8; entry 0 is the page's word.
-pub const Op = extern struct {
-    kind: enum(u8) {
-        read,
-        write,
-        /// Store `value` into entry 0 of the page.
-        store,
-        /// Wait until entry 0 has `value`.
-        await,
-        /// Entry 0 must have `value` now.
-        expect,
-    },
+pub const Content = [words]u8;
+
+pub const Op = struct {
+    kind: enum { load, store, lock, unlock, await_set } = .load,
     page: u8 = 0,
-    value: u8 = 0,
+    word: u8 = 0,
+    /// Stored value; 0xff: one more than the last write.
+    value: u8 = 0xff,
 };
 
-pub const Shape = struct {
+pub const Thread = struct {
+    /// Free operations left, or the place in the script.
+    pc: u8 = 0,
+    busy: bool = false,
+    blocked: bool = false,
+    op: Op = .{},
+};
+
+pub const Envelope = struct { msg: types.Msg, data: Content };
+
+const Lane = struct {
+    items: [lane_max]Envelope = undefined,
+    count: u8 = 0,
+
+    fn push(self: *Lane, e: Envelope) void {
+        self.items[self.count] = e;
+        self.count += 1;
+    }
+
+    fn pop(self: *Lane) Envelope {
+        const e = self.items[0];
+        self.count -= 1;
+        for (0..self.count) |i| self.items[i] = self.items[i + 1];
+        return e;
+    }
+};
+
+/// What waits for the acknowledgement of diffs (more than two nodes).
+const Held = struct { to: Node, sequence: u32, envelope: Envelope };
+
+pub const Failure = error{
+    TwoWriters,
+    StaleRead,
+    LostStore,
+    VersionShrank,
+    BadInstall,
+    Conflict,
+    Refused,
+    AuditFailed,
+    Stuck,
+};
+
+pub const Settings = struct {
     nodes: u8,
     pages: u8,
-    /// Home of page i.
-    homes: [pages_max]u8 = .{ 0, 0, 0 },
-    /// Free operations (any read or write of any page) of each thread.
-    free_ops: u8 = 0,
-    /// Fixed programs, run in order instead.
-    programs: [nodes_max][]const Op = .{ &.{}, &.{}, &.{} },
-    /// Page 0 is the root page table; its entry 0 points at page 1 while it is nonzero.
+    homes: []const core_file.HomeRange,
     replicate: bool = false,
-    mutation: core_file.Mutation = .none,
-    /// The shell sends a step's messages before the diffs they depend on.
-    diff_late: bool = false,
+    hold_ns_max: u64 = 0,
+    shell_bug: ShellBug = .none,
+    threads: u16 = 1,
 };
 
-const Wire = extern struct { msg: Msg, data: [2]u8, pad: [6]u8 = @splat(0) };
+pub const Change = struct { page: u8, word: u8 };
 
-const Lane = extern struct {
-    count: u8 = 0,
-    pad: [7]u8 = @splat(0),
-    items: [lane_max]Wire = @splat(std.mem.zeroes(Wire)),
-};
+pub fn Model(comptime mutation: core_file.Mutation) type {
+    return struct {
+        const Self = @This();
+        pub const Core = core_file.CoreOf(mutation);
 
-const Copy = extern struct {
-    present: bool = false,
-    writable: bool = false,
-    data: [2]u8 = .{ 0, 0 },
-};
-const Twin = extern struct { used: bool = false, data: [2]u8 = .{ 0, 0 } };
-
-const Thread = extern struct {
-    next_op: u8 = 0,
-    blocked: bool = false,
-    page: u8 = 0,
-    write: bool = false,
-};
-
-const FaultEvent = extern struct { page: u8 = 0, write: bool = false };
-
-const NodeState = extern struct {
-    access: [pages_max]types.Access = @splat(.invalid),
-    directory: [pages_max]core_file.Entry = @splat(.{}),
-    transactions: [transactions_max]core_file.Transaction = @splat(.{}),
-    pendings: [pendings_max]core_file.Pending = @splat(.{}),
-    memory: [pages_max]Copy = @splat(.{}),
-    twins: [pages_max]Twin = @splat(.{}),
-    thread: Thread = .{},
-    event_count: u8 = 0,
-    events: [events_max]FaultEvent = @splat(.{}),
-};
-
-pub const Transition = union(enum) {
-    deliver: struct { from: u8, to: u8 },
-    /// The shell reads the oldest fault event.
-    fault: u8,
-    /// The thread performs its next operation, or faults; for free operations `op` says which.
-    run: struct { node: u8, op: Op },
-    /// The kernel's root page table becomes known to node 0.
-    root,
-};
-
-pub const World = extern struct {
-    nodes: [nodes_max]NodeState = @splat(.{}),
-    lanes: [nodes_max][nodes_max]Lane = @splat(@splat(.{})),
-    /// What every readable copy of a strict page must contain.
-    last: [pages_max][2]u8 = @splat(.{ 0, 0 }),
-    rooted: bool = false,
-
-    pub fn bytes(self: *const World) []const u8 {
-        return std.mem.asBytes(self);
-    }
-};
-
-/// One transition being made: the world it changes and the shape it lives in.
-pub const Model = struct {
-    shape: *const Shape,
-    world: *World,
-
-    fn core(self: *Model, node: u8) Core {
-        const n = &self.world.nodes[node];
-        return .{
-            .config = .{
-                .node = node,
-                .node_count = self.shape.nodes,
-                .page_count = self.shape.pages,
-                .home = homes(self.shape),
-                .replicate = self.shape.replicate,
-                .threads = 1,
-                .mutation = self.shape.mutation,
-            },
-            .access_of = n.access[0..self.shape.pages],
-            .directory = n.directory[0..self.shape.pages],
-            .transactions = &n.transactions,
-            .pendings = &n.pendings,
+        const Machine = struct {
+            content: [pages_max]Content = @splat(@splat(0)),
+            present: [pages_max]bool = @splat(false),
+            writable: [pages_max]bool = @splat(false),
+            twin: [pages_max]Content = @splat(@splat(0)),
+            /// Level + 1 of a replica, else 0.
+            replica: [pages_max]u8 = @splat(0),
+            thread: Thread = .{},
+            held: [lane_max]Held = undefined,
+            held_count: u8 = 0,
         };
-    }
 
-    fn step(self: *Model, node: u8, event: types.Event, data: [2]u8) Violation!void {
-        var out: Actions = .empty;
-        var c = self.core(node);
-        c.step(event, &out);
-        var staged: Staged = .{};
-        try self.perform(node, out.slice(), data, &staged);
-        try self.release(node, &staged);
-        try self.check();
-    }
+        settings: Settings,
+        cores: [nodes_max]Core,
+        machines: [nodes_max]Machine = @splat(.{}),
+        lanes: [nodes_max][nodes_max]Lane = @splat(@splat(.{})),
+        truth: [pages_max]Content = @splat(@splat(0)),
+        now: u64 = 0,
+        messages: u64 = 0,
+        /// Content of the message being delivered.
+        arriving: Content = @splat(0),
 
-    const Outgoing = struct { to: u8, wire: Wire };
-    const Staged = struct { items: [16]Outgoing = undefined, count: usize = 0 };
-
-    fn perform(
-        self: *Model,
-        node: u8,
-        actions: []const types.Action,
-        data: [2]u8,
-        staged: *Staged,
-    ) Violation!void {
-        const n = &self.world.nodes[node];
-        for (actions) |action| switch (action) {
-            .install => |i| {
-                if (n.memory[i.page].present) return error.MappingWrong;
-                const content = if (i.source == .zero) [2]u8{ 0, 0 } else data;
-                const writable = i.access == .exclusive;
-                n.memory[i.page] = .{ .present = true, .writable = writable, .data = content };
-                if (i.wake) wake(n, i.page);
-            },
-            .protect => |p| {
-                if (!n.memory[p].present) return error.MappingWrong;
-                n.memory[p].writable = false;
-            },
-            .unprotect => |p| {
-                if (!n.memory[p].present) return error.MappingWrong;
-                n.memory[p].writable = true;
-                wake(n, p);
-            },
-            .drop => |p| n.memory[p] = .{},
-            .wake => |p| wake(n, p),
-            .install_replica => |r| {
-                if (n.memory[r.page].present) return error.MappingWrong;
-                n.memory[r.page] = .{ .present = true, .writable = true, .data = data };
-                n.twins[r.page] = .{ .used = true, .data = data };
-                wake(n, r.page);
-                try self.children(node, @intCast(r.page), r.level, staged);
-            },
-            .twin => |t| {
-                n.twins[t.page] = .{ .used = true, .data = n.memory[t.page].data };
-                try self.children(node, @intCast(t.page), t.level, staged);
-            },
-            .forget_replica => |p| n.twins[p] = .{},
-            .patch => |p| {
-                const old: u8 = @truncate(p.old);
-                const new: u8 = @truncate(p.new);
-                const current = n.memory[p.page].data[p.index];
-                if (current != old and current != new) return error.EntryConflict;
-                n.memory[p.page].data[p.index] = new;
-                n.twins[p.page].data[p.index] = new;
-            },
-            .send => |s| {
-                const copy = n.memory[s.msg.page];
-                if (s.msg.hasData() and !copy.present) return error.MappingWrong;
-                if (s.msg.hasData() and copy.writable) return error.CopiedWhileWritable;
-                const content = if (s.msg.hasData()) copy.data else [2]u8{ 0, 0 };
-                const wire: Wire = .{ .msg = s.msg, .data = content };
-                staged.items[staged.count] = .{ .to = s.to, .wire = wire };
-                staged.count += 1;
-            },
-            .fatal => return error.EntryConflict,
-        };
-    }
-
-    fn children(self: *Model, node: u8, page: u8, level: u8, staged: *Staged) Violation!void {
-        const n = &self.world.nodes[node];
-        if (level != 4 or n.twins[page].data[0] == 0) return;
-        var out: Actions = .empty;
-        var c = self.core(node);
-        c.step(.{ .child = .{ .parent = page, .index = 256, .page = 1, .level = 1 } }, &out);
-        try self.perform(node, out.slice(), .{ 0, 0 }, staged);
-    }
-
-    /// The scan of replicas comes before the sends, unless the planted defect says otherwise.
-    fn release(self: *Model, node: u8, staged: *Staged) Violation!void {
-        var tells = false;
-        for (staged.items[0..staged.count]) |s| tells = tells or s.wire.msg.tells();
-        if (self.shape.diff_late) self.send(node, staged);
-        if (self.shape.replicate and tells) try self.scan(node);
-        if (!self.shape.diff_late) self.send(node, staged);
-    }
-
-    fn send(self: *Model, node: u8, staged: *Staged) void {
-        for (staged.items[0..staged.count]) |s| {
-            const lane = &self.world.lanes[node][s.to];
-            lane.items[lane.count] = s.wire;
-            lane.count += 1;
+        pub fn init(a: []const std.mem.Allocator, settings: Settings) !Self {
+            var self: Self = .{ .settings = settings, .cores = undefined };
+            for (0..settings.nodes) |n| self.cores[n] = try .init(a[n], .{
+                .node = @intCast(n),
+                .node_count = settings.nodes,
+                .page_count = settings.pages,
+                .home = settings.homes,
+                .replicate = settings.replicate,
+                .hold_ns_max = settings.hold_ns_max,
+                .threads = settings.threads,
+                .tables_max = 4,
+                .migratory_unchecked_max = 1,
+            });
+            return self;
         }
-        staged.count = 0;
-    }
 
-    fn scan(self: *Model, node: u8) Violation!void {
-        const n = &self.world.nodes[node];
-        for (0..self.shape.pages) |p| for (0..2) |i| {
-            if (!n.twins[p].used or n.twins[p].data[i] == n.memory[p].data[i]) continue;
-            const old = n.twins[p].data[i];
-            const new = n.memory[p].data[i];
-            n.twins[p].data[i] = new;
+        pub fn deinit(self: *Self) void {
+            for (self.cores[0..self.settings.nodes]) |*core| core.deinit();
+        }
+
+        pub fn inFlight(self: *const Self) usize {
+            var n: usize = 0;
+            for (self.lanes) |row| for (row) |lane| {
+                n += lane.count;
+            };
+            return n;
+        }
+
+        /// Runs the thread's operation: done, or blocked in a fault, or (a taken lock) as before.
+        pub fn run(self: *Self, n: usize) Failure!void {
+            const machine = &self.machines[n];
+            const op = machine.thread.op;
+            const p = op.page;
+            const writes = op.kind != .load and op.kind != .await_set;
+            if (!machine.present[p] or (writes and !machine.writable[p])) {
+                machine.thread.blocked = true;
+                return self.step(n, .{ .fault = .{
+                    .page = p,
+                    .write = writes,
+                    .thread = 0,
+                    .now = self.now,
+                } });
+            }
+            try self.execute(n, op);
+        }
+
+        fn execute(self: *Self, n: usize, op: Op) Failure!void {
+            const machine = &self.machines[n];
+            const at = &machine.content[op.page][op.word];
+            const last = &self.truth[op.page][op.word];
+            if (at.* != last.*) return error.StaleRead;
+            switch (op.kind) {
+                .load => {},
+                // Looks again: the model never runs it twice in a row without anything between.
+                .await_set => if (at.* == 0) return,
+                .lock => {
+                    if (at.* != 0) return;
+                    at.* = 1;
+                },
+                .unlock => at.* = 0,
+                .store => at.* = if (op.value == 0xff) at.* +% 1 else op.value,
+            }
+            last.* = at.*;
+            machine.thread.busy = false;
+            machine.thread.pc += 1;
+        }
+
+        pub fn deliver(self: *Self, from: usize, to: usize) Failure!void {
+            const e = self.lanes[from][to].pop();
+            self.arriving = e.data;
+            self.cores[to].validate(@intCast(from), e.msg) catch return error.Refused;
+            try self.step(to, .{ .message = .{
+                .from = @intCast(from),
+                .msg = e.msg,
+                .now = self.now,
+            } });
+        }
+
+        /// One event through a node: memory actions, scan, sends.
+        pub fn step(self: *Self, n: usize, event: types.Event) Failure!void {
+            var before: [pages_max]u32 = undefined;
+            for (0..self.settings.pages) |p| before[p] = self.cores[n].directory[p].version;
+            try self.stepOnly(n, event);
+            for (0..self.settings.pages) |p| {
+                if (self.cores[n].directory[p].version < before[p]) return error.VersionShrank;
+            }
+            try self.releaseHeld(n);
+            try self.checkWriters();
+        }
+
+        fn stepOnly(self: *Self, n: usize, event: types.Event) Failure!void {
             var out: Actions = .empty;
-            var c = self.core(node);
-            const child: types.Page = 1;
-            const table = p == 0 and i == 0;
-            c.step(.{
-                .replica_changed = .{
+            self.cores[n].step(event, &out);
+            var staged: [64]Held = undefined;
+            const count = try self.perform(n, out.slice(), &staged);
+            var tells = false;
+            for (staged[0..count]) |s| tells = tells or s.envelope.msg.tells();
+            const late = self.settings.shell_bug == .diff_late;
+            if (tells and !late) try self.scan(n);
+            for (staged[0..count]) |s| self.post(n, s.to, s.envelope);
+            if (tells and late) try self.scan(n);
+            try self.learnChildren(n, event);
+        }
+
+        fn perform(
+            self: *Self,
+            n: usize,
+            actions: []const types.Action,
+            staged: *[64]Held,
+        ) Failure!usize {
+            const m = &self.machines[n];
+            var count: usize = 0;
+            var early: [pages_max]Content = m.content;
+            for (actions) |action| switch (action) {
+                .install => |i| {
+                    if (m.present[i.page]) return error.BadInstall;
+                    m.present[i.page] = true;
+                    m.writable[i.page] = i.access == .exclusive;
+                    m.content[i.page] = if (i.source == .zero) @splat(0) else self.arriving;
+                    early[i.page] = m.content[i.page];
+                    if (i.wake) wake(m, i.page);
+                },
+                .protect => |p| {
+                    if (!m.present[p]) return error.BadInstall;
+                    early[p] = m.content[p];
+                    // The wrong order copies first; a store that waits to run gets in between.
+                    const op = m.thread.op;
+                    if (self.settings.shell_bug == .copy_before_protect and m.thread.busy and
+                        !m.thread.blocked and op.kind == .store and op.page == p and m.writable[p])
+                        try self.execute(n, op);
+                    m.writable[p] = false;
+                },
+                .unprotect => |p| {
+                    if (!m.present[p]) return error.BadInstall;
+                    m.writable[p] = true;
+                    wake(m, p);
+                },
+                .drop => |p| m.present[p] = false,
+                .wake => |p| wake(m, p),
+                .twin => |t| {
+                    m.twin[t.page] = m.content[t.page];
+                    m.replica[t.page] = t.level + 1;
+                },
+                .forget_replica => |p| m.replica[p] = 0,
+                .patch => |p| try patch(m, p.page, p.index, p.old, p.new),
+                .send => |s| {
+                    const wrong = self.settings.shell_bug == .copy_before_protect;
+                    const data = if (wrong) early[s.msg.page] else m.content[s.msg.page];
+                    if (s.msg.hasData() and !m.present[s.msg.page]) return error.BadInstall;
+                    staged[count] = .{ .to = s.to, .sequence = 0, .envelope = .{
+                        .msg = s.msg,
+                        .data = if (s.msg.hasData()) data else @splat(0),
+                    } };
+                    count += 1;
+                },
+                .fatal => return error.Conflict,
+            };
+            return count;
+        }
+
+        fn wake(m: *Machine, p: Page) void {
+            if (m.thread.blocked and m.thread.op.page == p) m.thread.blocked = false;
+        }
+
+        fn patch(m: *Machine, p: Page, index: u16, old: u64, new: u64) Failure!void {
+            if (m.replica[p] == 0) return error.Conflict;
+            const at = &m.content[p][index - first_entry];
+            if (at.* != old and at.* != new) return error.Conflict;
+            at.* = @intCast(new);
+            m.twin[p][index - first_entry] = @intCast(new);
+        }
+
+        /// An entry is the page it points at + 100; smaller numbers are leaves and data.
+        fn childOf(self: *const Self, level: u8, entry: u8) ?Page {
+            if (level < 2 or entry < 100) return null;
+            return if (entry - 100 < self.settings.pages) entry - 100 else null;
+        }
+
+        /// Word of tables leaves at once, what else follows from it behind a scan of its own.
+        fn scan(self: *Self, n: usize) Failure!void {
+            var later: [64]Held = undefined;
+            const count = try self.scanOnce(n, &later);
+            if (count == 0) return;
+            try self.scan(n);
+            for (later[0..count]) |s| self.post(n, s.to, s.envelope);
+        }
+
+        fn scanOnce(self: *Self, n: usize, later: *[64]Held) Failure!usize {
+            const m = &self.machines[n];
+            var waiting: usize = 0;
+            for (0..self.settings.pages) |p| for (0..words) |w| {
+                if (m.replica[p] == 0) continue;
+                const old = m.twin[p][w];
+                const new = m.content[p][w];
+                if (old == new) continue;
+                m.twin[p][w] = new;
+                const level = m.replica[p] - 1;
+                var out: Actions = .empty;
+                self.cores[n].step(.{ .replica_changed = .{
                     .page = @intCast(p),
-                    // Entry 0 stands for the first entry of the kernel's half.
-                    .index = if (p == 0) 256 else 0,
+                    .index = @intCast(first_entry + w),
                     .old = old,
                     .new = new,
-                    .old_child = if (table and old != 0) child else null,
-                    .new_child = if (table and new != 0) child else null,
-                },
-            }, &out);
-            var staged: Staged = .{};
-            try self.perform(node, out.slice(), .{ 0, 0 }, &staged);
-            for (staged.items[0..staged.count]) |*s| {
-                const diff = s.wire.msg.kind == @backingInt(types.MsgKind.diff);
-                if (diff) s.wire.msg.index = @intCast(i);
-            }
-            self.send(node, &staged);
-        };
-    }
-
-    fn wake(n: *NodeState, page: types.Page) void {
-        if (n.thread.blocked and n.thread.page == page) n.thread.blocked = false;
-    }
-
-    pub fn apply(self: *Model, transition: Transition) Violation!void {
-        switch (transition) {
-            .deliver => |d| {
-                const lane = &self.world.lanes[d.from][d.to];
-                const wire = lane.items[0];
-                std.mem.copyForwards(Wire, lane.items[0 .. lane_max - 1], lane.items[1..]);
-                lane.count -= 1;
-                lane.items[lane.count] = std.mem.zeroes(Wire);
-                const c = self.core(d.to);
-                c.validate(d.from, wire.msg) catch return error.MessageRefused;
-                const event: types.Event = .{
-                    .message = .{ .from = d.from, .msg = wire.msg, .now = 0 },
-                };
-                try self.step(d.to, event, wire.data);
-            },
-            .fault => |node| {
-                const n = &self.world.nodes[node];
-                const e = n.events[0];
-                std.mem.copyForwards(FaultEvent, n.events[0 .. events_max - 1], n.events[1..]);
-                n.event_count -= 1;
-                n.events[n.event_count] = .{};
-                const event: types.Event = .{
-                    .fault = .{ .page = e.page, .write = e.write, .thread = 0, .now = 0 },
-                };
-                try self.step(node, event, .{ 0, 0 });
-            },
-            .root => {
-                self.world.rooted = true;
-                try self.step(0, .{ .root = .{ .page = 0 } }, .{ 0, 0 });
-            },
-            .run => |r| try self.run(r.node, r.op),
+                    .old_child = self.childOf(level, old),
+                    .new_child = self.childOf(level, new),
+                } }, &out);
+                var staged: [64]Held = undefined;
+                const count = try self.perform(n, out.slice(), &staged);
+                for (staged[0..count]) |s| {
+                    if (s.envelope.msg.isTableWord()) {
+                        self.post(n, s.to, s.envelope);
+                        continue;
+                    }
+                    later[waiting] = s;
+                    waiting += 1;
+                }
+            };
+            return waiting;
         }
-    }
 
-    fn run(self: *Model, node: u8, op: Op) Violation!void {
-        const n = &self.world.nodes[node];
-        const copy = &n.memory[op.page];
-        const write = op.kind == .write or op.kind == .store;
-        if (!copy.present or (write and !copy.writable)) {
-            n.thread.blocked = true;
-            n.thread.page = op.page;
-            n.thread.write = write;
-            n.events[n.event_count] = .{ .page = op.page, .write = write };
-            n.event_count += 1;
-            return;
-        }
-        switch (op.kind) {
-            .read => {},
-            .write => self.put(node, op.page, (copy.data[0] + 1) & 3),
-            .store => self.put(node, op.page, op.value),
-            // Enabled only when it holds.
-            .await => {},
-            .expect => if (copy.data[0] != op.value) return error.OrderLost,
-        }
-        n.thread.next_op += 1;
-        try self.check();
-    }
-
-    fn put(self: *Model, node: u8, page: u8, value: u8) void {
-        self.world.nodes[node].memory[page].data[0] = value;
-        self.world.last[page][0] = value;
-    }
-
-    /// The invariants of every state.
-    fn check(self: *Model) Violation!void {
-        for (0..self.shape.pages) |p| {
-            var writers: u32 = 0;
-            var present: u32 = 0;
-            var replica = false;
-            for (self.world.nodes[0..self.shape.nodes]) |n| {
-                replica = replica or n.twins[p].used;
-                if (!n.memory[p].present) continue;
-                present += 1;
-                writers += @intFromBool(n.memory[p].writable);
-            }
-            if (replica) continue;
-            if (writers > 1 or (writers == 1 and present > 1)) return error.WriterNotAlone;
-            for (self.world.nodes[0..self.shape.nodes]) |n| {
-                if (n.memory[p].present and n.memory[p].data[0] != self.world.last[p][0]) {
-                    return error.StaleCopy;
+        /// The children of tables that became replicas in this step.
+        fn learnChildren(self: *Self, n: usize, event: types.Event) Failure!void {
+            if (!self.settings.replicate or event == .child) return;
+            const m = &self.machines[n];
+            for (0..self.settings.pages) |p| {
+                if (m.replica[p] == 0) continue;
+                const level = m.replica[p] - 1;
+                for (0..words) |w| {
+                    const child = self.childOf(level, m.twin[p][w]) orelse continue;
+                    if (self.cores[n].tables.find(child) != null) continue;
+                    try self.stepOnly(n, .{ .child = .{
+                        .parent = @intCast(p),
+                        .index = @intCast(first_entry + w),
+                        .page = child,
+                        .level = level - 1,
+                    } });
                 }
             }
         }
-    }
 
-    /// At rest: nothing in flight, every thread done, directory and nodes agree.
-    pub fn checkRest(self: *Model) Violation!void {
-        for (self.world.nodes[0..self.shape.nodes], 0..) |n, i| {
-            if (n.thread.blocked) return error.Deadlock;
-            if (n.thread.next_op < self.opCount(@intCast(i))) return error.Deadlock;
-        }
-        for (0..self.shape.pages) |p| {
-            const home = self.shape.homes[p];
-            const entry = self.world.nodes[home].directory[p];
-            for (self.world.nodes[0..self.shape.nodes], 0..) |n, i| {
-                const listed: types.Access = switch (entry.state) {
-                    .untouched => .invalid,
-                    .shared => if (entry.sharers >> @intCast(i) & 1 != 0) .shared else .invalid,
-                    .exclusive => if (entry.owner == i) .exclusive else .invalid,
-                    .replicated => .replicated,
-                };
-                if (n.access[p] != listed) return error.DirectoryWrong;
-                if (n.memory[p].present != (listed != .invalid)) return error.DirectoryWrong;
+        /// Diffs and their acknowledgements go at once; the rest waits for the gate, in order.
+        fn post(self: *Self, n: usize, to: Node, e: Envelope) void {
+            const m = &self.machines[n];
+            const free = e.msg.isTableWord();
+            const sequence = self.cores[n].gate();
+            const gated = self.settings.nodes > 2 and self.settings.shell_bug != .no_gate;
+            const passed = m.held_count == 0 and self.cores[n].gatePassed(sequence);
+            if (!free and gated and !passed) {
+                m.held[m.held_count] = .{ .to = to, .sequence = sequence, .envelope = e };
+                m.held_count += 1;
+                return;
             }
-            for (self.world.nodes[home].transactions) |t| if (t.open) return error.DirectoryWrong;
+            self.messages += 1;
+            self.lanes[n][to].push(e);
         }
-    }
 
-    pub fn opCount(self: *const Model, node: u8) u8 {
-        if (self.shape.free_ops != 0) return self.shape.free_ops;
-        return @intCast(self.shape.programs[node].len);
-    }
-};
-
-fn homes(shape: *const Shape) []const core_file.HomeRange {
-    // One range a page, in static storage per home assignment.
-    const Table = struct {
-        const all = blk: {
-            var list: [27][pages_max]core_file.HomeRange = undefined;
-            for (0..27) |k| {
-                const digits = [3]u8{ k / 9, k / 3 % 3, k % 3 };
-                for (0..pages_max) |p| list[k][p] = .{ .first_page = p, .node = digits[p] };
+        fn releaseHeld(self: *Self, n: usize) Failure!void {
+            const m = &self.machines[n];
+            while (m.held_count > 0 and self.cores[n].gatePassed(m.held[0].sequence)) {
+                const h = m.held[0];
+                m.held_count -= 1;
+                for (0..m.held_count) |i| m.held[i] = m.held[i + 1];
+                self.messages += 1;
+                self.lanes[n][h.to].push(h.envelope);
             }
-            break :blk list;
-        };
-    };
-    const h = shape.homes;
-    return &Table.all[@as(usize, h[0]) * 9 + h[1] * 3 + h[2]];
-}
-
-/// Every transition enabled in the world.
-pub fn enabled(shape: *const Shape, world: *const World, out: *[64]Transition) []Transition {
-    var count: usize = 0;
-    for (0..shape.nodes) |from| for (0..shape.nodes) |to| {
-        if (world.lanes[from][to].count == 0) continue;
-        out[count] = .{ .deliver = .{ .from = @intCast(from), .to = @intCast(to) } };
-        count += 1;
-    };
-    if (shape.replicate and !world.rooted and world.nodes[0].memory[0].present) {
-        out[count] = .root;
-        count += 1;
-    }
-    for (world.nodes[0..shape.nodes], 0..) |n, i| {
-        if (n.event_count > 0) {
-            out[count] = .{ .fault = @intCast(i) };
-            count += 1;
         }
-        if (n.thread.blocked) continue;
-        // A woken thread may also do something else first: an interrupt came in between.
-        if (shape.free_ops != 0) {
-            if (n.thread.next_op >= shape.free_ops) continue;
-            for (0..shape.pages) |p| for ([_]bool{ false, true }) |write| {
-                const op: Op = .{ .kind = if (write) .write else .read, .page = @intCast(p) };
-                if (n.event_count == events_max and faults(n, op)) continue;
-                out[count] = .{ .run = .{ .node = @intCast(i), .op = op } };
-                count += 1;
-            };
-            continue;
-        }
-        const program = shape.programs[i];
-        if (n.thread.next_op >= program.len) continue;
-        const op = program[n.thread.next_op];
-        if (n.event_count == events_max and faults(n, op)) continue;
-        const sees = faults(n, op) or n.memory[op.page].data[0] == op.value;
-        if (op.kind == .await and !sees) continue;
-        out[count] = .{ .run = .{ .node = @intCast(i), .op = op } };
-        count += 1;
-    }
-    return out[0..count];
-}
 
-fn faults(n: NodeState, op: Op) bool {
-    const write = op.kind == .write or op.kind == .store;
-    const copy = n.memory[op.page];
-    return !copy.present or (write and !copy.writable);
+        fn checkWriters(self: *const Self) Failure!void {
+            for (0..self.settings.pages) |p| {
+                var present: usize = 0;
+                var writers: usize = 0;
+                for (self.machines[0..self.settings.nodes]) |*m| {
+                    if (!m.present[p]) continue;
+                    present += 1;
+                    if (m.writable[p] and m.replica[p] == 0) writers += 1;
+                }
+                if (writers > 0 and present > 1 and !self.settings.replicate) {
+                    return error.TwoWriters;
+                }
+                if (writers > 1) return error.TwoWriters;
+            }
+        }
+
+        /// Nothing to do and nothing left over.
+        pub fn checkQuiet(self: *const Self) Failure!void {
+            for (self.cores[0..self.settings.nodes], 0..) |*core, n| {
+                const m = &self.machines[n];
+                if (m.thread.busy or m.held_count > 0) return error.Stuck;
+                if (core.pending.free_count != core.pending.items.len) return error.Stuck;
+                if (core.txns.free_count != core.txns.items.len) return error.Stuck;
+                for (0..self.settings.pages) |p| {
+                    const access = core.local[p];
+                    if (m.present[p] != (access != .invalid)) return error.AuditFailed;
+                    const writable = access == .exclusive or access == .replicated;
+                    if (m.present[p] and m.writable[p] != writable) return error.AuditFailed;
+                }
+            }
+            if (audit_file.audit(self.cores[0..self.settings.nodes]) != null) {
+                return error.AuditFailed;
+            }
+        }
+    };
 }

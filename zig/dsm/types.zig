@@ -11,7 +11,8 @@ pub const node_none: Node = 0xff;
 /// Sharer sets are one byte in a directory entry.
 pub const nodes_max = 8;
 
-/// Entries of a root page table (level 4) from here on map the kernel's half of the address space.
+/// Entries of a root page table (level 4) from here on map the kernel's half of the address space
+/// (canonical addresses, Intel SDM vol. 3A, 4.5).
 pub const kernel_half_first = 256;
 
 pub const MsgKind = enum(u8) {
@@ -26,35 +27,37 @@ pub const MsgKind = enum(u8) {
     /// home -> sharer: drop it, ack to `requester`.
     invalidate = 6,
     /// home or owner -> requester. flag_data: the page follows; flag_exclusive, flag_zero
-    /// (content is zeroes, nothing follows), flag_more: another grant brings what is missing;
-    /// `acks` to await.
+    /// (content is zeroes, nothing follows); neither: the requester's copy serves; `acks` to await.
     grant = 7,
     /// sharer -> requester.
     ack = 8,
     /// requester -> home: closes the transaction.
     done = 9,
-    /// any -> home: make this page-table page replicated.
+    /// any -> home: this page is the root of the kernel's page tables, replicate it.
     replicate = 10,
-    /// home -> owner or sharer: give the page back to the home (start of a replicate transaction).
-    recall = 11,
-    /// holder -> home, flag_data: answer to recall.
-    returned = 12,
-    /// home -> every node, flag_data: install writable, keep a twin.
+    /// home -> every node. flag_data: take a read-only copy of the table (`index` = its level,
+    /// `old` = its parent's page). Without: every node has one, make it writable with a twin.
     replica = 13,
     replica_ack = 14,
-    /// 8-byte entry `index` of a replicated page changed from `old` to `new`.
+    /// 8-byte entry `index` of a replicated page changed from `old` to `new`. `age` holds the pages
+    /// both point at (new in the high half), `version` the sequence to acknowledge.
     diff = 15,
-    /// Acknowledges diffs up to sequence `old` (more than two nodes).
+    /// Acknowledges diffs and unreplicates up to sequence `version` (more than two nodes).
     diff_ack = 16,
-    /// The page is strict again, owned by `requester`; drop the replica.
+    /// No longer a table, owned by the sender alone: drop the replica. `version` as in diff.
     unreplicate = 17,
-    unreplicate_ack = 18,
 };
 
 pub const flag_data: u8 = 1;
 pub const flag_exclusive: u8 = 2;
 pub const flag_zero: u8 = 4;
-pub const flag_more: u8 = 8;
+/// replica_ack: this node knows no table at that place (any more) and did not take the replica.
+pub const flag_refused: u8 = 8;
+
+/// Action.fatal: one entry took more tables out of use than a step can say.
+pub const fatal_unlinked: u32 = 1;
+
+pub const page_none: Page = 0xffff_ffff;
 
 pub const Msg = extern struct {
     kind: u8,
@@ -78,6 +81,15 @@ pub const Msg = extern struct {
         return switch (@as(MsgKind, @fromBackingInt(@intCast(self.kind)))) {
             .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,
             else => true,
+        };
+    }
+
+    /// Whether the message brings word of replicated page tables itself: it leaves at once, ahead
+    /// of everything that tells.
+    pub fn isTableWord(self: Msg) bool {
+        return switch (@as(MsgKind, @fromBackingInt(@intCast(self.kind)))) {
+            .diff, .diff_ack, .unreplicate => true,
+            else => false,
         };
     }
 
@@ -114,12 +126,10 @@ pub const Event = union(enum) {
         old_child: ?Page = null,
         new_child: ?Page = null,
     },
-    /// The table that pointed at this one is no page table any more.
-    unlinked: struct { page: Page },
     /// A page that is the root of the guest kernel's page tables.
     root: struct { page: Page },
-    /// A replica was just installed here (by the action of that name): its present non-leaf entries
-    /// are page tables of the next level; the shell reports each child once.
+    /// A replica came to be here (action twin): its present non-leaf entries are page tables of the
+    /// next level; the shell reports each child once.
     child: struct { parent: Page, index: u16, page: Page, level: u8 },
 };
 
@@ -140,9 +150,8 @@ pub const Action = union(enum) {
     drop: Page,
     /// Wake waiters without changing anything: they will fault again or go on.
     wake: Page,
-    /// Map writable with a twin; page-table level 4..1 (0 = not known yet).
-    install_replica: struct { page: Page, source: Source, level: u8 },
-    /// The local exclusive page becomes a replica in place: take its twin.
+    /// The local page, still write-protected, becomes a replica in place (level 4..1): take its
+    /// twin.
     twin: struct { page: Page, level: u8 },
     /// No longer replicated here; the copy stays (exclusive) unless dropped by its own action.
     forget_replica: Page,

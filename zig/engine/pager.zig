@@ -19,13 +19,14 @@ const Core = core_file.Core;
 const Actions = core_file.Actions;
 const Lane = @import("../transport/lane.zig").Lane;
 const frame = @import("../transport/frame.zig");
+const Gate = @import("gate.zig").Gate;
 const Inbox = @import("inbox.zig").Inbox;
-const Holds = @import("holds.zig").Holds;
 const Ram = @import("../memory/ram.zig").Ram;
 const uffd_api = @import("../base/uffd_api.zig");
 const Uffd = @import("../memory/uffd.zig").Uffd;
 const Mailbox = @import("../memory/mailbox.zig").Mailbox;
-const Faults = @import("../memory/faults.zig").Faults;
+const faults_file = @import("../memory/faults.zig");
+const Faults = faults_file.Faults;
 const replicas_file = @import("../memory/replicas.zig");
 const Replicas = replicas_file.Replicas;
 
@@ -75,11 +76,10 @@ pub const Error = error{ SystemCall, OutOfMemory, ThreadFailed };
 /// True on the shard's own thread.
 threadlocal var on_shard: bool = false;
 
-const staged_max = 64;
-const staged_pages_max = 16;
-
-/// How much is staged: what a nested step may send and free without touching the rest.
-const Mark = struct { sends: usize, pages: u8 };
+/// Every action of a step can be a send, and the scan before it leaves adds the few that follow
+/// from changed page tables.
+const staged_max = 2 * Actions.capacity;
+const staged_pages_max = 32;
 
 const Staged = struct { to: u8, msg: types.Msg, data: ?u8 };
 
@@ -99,7 +99,6 @@ pub const Pager = struct {
     heard: [abi.nodes_max]u64 = @splat(0),
     pinged_ns: u64 = 0,
     handler: Handler,
-    holds: Holds,
     stats: *abi.EngineStats,
     /// Times each page came from another node: what `--report` lists.
     transfers: []u16,
@@ -111,8 +110,8 @@ pub const Pager = struct {
     faults_hold: bool,
     /// State of the vCPUs at the last full scan that found them all at rest.
     scanned: ?Stillness = null,
-    /// Tables below replicas that have just ended, for the scan that ended them.
-    orphans: std.ArrayList(u32) = .empty,
+    /// More than two nodes: what waits for acknowledgements of diffs.
+    gate: Gate,
     staged: [staged_max]Staged = undefined,
     staged_count: usize = 0,
     staged_pages: *[staged_pages_max]PageBytes,
@@ -147,10 +146,10 @@ pub const Pager = struct {
             .core_config = undefined,
             .homes = undefined,
             .replicas = .{ .allocator = allocator },
+            .gate = .{ .allocator = allocator },
             .faults = .{ .stats = stats },
             .mailbox = mailbox,
             .handler = handler,
-            .holds = .{ .max_ns = settings.hold_ns_max },
             .stats = stats,
             .transfers = transfers,
             .staged_pages = pages,
@@ -162,7 +161,8 @@ pub const Pager = struct {
             .page_count = ram.pageCount(),
             .home = self.homeRanges(),
             .replicate = settings.replicate,
-            .threads = @import("../memory/faults.zig").threads_max,
+            .hold_ns_max = settings.hold_ns_max,
+            .threads = faults_file.threads_max,
         };
         self.core = try Core.init(allocator, self.core_config);
         errdefer self.core.deinit();
@@ -201,9 +201,10 @@ pub const Pager = struct {
 
     fn sendSpan(self: *Pager, nodes: u32, payload: []const u8) void {
         self.scan();
+        self.sendStaged();
         var rest = nodes;
         while (rest != 0) : (rest &= rest - 1) {
-            self.queue(@intCast(@ctz(rest)), frame.Kind.span, &.{payload});
+            self.queueInOrder(@intCast(@ctz(rest)), frame.Kind.span, &.{payload});
         }
     }
 
@@ -255,9 +256,6 @@ pub const Pager = struct {
         const idle_ns: u64 = @min(self.settings.peer_timeout_ns / 4, std.time.ns_per_s);
         var timeout_ns = @max(idle_ns, std.time.ns_per_ms);
         if (self.core.nextDeadline()) |deadline| {
-            timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
-        }
-        if (self.holds.deadline()) |deadline| {
             timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
         }
         const timeout: linux.timespec = .{
@@ -315,9 +313,8 @@ pub const Pager = struct {
     fn resetPages(self: *Pager) void {
         self.uffd.dropRange(0, self.ram.pageCount()) catch self.refused("drop all", 0);
         self.replicas.clear();
-        self.orphans.clearRetainingCapacity();
+        self.gate.clear();
         self.scanned = null;
-        self.holds.clear();
         self.core.deinit();
         self.core = Core.init(self.allocator, self.core_config) catch {
             last_words.fatal("no memory for page states at reset", .{});
@@ -358,11 +355,8 @@ pub const Pager = struct {
                 const invalidate = msg.kind == @backingInt(types.MsgKind.invalidate);
                 self.stats.invalidations += @intFromBool(invalidate);
                 const now = sys.monotonicNs();
-                if (self.holds.postpone(from, msg, now)) {
-                    self.stats.revokes_deferred += 1;
-                    return;
-                }
                 self.step(.{ .message = .{ .from = from, .msg = msg, .now = now } }, data);
+                self.openGate();
             },
             .span => self.handler.receive(self.handler.context, from, payload),
             .ping => self.queue(from, frame.Kind.pong, &.{payload}),
@@ -377,9 +371,6 @@ pub const Pager = struct {
         _ = self.faults.oldest(now);
         if (self.core.nextDeadline()) |deadline| {
             if (now >= deadline) self.step(.{ .tick = .{ .now = now } }, null);
-        }
-        while (self.holds.due(now)) |d| {
-            self.step(.{ .message = .{ .from = d.from, .msg = d.msg, .now = now } }, null);
         }
         const ping = now -| self.pinged_ns >= self.settings.peer_timeout_ns / 4;
         if (ping) self.pinged_ns = now;
@@ -416,9 +407,12 @@ pub const Pager = struct {
     fn step(self: *Pager, event: types.Event, data: ?*const PageBytes) void {
         var out: Actions = .empty;
         self.core.step(event, &out);
+        self.stats.revokes_deferred = self.core.stats.revokes_deferred;
         self.perform(out.slice(), data);
         self.release();
         while (self.children.pop()) |child| {
+            // A scan since may have found the entry changed: then that event was the newer word.
+            if (!self.stillLinked(child)) continue;
             out = .empty;
             self.core.step(child, &out);
             self.perform(out.slice(), null);
@@ -426,23 +420,52 @@ pub const Pager = struct {
         }
     }
 
-    /// Sends what perform() staged, after the diffs they may depend on.
+    /// Sends what perform() staged, after the diffs it may depend on.
     fn release(self: *Pager) void {
-        // The scan stages and sends behind what is staged already: that stays where it is.
         for (self.staged[0..self.staged_count]) |s| {
             if (s.msg.tells()) {
                 self.scan();
                 break;
             }
         }
-        self.sendStagedFrom(.{ .sends = 0, .pages = 0 });
+        self.sendStaged();
+    }
+
+    fn sendStaged(self: *Pager) void {
+        for (self.staged[0..self.staged_count]) |s| {
+            const data = if (s.data) |slot| &self.staged_pages[slot] else null;
+            self.sendMessage(s.to, s.msg, data);
+        }
+        self.staged_count = 0;
+        self.staged_page_count = 0;
     }
 
     fn sendMessage(self: *Pager, to: u8, msg: types.Msg, data: ?*const PageBytes) void {
+        const head = std.mem.asBytes(&msg);
+        if (msg.isTableWord()) return self.queue(to, frame.Kind.protocol, &.{head});
         if (data) |bytes| {
             self.stats.pages_sent += 1;
-            self.queue(to, frame.Kind.protocol, &.{ std.mem.asBytes(&msg), bytes });
-        } else self.queue(to, frame.Kind.protocol, &.{std.mem.asBytes(&msg)});
+            self.queueInOrder(to, frame.Kind.protocol, &.{ head, bytes });
+        } else self.queueInOrder(to, frame.Kind.protocol, &.{head});
+    }
+
+    /// Behind whatever waits for peers to take this node's page-table entries.
+    fn queueInOrder(self: *Pager, to: u8, kind: frame.Kind, parts: []const []const u8) void {
+        const sequence = self.core.gate();
+        if (self.gate.isEmpty() and self.core.gatePassed(sequence)) {
+            return self.queue(to, kind, parts);
+        }
+        self.gate.hold(to, kind, sequence, parts) catch {
+            last_words.fatal("no memory for messages that wait for page-table entries", .{});
+        };
+    }
+
+    fn openGate(self: *Pager) void {
+        while (self.gate.first()) |held| {
+            if (!self.core.gatePassed(held.sequence)) return;
+            self.queue(held.to, held.kind, &.{held.bytes});
+            self.gate.pass();
+        }
     }
 
     /// Executes memory actions in order and stages sends, copying the pages they carry.
@@ -459,15 +482,9 @@ pub const Pager = struct {
                 self.uffd.wake(page) catch self.refused("wake", page);
                 self.woken(page);
             },
-            .install_replica => |r| {
-                self.install(r.page, .replicated, r.source, true, data);
-                // Writable from here on: the twin is what came, not what the page holds by now.
-                self.adopt(r.page, r.level, contentOf(r.source, data) orelse unreachable);
-            },
             // Still write-protected: the page holds what was sent.
             .twin => |t| self.adopt(t.page, t.level, self.ram.pageBytes(t.page)),
             .forget_replica => |page| {
-                self.noteOrphans(page);
                 self.replicas.remove(page);
                 self.stats.replicated_pages = self.replicas.list.items.len;
             },
@@ -505,12 +522,9 @@ pub const Pager = struct {
         };
     }
 
-    /// The page's waiters run on; if they waited for another node, the page stays for a while. The
-    /// hold counts from the wake.
+    /// The page's waiters run on.
     fn woken(self: *Pager, page: u32) void {
-        const now = sys.monotonicNs();
-        const waited_ns = self.faults.woken(page, now);
-        if (self.core.access(page) == .exclusive) self.holds.begin(page, waited_ns, now);
+        _ = self.faults.woken(page, sys.monotonicNs());
     }
 
     fn stage(self: *Pager, to: u8, msg: types.Msg) void {
@@ -560,17 +574,12 @@ pub const Pager = struct {
         }
     }
 
-    /// The tables that a replica which ends here pointed at, as far as both nodes know.
-    fn noteOrphans(self: *Pager, page: u32) void {
-        const at = self.replicas.find(page) orelse return;
-        const replica = self.replicas.list.items[at];
-        if (replica.level < 2) return;
-        for (replica.twin) |entry| {
-            const child = self.childOf(entry, replica.level) orelse continue;
-            self.orphans.append(self.allocator, child) catch {
-                last_words.fatal("no memory for unlinked page tables", .{});
-            };
-        }
+    /// Whether the agreed content of the parent still points at the child.
+    fn stillLinked(self: *const Pager, event: types.Event) bool {
+        const c = event.child;
+        const at = self.replicas.find(c.parent) orelse return false;
+        const r = self.replicas.list.items[at];
+        return self.childOf(r.twin[c.index], r.level) == c.page;
     }
 
     /// The next-level table an entry points at, if it is one and lies in RAM.
@@ -620,7 +629,12 @@ pub const Pager = struct {
             std.meta.eql(before_scan.?, self.scanned.?)) return;
         self.stats.replica_scans += 1;
         self.scanned = null;
-        self.scanAll();
+        while (true) {
+            const staged_before = self.staged_count;
+            self.scanAll();
+            // What follows from a change carries pages protected since: behind a scan of its own.
+            if (self.staged_count == staged_before) break;
+        }
         // Still the same afterwards: nobody ran during the scan either.
         const after_scan = self.stillness() orelse return;
         const rested = before_scan != null and std.meta.eql(before_scan.?, after_scan);
@@ -641,39 +655,26 @@ pub const Pager = struct {
                 .old_child = self.childOf(change.old, change.level),
                 .new_child = self.childOf(change.new, change.level),
             } }, &out);
-            const kept = self.mark();
-            self.orphans.clearRetainingCapacity();
+            const first = self.staged_count;
             self.perform(out.slice(), null);
-            self.sendStagedFrom(kept);
-            self.unlinkOrphans(kept);
+            self.sendTableWords(first);
             // A removal moves replicas under the cursor.
             if (self.replicas.list.items.len != before) cursor = .{};
         }
     }
 
-    /// Tables below an unlinked one become strict with it, before anything else is sent: the guest
-    /// frees them together. Their own children follow.
-    fn unlinkOrphans(self: *Pager, kept: Mark) void {
-        while (self.orphans.pop()) |page| {
-            var out: Actions = .empty;
-            self.core.step(.{ .unlinked = .{ .page = page } }, &out);
-            self.perform(out.slice(), null);
-            self.sendStagedFrom(kept);
+    /// Of what was staged since `first`: word of page tables leaves now, the rest stays staged.
+    fn sendTableWords(self: *Pager, first: usize) void {
+        var kept = first;
+        for (self.staged[first..self.staged_count]) |s| {
+            if (s.msg.isTableWord()) {
+                self.sendMessage(s.to, s.msg, null);
+                continue;
+            }
+            self.staged[kept] = s;
+            kept += 1;
         }
-    }
-
-    fn mark(self: *const Pager) Mark {
-        return .{ .sends = self.staged_count, .pages = self.staged_page_count };
-    }
-
-    /// Sends what was staged since the mark, now, and frees the page copies it used.
-    fn sendStagedFrom(self: *Pager, since: Mark) void {
-        for (self.staged[since.sends..self.staged_count]) |s| {
-            const data = if (s.data) |slot| &self.staged_pages[slot] else null;
-            self.sendMessage(s.to, s.msg, data);
-        }
-        self.staged_count = since.sends;
-        self.staged_page_count = since.pages;
+        self.staged_count = kept;
     }
 
     /// The kernel refused what the protocol's invariants allow: page state is no longer known.

@@ -1,0 +1,97 @@
+//! The explorer's bounds for every test run, and the planted bugs it must find.
+
+const std = @import("std");
+const core_file = @import("core.zig");
+const explorer = @import("explorer.zig");
+const scenarios = @import("scenarios.zig");
+const model_file = @import("model.zig");
+
+fn explore(
+    name: []const u8,
+    comptime bug: core_file.Mutation,
+    o: explorer.Options,
+) !explorer.Result {
+    const r = try explorer.Explorer(bug).run(std.heap.page_allocator, o);
+    std.debug.print("explorer: {s}: {d} states, {d} transitions, {d} quiet, depth {d}{s}\n", .{
+        name, r.states, r.transitions, r.quiet, r.depth, if (r.cut) " (cut)" else "",
+    });
+    if (r.failure) |f| std.debug.print("explorer: {s}: found {t}\n", .{ name, f });
+    return r;
+}
+
+fn sound(name: []const u8, o: explorer.Options) !explorer.Result {
+    const r = try explore(name, .none, o);
+    if (r.failure) |f| return f;
+    try std.testing.expect(!r.cut and r.quiet > 0);
+    return r;
+}
+
+fn finds(name: []const u8, comptime bug: core_file.Mutation, o: explorer.Options) !void {
+    const r = try explore(name, bug, o);
+    try std.testing.expect(r.failure != null);
+}
+
+test "two nodes, one page" {
+    _ = try sound("2 nodes, 1 page, 4 operations", .{ .operations = 4 });
+}
+
+test "two nodes, two pages with two homes" {
+    _ = try sound("2 nodes, 2 pages, 3 operations", scenarios.two_pages);
+}
+
+test "three nodes, one page" {
+    _ = try sound("3 nodes, 1 page, 2 operations", .{ .nodes = 3, .operations = 2 });
+}
+
+test "planted bugs are found" {
+    const three: explorer.Options = .{ .nodes = 3, .operations = 2 };
+    try finds("early grant", .early_grant, three);
+    try finds("acks counted twice", .ack_twice, three);
+    try finds("stale upgrade", .stale_upgrade, .{ .operations = 3 });
+    try finds("owner changes under a forward", .owner_change, three);
+    try finds("copy before protect", .none, .{
+        .operations = 3,
+        .shell_bug = .copy_before_protect,
+    });
+}
+
+test "replicated page tables, two nodes" {
+    for (scenarios.tables, 0..) |o, i| {
+        var name: [64]u8 = undefined;
+        const n = try std.fmt.bufPrint(&name, "2 nodes, replicated tables, homes {d}", .{i});
+        const r = try sound(n, o);
+        try std.testing.expect(r.replicated > 0);
+        if (i % 6 < 4) try std.testing.expect(r.unreplicated > 0);
+    }
+}
+
+test "tables below a table that goes" {
+    for (scenarios.deep) |o| {
+        const r = try sound("2 nodes, tables below a freed table", o);
+        try std.testing.expect(r.replicated == 3 and r.unreplicated == 2);
+    }
+}
+
+test "replicated page tables, three nodes, with a barrier" {
+    for (scenarios.tables_of_three, 0..) |o, i| {
+        var name: [64]u8 = undefined;
+        const n = try std.fmt.bufPrint(&name, "3 nodes, replicated tables {d}", .{i});
+        const r = try sound(n, o);
+        try std.testing.expect(r.replicated > 0);
+        if (i != scenarios.ungated) try std.testing.expect(r.unreplicated > 0);
+    }
+}
+
+test "holds, deadlines at any time" {
+    _ = try sound("2 nodes, 2 pages, 2 operations, holds", scenarios.held);
+}
+
+test "planted bugs of replication are found" {
+    var late = scenarios.tables[0];
+    late.shell_bug = .diff_late;
+    try finds("diff after the message that depends on it", .none, late);
+    var open = scenarios.tables_of_three[scenarios.ungated];
+    open.shell_bug = .no_gate;
+    try finds("nobody waits for diffs to arrive", .none, open);
+    try finds("a freed table stays replicated", .keep_orphan, scenarios.tables[scenarios.handover]);
+}

@@ -1,0 +1,444 @@
+//! Replicated page tables. Where the hardware's walk of the guest's page tables writes accessed
+//! bits, strictly shared kernel tables livelock; so they are writable on every node, and their
+//! changes travel as 8-byte entries ahead of every message that could tell of them.
+//!
+//! Every node knows the tables by following entries from the root, each in its own copies. A table
+//! becomes replicated by a transaction at its home: fetch the only copy, give every node a
+//! read-only one (share), then let every node write (go). A node that knows of no such table
+//! (any more) refuses, and the page stays shared and strict: always correct. Whoever clears the
+//! entry that leads to a table owns the page from then on, and says so before anything else.
+
+const std = @import("std");
+const types = @import("types.zig");
+const core_file = @import("core.zig");
+const home = @import("home.zig");
+const hold = @import("hold.zig");
+const Actions = core_file.Actions;
+const Txn = core_file.Txn;
+const Page = types.Page;
+const Node = types.Node;
+
+/// Replicate transactions a home has open at a time.
+pub const window = 4;
+/// A refusal can mean that the other node has not heard of the table yet (more than two nodes).
+const tries_max = 16;
+/// Largest depth of tables below one whose entry was cleared.
+const depth_max = 4;
+
+const root_level = 4;
+
+pub const Table = struct {
+    page: Page = types.page_none,
+    /// page_none for the root.
+    parent: Page = types.page_none,
+    level: u8 = 0,
+    tries: u8 = 0,
+    /// In the home's queue of tables to replicate.
+    wanted: bool = false,
+};
+
+pub const Replicas = struct {
+    /// Tables whose home is here and that wait for a transaction, in order.
+    wants: []Page,
+    first: usize = 0,
+    count: usize = 0,
+    /// Replicate transactions open here.
+    active: u8 = 0,
+    /// Pages replicated on this node.
+    live: u64 = 0,
+    /// Diffs sent, and how far each node has acknowledged them.
+    sequence: u32 = 0,
+    acknowledged: [types.nodes_max]u32 = @splat(0),
+
+    pub fn init(a: std.mem.Allocator, config: core_file.Config) !Replicas {
+        return .{ .wants = try a.alloc(Page, config.tables_max) };
+    }
+
+    pub fn deinit(self: *Replicas, a: std.mem.Allocator) void {
+        a.free(self.wants);
+    }
+};
+
+fn others(self: anytype) u8 {
+    const all: u8 = @intCast((@as(u16, 1) << @intCast(self.config.node_count)) - 1);
+    return all & ~home.bit(self.config.node);
+}
+
+/// To every other node.
+fn broadcast(self: anytype, kind: types.MsgKind, msg: types.Msg, out: *Actions) void {
+    var rest = others(self);
+    while (rest != 0) : (rest &= rest - 1) out.send(@intCast(@ctz(rest)), kind, msg);
+}
+
+/// A root was sampled here, or a peer says that it sampled one.
+pub fn root(self: anytype, page: Page, out: *Actions) void {
+    if (!self.config.replicate) return;
+    if (!self.isHome(page)) {
+        out.send(self.homeOf(page), .replicate, .{
+            .kind = 0,
+            .requester = self.config.node,
+            .page = page,
+            .index = root_level,
+        });
+        return;
+    }
+    learn(self, page, types.page_none, root_level, out);
+}
+
+/// An entry of `parent`, as this node sees it, points at the table `page`.
+pub fn learn(self: anytype, page: Page, parent: Page, level: u8, out: *Actions) void {
+    if (!self.config.replicate or self.tables.find(page) != null) return;
+    if (parent != types.page_none and self.local[parent] != .replicated) return;
+    if (!record(self, page, parent, level)) return;
+    if (self.isHome(page)) want(self, self.tables.find(page).?, out);
+}
+
+fn record(self: anytype, page: Page, parent: Page, level: u8) bool {
+    if (self.tables.full()) {
+        self.stats.tables_full += 1;
+        return false;
+    }
+    _ = self.tables.put(page, .{ .parent = parent, .level = level });
+    return true;
+}
+
+fn want(self: anytype, table: *Table, out: *Actions) void {
+    if (table.wanted) return;
+    table.wanted = true;
+    const r = &self.replicas;
+    // A page is in the queue at most once while it is a table, but a table that went and came back
+    // may leave its old place behind.
+    if (r.count == r.wants.len) return;
+    r.wants[(r.first + r.count) % r.wants.len] = table.page;
+    r.count += 1;
+    startNext(self, out);
+}
+
+fn startNext(self: anytype, out: *Actions) void {
+    const r = &self.replicas;
+    while (r.count > 0 and r.active < window) {
+        const page = r.wants[r.first];
+        r.first = (r.first + 1) % r.wants.len;
+        r.count -= 1;
+        const table = self.tables.find(page) orelse continue;
+        if (!table.wanted) continue;
+        table.wanted = false;
+        if (self.directory[page].state == .replicated) continue;
+        r.active += 1;
+        home.request(self, page, .{
+            .node = self.config.node,
+            .kind = .replicate,
+            .version = 0,
+            .age = 0,
+        }, out);
+    }
+}
+
+/// The replicate transaction's turn: this node, the home, becomes the page's only owner first.
+pub fn fetch(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
+    const me = self.config.node;
+    const entry = &self.directory[page];
+    if (entry.state == .untouched and self.local[page] == .invalid) {
+        // An entry that points at a page nobody has touched is no table worth replicating.
+        return finish(self, page, txn, out);
+    }
+    if (self.local[page] == .exclusive) return share(self, page, txn, out);
+    // A fault of this node that waits in the queue is served by the same grant.
+    home.forgetRequest(txn, me);
+    if (self.pending.find(page)) |p| {
+        p.* = .{ .page = page, .kind = .replicate };
+    } else {
+        if (self.pending.full()) {
+            self.stats.replications_aborted += 1;
+            return finish(self, page, txn, out);
+        }
+        _ = self.pending.put(page, .{ .kind = .replicate });
+    }
+    home.take(self, page, .{
+        .node = me,
+        .kind = .get_exclusive,
+        .version = self.versions[page],
+        .age = 0,
+    }, out);
+}
+
+/// This node has the only copy: every other node takes one, read-only.
+pub fn share(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
+    const table = self.tables.find(page) orelse return finish(self, page, txn, out);
+    std.debug.assert(self.local[page] == .exclusive);
+    const entry = &self.directory[page];
+    txn.phase = .share;
+    txn.missing = others(self);
+    txn.refused = 0;
+    out.add(.{ .protect = page });
+    self.local[page] = .shared;
+    self.versions[page] = entry.version;
+    entry.state = .shared;
+    entry.owner = self.config.node;
+    entry.sharers = home.bit(self.config.node);
+    broadcast(self, .replica, .{
+        .kind = 0,
+        .flags = types.flag_data,
+        .page = page,
+        .version = entry.version,
+        .index = table.level,
+        .old = table.parent,
+    }, out);
+    if (txn.missing == 0) advance(self, page, txn, out);
+}
+
+/// replica: a copy to take, or leave to write.
+pub fn offered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
+    const page = msg.page;
+    const parent: Page = @intCast(msg.old);
+    if (msg.hasData() and parent == types.page_none and self.tables.find(page) == null) {
+        _ = record(self, page, parent, root_level);
+    }
+    const known = self.tables.find(page) != null;
+    var accepted = known;
+    if (!msg.hasData()) {
+        accepted = known and (self.local[page] == .shared or self.local[page] == .replicated);
+        if (accepted and self.local[page] == .shared) makeLive(self, page, out);
+    } else if (accepted) {
+        if (self.pending.find(page) != null) self.pending.remove(page);
+        self.local[page] = .shared;
+        self.versions[page] = msg.version;
+        out.add(.{ .install = .{
+            .page = page,
+            .access = .shared,
+            .source = .message,
+            .wake = true,
+        } });
+        hold.woken(self, page);
+    }
+    out.send(from, .replica_ack, .{
+        .kind = 0,
+        .flags = if (accepted) 0 else types.flag_refused,
+        .requester = self.config.node,
+        .page = page,
+    });
+}
+
+/// The shared copy becomes writable, with a twin. Waiters run.
+fn makeLive(self: anytype, page: Page, out: *Actions) void {
+    out.add(.{ .twin = .{ .page = page, .level = self.tables.find(page).?.level } });
+    out.add(.{ .unprotect = page });
+    self.local[page] = .replicated;
+    self.replicas.live += 1;
+    self.stats.replicated += 1;
+    if (self.pending.find(page) != null) self.pending.remove(page);
+    hold.woken(self, page);
+}
+
+/// replica_ack: what that node asked for before is settled if it took the copy.
+pub fn answered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
+    const page = msg.page;
+    const txn = self.txns.find(page).?;
+    txn.missing &= ~home.bit(from);
+    if (msg.flags & types.flag_refused != 0) {
+        txn.refused |= home.bit(from);
+    } else {
+        home.forgetRequest(txn, from);
+        const entry = &self.directory[page];
+        if (txn.phase == .share) entry.sharers |= home.bit(from);
+    }
+    if (txn.missing == 0) advance(self, page, txn, out);
+}
+
+fn advance(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
+    if (txn.phase == .go) return finish(self, page, txn, out);
+    const table = self.tables.find(page);
+    if (table == null or txn.refused != 0) {
+        self.stats.replications_aborted += 1;
+        if (table) |t| {
+            t.tries += 1;
+            if (t.tries < tries_max) want(self, t, out);
+        }
+        return finish(self, page, txn, out);
+    }
+    txn.phase = .go;
+    txn.missing = others(self);
+    home.forgetRequest(txn, self.config.node);
+    self.directory[page].state = .replicated;
+    broadcast(self, .replica, .{ .kind = 0, .page = page, .old = types.page_none }, out);
+    makeLive(self, page, out);
+    if (txn.missing == 0) finish(self, page, txn, out);
+}
+
+/// Closes the replicate transaction, whatever became of it.
+fn finish(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
+    self.replicas.active -= 1;
+    home.next(self, page, txn, out);
+    startNext(self, out);
+}
+
+pub const Change = struct {
+    page: Page,
+    index: u16,
+    old: u64,
+    new: u64,
+    old_child: ?Page,
+    new_child: ?Page,
+};
+
+/// This node's guest changed an entry of a replica.
+pub fn changed(self: anytype, c: Change, out: *Actions) void {
+    // Forgotten within the same scan: its owner's bytes are the truth.
+    if (self.local[c.page] != .replicated) return;
+    const moved = c.old_child != c.new_child;
+    if (moved) if (c.old_child) |child| orphan(self, child, depth_max, out);
+    if (self.local[c.page] != .replicated) return;
+    self.stats.diffs += 1;
+    self.replicas.sequence +%= 1;
+    const old_child: u64 = c.old_child orelse types.page_none;
+    const new_child: u64 = c.new_child orelse types.page_none;
+    broadcast(self, .diff, .{
+        .kind = 0,
+        .requester = self.config.node,
+        .page = c.page,
+        .version = self.replicas.sequence,
+        .index = c.index,
+        .age = old_child | new_child << 32,
+        .old = c.old,
+        .new = c.new,
+    }, out);
+    if (moved) if (c.new_child) |child| link(self, c.page, c.index, child, out);
+}
+
+fn link(self: anytype, parent: Page, index: u16, child: Page, out: *Actions) void {
+    const table = self.tables.find(parent) orelse return;
+    if (table.level < 2) return;
+    if (table.level == root_level and index < types.kernel_half_first) return;
+    learn(self, child, parent, table.level - 1, out);
+}
+
+/// This node's guest took the table out of use: the page is this node's, and strict, from now on.
+/// What hung below it goes first: it can be freed without its entries being cleared one by one.
+fn orphan(self: anytype, page: Page, depth: u8, out: *Actions) void {
+    if (self.tables.find(page) == null) return;
+    if (@TypeOf(self.*).bug == .keep_orphan) return;
+    if (out.count + 2 * types.nodes_max > Actions.capacity) {
+        return out.add(.{ .fatal = .{ .page = page, .code = types.fatal_unlinked } });
+    }
+    removeBelow(self, page, depth, orphan, out);
+    if (self.local[page] != .replicated) return;
+    self.stats.unreplicated += 1;
+    self.replicas.live -= 1;
+    out.add(.{ .forget_replica = page });
+    self.local[page] = .exclusive;
+    self.replicas.sequence +%= 1;
+    broadcast(self, .unreplicate, .{
+        .kind = 0,
+        .requester = self.config.node,
+        .page = page,
+        .version = self.replicas.sequence,
+    }, out);
+    if (self.isHome(page)) taken(self, self.config.node, page, out);
+}
+
+/// Forgets the table, and does the same to each one below it. A rare event, so it may look at
+/// all tables there are.
+fn removeBelow(
+    self: anytype,
+    page: Page,
+    depth: u8,
+    comptime each: anytype,
+    out: *Actions,
+) void {
+    const level = self.tables.find(page).?.level;
+    self.tables.remove(page);
+    if (level < 2 or depth == 0) return;
+    for (self.tables.items) |t| {
+        if (t.page == types.page_none or t.parent != page) continue;
+        each(self, t.page, depth - 1, out);
+        if (out.count > 0 and out.items[out.count - 1] == .fatal) return;
+    }
+}
+
+/// At the home: `owner` alone has the page.
+fn taken(self: anytype, owner: Node, page: Page, out: *Actions) void {
+    const entry = &self.directory[page];
+    entry.* = .{ .state = .exclusive, .owner = owner, .version = entry.version +% 1 };
+    const txn = self.txns.find(page) orelse return;
+    if (txn.phase == .parked) home.next(self, page, txn, out);
+}
+
+/// unreplicate: the sender owns the page.
+pub fn unreplicated(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
+    const page = msg.page;
+    if (self.tables.find(page) != null) removeBelow(self, page, depth_max, unlink, out);
+    if (self.local[page] == .replicated) {
+        self.stats.unreplicated += 1;
+        self.replicas.live -= 1;
+        out.add(.{ .forget_replica = page });
+    }
+    if (self.local[page] != .invalid) out.add(.{ .drop = page });
+    self.local[page] = .invalid;
+    if (self.isHome(page)) taken(self, from, page, out);
+    acknowledge(self, from, msg.version, out);
+}
+
+/// A peer's guest changed an entry.
+pub fn diff(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
+    defer acknowledge(self, from, msg.version, out);
+    const page = msg.page;
+    if (self.tables.find(page) == null) return;
+    // The peer was let write; the home's word to this node is still under way.
+    if (self.local[page] == .shared) makeLive(self, page, out);
+    if (self.local[page] != .replicated) return;
+    out.add(.{ .patch = .{ .page = page, .index = msg.index, .old = msg.old, .new = msg.new } });
+    const old_child: Page = @truncate(msg.age);
+    const new_child: Page = @intCast(msg.age >> 32);
+    if (old_child == new_child) return;
+    if (old_child != types.page_none) unlink(self, old_child, depth_max, out);
+    if (new_child != types.page_none) link(self, page, msg.index, new_child, out);
+}
+
+/// A peer took the table out of use. If that peer had a replica it owns the page and said so
+/// before. If not, nobody may write to it any more without asking: copies become plain shared ones.
+fn unlink(self: anytype, page: Page, depth: u8, out: *Actions) void {
+    if (@TypeOf(self.*).bug == .keep_orphan) return;
+    if (self.tables.find(page) == null) return;
+    // Replicated everywhere, yet the peer knew of no table here (an entry elsewhere led to it,
+    // too): the home takes it out of use.
+    const settled = self.isHome(page) and self.txns.find(page) == null;
+    if (settled and self.local[page] == .replicated) return orphan(self, page, depth, out);
+    if (out.count + 2 * types.nodes_max > Actions.capacity) {
+        return out.add(.{ .fatal = .{ .page = page, .code = types.fatal_unlinked } });
+    }
+    removeBelow(self, page, depth, unlink, out);
+    if (self.local[page] != .replicated) return;
+    self.stats.unreplicated += 1;
+    self.replicas.live -= 1;
+    out.add(.{ .protect = page });
+    out.add(.{ .forget_replica = page });
+    self.local[page] = .shared;
+    if (!self.isHome(page)) return;
+    const entry = &self.directory[page];
+    entry.state = .shared;
+    self.versions[page] = entry.version;
+}
+
+fn acknowledge(self: anytype, to: Node, sequence: u32, out: *Actions) void {
+    if (self.config.node_count == 2) return;
+    out.send(to, .diff_ack, .{
+        .kind = 0,
+        .requester = self.config.node,
+        .page = 0,
+        .version = sequence,
+    });
+}
+
+pub fn acknowledged(self: anytype, from: Node, sequence: u32) void {
+    self.replicas.acknowledged[from] = sequence;
+}
+
+pub fn gatePassed(self: anytype, sequence: u32) bool {
+    if (self.config.node_count == 2) return true;
+    var rest = others(self);
+    while (rest != 0) : (rest &= rest - 1) {
+        const behind = sequence -% self.replicas.acknowledged[@ctz(rest)];
+        if (behind != 0 and behind < 1 << 31) return false;
+    }
+    return true;
+}

@@ -1,0 +1,220 @@
+//! A node's half of the protocol: faults become requests, grants and acks become access, and
+//! revokes take copies away. Write access = data and grant and every ack. Giving a page away is
+//! always protect, copy (in the send), drop.
+
+const std = @import("std");
+const types = @import("types.zig");
+const core_file = @import("core.zig");
+const home = @import("home.zig");
+const hold = @import("hold.zig");
+const Actions = core_file.Actions;
+const Page = types.Page;
+const Node = types.Node;
+
+pub fn fault(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actions) void {
+    if (is_write) self.stats.faults_write += 1 else self.stats.faults_read += 1;
+    hold.begin(self, thread, page, out);
+    const access = self.local[page];
+    if (access == .exclusive or access == .replicated) {
+        // A write-protect fault that raced with the page's own install: nothing is missing.
+        out.add(.{ .unprotect = page });
+        return hold.woken(self, page);
+    }
+    if (access == .shared and !is_write) {
+        out.add(.{ .wake = page });
+        return hold.woken(self, page);
+    }
+    if (self.pending.find(page) != null) return;
+    const at_home = self.isHome(page);
+    if (at_home and self.directory[page].state == .untouched and self.txns.find(page) == null) {
+        self.directory[page] = .{
+            .state = .exclusive,
+            .owner = self.config.node,
+            .version = 1,
+        };
+        self.versions[page] = 1;
+        self.local[page] = .exclusive;
+        self.stats.local += 1;
+        out.add(.{ .install = .{
+            .page = page,
+            .access = .exclusive,
+            .source = .zero,
+            .wake = true,
+        } });
+        return hold.woken(self, page);
+    }
+    if (self.pending.full()) {
+        // The thread faults again until a record is free.
+        self.stats.requests_full += 1;
+        out.add(.{ .wake = page });
+        return hold.woken(self, page);
+    }
+    self.stats.remote += 1;
+    ask(self, page, is_write, thread, out);
+}
+
+fn ask(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actions) void {
+    const kind: core_file.RequestKind = if (self.local[page] == .shared)
+        .upgrade
+    else if (is_write) .get_exclusive else .get_shared;
+    if (kind == .upgrade) self.stats.upgrades += 1;
+    _ = self.pending.put(page, .{ .kind = kind });
+    const me = self.config.node;
+    const age = hold.ageOf(self, thread);
+    const version = self.versions[page];
+    if (self.isHome(page)) {
+        return home.request(self, page, .{
+            .node = me,
+            .kind = kind,
+            .version = version,
+            .age = age,
+        }, out);
+    }
+    const message_kind: types.MsgKind = switch (kind) {
+        .get_shared => .get_shared,
+        .get_exclusive => .get_exclusive,
+        .upgrade => .upgrade,
+        .replicate => unreachable,
+    };
+    out.send(self.homeOf(page), message_kind, .{
+        .kind = 0,
+        .requester = me,
+        .page = page,
+        .version = version,
+        .age = age,
+    });
+}
+
+pub fn grant(self: anytype, msg: types.Msg, out: *Actions) void {
+    const p = self.pending.find(msg.page).?;
+    std.debug.assert(!p.granted);
+    p.granted = true;
+    p.exclusive = msg.flags & types.flag_exclusive != 0;
+    p.zero = msg.flags & types.flag_zero != 0;
+    p.version = msg.version;
+    p.acks_needed = msg.acks;
+    if (!msg.hasData() and !p.zero) {
+        p.installed = true;
+    } else if (msg.hasData() and !ready(self, p)) {
+        // The bytes came with this message: map them read-only until the acks are here. Every
+        // other copy that still exists has the same bytes.
+        p.installed = true;
+        self.local[msg.page] = .shared;
+        out.add(.{ .install = .{
+            .page = msg.page,
+            .access = .shared,
+            .source = .message,
+            .wake = false,
+        } });
+    }
+    complete(self, msg.page, out);
+}
+
+pub fn ack(self: anytype, page: Page, out: *Actions) void {
+    const p = self.pending.find(page).?;
+    p.acks += if (@TypeOf(self.*).bug == .ack_twice) 2 else 1;
+    complete(self, page, out);
+}
+
+fn ready(self: anytype, p: *const core_file.Pending) bool {
+    if (!p.granted) return false;
+    return switch (@TypeOf(self.*).bug) {
+        .early_grant => true,
+        .ack_twice => p.acks >= p.acks_needed,
+        else => p.acks == p.acks_needed,
+    };
+}
+
+fn complete(self: anytype, page: Page, out: *Actions) void {
+    const p = self.pending.find(page) orelse return;
+    if (!ready(self, p)) return;
+    const access: types.Access = if (p.exclusive) .exclusive else .shared;
+    if (!p.installed) {
+        const source: types.Source = if (p.zero) .zero else .message;
+        out.add(.{ .install = .{
+            .page = page,
+            .access = access,
+            .source = source,
+            .wake = true,
+        } });
+    } else if (p.exclusive) {
+        out.add(.{ .unprotect = page });
+    } else out.add(.{ .wake = page });
+    self.local[page] = access;
+    self.versions[page] = p.version;
+    self.pending.remove(page);
+    hold.woken(self, page);
+    if (self.isHome(page)) return home.close(self, page, out);
+    out.send(self.homeOf(page), .done, .{
+        .kind = 0,
+        .requester = self.config.node,
+        .page = page,
+        .version = self.versions[page],
+    });
+}
+
+pub const Revoke = struct {
+    page: Page = types.page_none,
+    kind: types.MsgKind = .invalidate,
+    /// Who gets the page or the ack; none: nobody waits for word.
+    requester: Node = 0,
+    /// The home's own copy, taken for this requester: gets an ack only if it had to wait.
+    for_requester: Node = types.node_none,
+    acks: u8 = 0,
+    version: u32 = 0,
+    age: u64 = 0,
+    /// When it is answered at the latest.
+    until: u64 = 0,
+};
+
+/// True if done at once; else it waits for a chain of faults here.
+pub fn revoke(self: anytype, r: Revoke, out: *Actions) bool {
+    const asker = if (r.requester == types.node_none) r.for_requester else r.requester;
+    // While this node itself waits for more access to the page, it has no use for what it has.
+    if (self.pending.find(r.page) == null and hold.mustDefer(self, r.page, r.age, asker)) {
+        var later = r;
+        later.requester = asker;
+        hold.postpone(self, later);
+        return false;
+    }
+    answer(self, r, out);
+    return true;
+}
+
+pub fn answer(self: anytype, r: Revoke, out: *Actions) void {
+    const page = r.page;
+    var access = self.local[page];
+    if (access == .replicated) {
+        // The home knows before this node that the table is none any more.
+        out.add(.{ .protect = page });
+        out.add(.{ .forget_replica = page });
+        self.replicas.live -= 1;
+        access = .shared;
+    } else if (access == .exclusive) out.add(.{ .protect = page });
+    if (r.kind == .invalidate) {
+        self.stats.invalidations += 1;
+        discard(self, page, out);
+        if (r.requester != types.node_none) {
+            out.send(r.requester, .ack, .{ .kind = 0, .requester = r.requester, .page = page });
+        }
+        return;
+    }
+    const gives_up = r.kind == .forward_exclusive;
+    const exclusive: u8 = if (gives_up) types.flag_exclusive else 0;
+    out.send(r.requester, .grant, .{
+        .kind = 0,
+        .flags = types.flag_data | exclusive,
+        .acks = r.acks,
+        .requester = r.requester,
+        .page = page,
+        .version = r.version,
+    });
+    if (gives_up) return discard(self, page, out);
+    self.local[page] = .shared;
+    self.versions[page] = r.version;
+}
+
+fn discard(self: anytype, page: Page, out: *Actions) void {
+    out.add(.{ .drop = page });
+    self.local[page] = .invalid;
+}

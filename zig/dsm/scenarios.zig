@@ -1,0 +1,202 @@
+//! What the explorer explores: machines and scripts with a name, for the tests and the program.
+
+const core_file = @import("core.zig");
+const explorer = @import("explorer.zig");
+const model_file = @import("model.zig");
+const Op = model_file.Op;
+const HomeRange = core_file.HomeRange;
+
+pub const two_pages: explorer.Options = .{
+    .pages = 2,
+    .operations = 3,
+    .homes = &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = 1, .node = 1 } },
+};
+
+pub const held: explorer.Options = .{
+    .pages = 2,
+    .operations = 2,
+    .homes = two_pages.homes,
+    .hold_ns_max = 1,
+};
+
+/// Pages of the page-table scenarios. An entry is 100 + the page it points at.
+const lock_page = 0;
+const parent = 1;
+const child = 2;
+const link = 100 + child;
+
+/// Where the parent points at the child.
+const slot = 1;
+
+const prepare = [_]Op{
+    .{ .kind = .store, .page = lock_page, .value = 0 },
+    .{ .kind = .store, .page = child, .word = 0, .value = 7 },
+    .{ .kind = .store, .page = parent, .word = slot, .value = link },
+};
+
+const lock: Op = .{ .kind = .lock, .page = lock_page };
+const unlock: Op = .{ .kind = .unlock, .page = lock_page };
+const see: Op = .{ .page = parent, .word = slot };
+
+/// Takes the entry out, then uses the freed page as data.
+const frees = [_]Op{
+    lock,
+    see,
+    .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
+    .{ .page = child, .word = 0 },
+    .{ .kind = .store, .page = child, .word = 0, .value = 20 },
+    unlock,
+};
+
+/// Changes an entry of the table (or the data that the page holds by then), twice.
+const changes = [_]Op{
+    lock,
+    see,
+    .{ .page = child, .word = 0 },
+    .{ .kind = .store, .page = child, .word = 0 },
+    unlock,
+    lock,
+    .{ .page = child, .word = 0 },
+    .{ .kind = .store, .page = child, .word = 0 },
+    unlock,
+};
+
+/// Takes the entry out, says so, then shares the freed page without a lock.
+const hands_over = [_]Op{
+    .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
+    .{ .kind = .store, .page = lock_page, .word = 1, .value = 1 },
+    .{ .kind = .store, .page = child, .word = 0 },
+    .{ .kind = .store, .page = child, .word = 0 },
+};
+
+const takes_over = [_]Op{
+    .{ .kind = .await_set, .page = lock_page, .word = 1 },
+    .{ .kind = .store, .page = child, .word = 0 },
+    .{ .kind = .store, .page = child, .word = 0 },
+};
+
+/// The same with a table that is linked and unlinked at once.
+const links_and_hands_over = [_]Op{
+    .{ .kind = .store, .page = parent, .word = 0, .value = link },
+    .{ .kind = .store, .page = lock_page, .word = 0 },
+    .{ .kind = .store, .page = parent, .word = 0, .value = 0 },
+    .{ .kind = .store, .page = lock_page, .word = 1, .value = 1 },
+    .{ .kind = .store, .page = child, .word = 0 },
+};
+
+const takes_over_once = [_]Op{
+    .{ .kind = .store, .page = child, .word = 1 },
+    .{ .kind = .await_set, .page = lock_page, .word = 1 },
+    .{ .kind = .store, .page = child, .word = 0 },
+};
+
+const changes_once = changes[0..5].*;
+
+const homes = [_][]const HomeRange{
+    &.{.{ .first_page = 0, .node = 0 }},
+    &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = 2, .node = 1 } },
+    &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = 1, .node = 1 } },
+    &.{.{ .first_page = 0, .node = 1 }},
+};
+
+/// The entry that goes leads to a table with a table below it, and that one is reused.
+const grandchild = 3;
+
+const drops_both = [_]Op{
+    .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
+    .{ .kind = .store, .page = lock_page, .word = 1, .value = 1 },
+    .{ .kind = .store, .page = grandchild, .word = 0 },
+    .{ .kind = .store, .page = grandchild, .word = 0 },
+};
+
+const reuses_grandchild = [_]Op{
+    .{ .kind = .await_set, .page = lock_page, .word = 1 },
+    .{ .kind = .store, .page = grandchild, .word = 0 },
+    .{ .kind = .store, .page = grandchild, .word = 0 },
+};
+
+fn deepWith(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
+    var o = tablesWith(home, scripts);
+    o.pages = 4;
+    o.prepare = &.{
+        .{ .kind = .store, .page = grandchild, .word = 0, .value = 3 },
+        .{ .kind = .store, .page = child, .word = 0, .value = 100 + grandchild },
+        .{ .kind = .store, .page = parent, .word = slot, .value = link },
+    };
+    return o;
+}
+
+pub const deep = [_]explorer.Options{
+    deepWith(homes[0], &.{ &drops_both, &reuses_grandchild }),
+    deepWith(homes[1], &.{ &drops_both, &reuses_grandchild }),
+    deepWith(homes[2], &.{ &reuses_grandchild, &drops_both }),
+};
+
+/// The parent starts empty.
+fn linking(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
+    var o = tablesWith(home, scripts);
+    o.prepare = &.{
+        .{ .kind = .store, .page = parent, .word = slot, .value = 1 },
+        .{ .kind = .store, .page = child, .word = 1, .value = 3 },
+    };
+    return o;
+}
+
+/// Index in tables of the first one that hands over.
+pub const handover = 2;
+
+fn tablesWith(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
+    return .{
+        .pages = 3,
+        .homes = home,
+        .scripts = scripts,
+        .prepare = &prepare,
+        .root = parent,
+    };
+}
+
+/// Three nodes: the third one uses the freed page too, or only keeps replicas.
+pub const tables_of_three = [_]explorer.Options{
+    ofThree(homes[0], &.{ &hands_over, &takes_over_once, &.{} }),
+    ofThree(homes[1], &.{ &frees, &.{}, &changes_once }),
+    ofThree(homes[2], &.{ &takes_over_once, &hands_over, &.{} }),
+    linkless(homes[0], &.{ &writes_leaf, &looks, &looks }),
+};
+
+/// A changed leaf, seen by whoever has the lock next, from whomever.
+const writes_leaf = [_]Op{
+    lock,
+    .{ .kind = .store, .page = parent, .word = 0, .value = 5 },
+    unlock,
+};
+const looks = [_]Op{ lock, .{ .page = parent, .word = 0 }, unlock };
+
+/// Index in tables_of_three of one that goes wrong when nobody waits for diffs to arrive.
+pub const ungated = 3;
+
+fn linkless(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
+    var o = linking(home, scripts);
+    o.nodes = 3;
+    o.pages = 2;
+    o.prepare = o.prepare[0..1];
+    return o;
+}
+
+fn ofThree(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
+    var o = tablesWith(home, scripts);
+    o.nodes = 3;
+    return o;
+}
+
+pub const tables = blk: {
+    var list: [6 * homes.len]explorer.Options = undefined;
+    for (homes, 0..) |h, i| {
+        list[6 * i] = tablesWith(h, &.{ &frees, &changes });
+        list[6 * i + 1] = tablesWith(h, &.{ &changes, &frees });
+        list[6 * i + 2] = tablesWith(h, &.{ &hands_over, &takes_over });
+        list[6 * i + 3] = tablesWith(h, &.{ &takes_over, &hands_over });
+        list[6 * i + 4] = linking(h, &.{ &links_and_hands_over, &takes_over_once });
+        list[6 * i + 5] = linking(h, &.{ &takes_over_once, &links_and_hands_over });
+    }
+    break :blk list;
+};

@@ -1,0 +1,134 @@
+//! What a peer may say. Whatever passes here, step() takes without a crash: a peer that lies
+//! otherwise can only spoil memory that it could spoil anyway. Refusal ends the connection.
+
+const std = @import("std");
+const types = @import("types.zig");
+const home = @import("home.zig");
+const replica = @import("replica.zig");
+const Page = types.Page;
+const Node = types.Node;
+
+pub const Error = error{ProtocolViolated};
+
+const entries_per_page = 512;
+
+pub fn validate(self: anytype, from: Node, msg: types.Msg) Error!void {
+    const kind = kindOf(msg.kind) orelse return error.ProtocolViolated;
+    const known = types.flag_data | types.flag_exclusive | types.flag_zero | types.flag_refused;
+    try need(msg.flags & ~@as(u8, known) == 0);
+    try need(from < self.config.node_count and from != self.config.node);
+    try need(msg.page < self.config.page_count);
+    try need(msg.acks < self.config.node_count);
+    try need(!msg.hasData() or kind == .grant or kind == .replica);
+    const at_home = self.isHome(msg.page);
+    const from_home = self.homeOf(msg.page) == from;
+    switch (kind) {
+        .get_shared, .get_exclusive, .upgrade => try need(at_home and canAsk(self, from, msg.page)),
+        .forward_shared, .forward_exclusive, .invalidate => {
+            try need(from_home and isPeer(self, msg.requester));
+            try need(self.local[msg.page] != .invalid);
+            try need(kind != .invalidate or self.local[msg.page] != .exclusive);
+            try need(!hasDeferred(self, msg.page));
+        },
+        .grant => {
+            try need(!at_home or isOwnTurn(self, msg.page));
+            try grant(self, msg);
+        },
+        .ack => {
+            try need(!at_home or isOwnTurn(self, msg.page));
+            const p = self.pending.find(msg.page) orelse return error.ProtocolViolated;
+            const limit = if (p.granted) p.acks_needed else self.config.node_count - 1;
+            try need(p.acks < limit);
+        },
+        .done => {
+            const txn = self.txns.find(msg.page) orelse return error.ProtocolViolated;
+            try need(at_home and txn.phase == .strict and txn.request.node == from);
+        },
+        .replicate => try need(at_home and self.config.replicate),
+        .replica => {
+            try need(from_home and self.config.replicate);
+            try need(msg.old == types.page_none or msg.old < self.config.page_count);
+            if (msg.hasData()) try need(self.local[msg.page] == .invalid);
+        },
+        .replica_ack => {
+            const txn = self.txns.find(msg.page) orelse return error.ProtocolViolated;
+            try need(at_home and (txn.phase == .share or txn.phase == .go));
+            try need(txn.missing & home.bit(from) != 0);
+        },
+        .diff => {
+            try need(self.config.replicate and msg.index < entries_per_page);
+            try need(isChild(self, @truncate(msg.age)) and isChild(self, @intCast(msg.age >> 32)));
+        },
+        .diff_ack => {
+            const ahead = self.replicas.sequence -% msg.version;
+            try need(self.config.node_count > 2 and ahead < 1 << 31);
+        },
+        .unreplicate => {
+            const access = self.local[msg.page];
+            try need(self.config.replicate);
+            try need(access == .replicated or !at_home);
+            try need(access != .exclusive);
+        },
+    }
+}
+
+fn grant(self: anytype, msg: types.Msg) Error!void {
+    const p = self.pending.find(msg.page) orelse return error.ProtocolViolated;
+    try need(!p.granted and p.acks <= msg.acks);
+    const zero = msg.flags & types.flag_zero != 0;
+    try need(!(zero and msg.hasData()));
+    const present = self.local[msg.page] != .invalid;
+    // Content comes exactly where there is none.
+    try need(present != (zero or msg.hasData()));
+    try need(!present or self.local[msg.page] == .shared);
+}
+
+fn kindOf(number: u8) ?types.MsgKind {
+    inline for (@typeInfo(types.MsgKind).@"enum".field_names) |name| {
+        const kind = @field(types.MsgKind, name);
+        if (@backingInt(kind) == number) return kind;
+    }
+    return null;
+}
+
+fn need(ok: bool) Error!void {
+    if (!ok) return error.ProtocolViolated;
+}
+
+/// At the home: the open transaction is this node's own, so somebody owes it an answer.
+fn isOwnTurn(self: anytype, page: Page) bool {
+    const txn = self.txns.find(page) orelse return false;
+    return txn.phase == .strict and txn.request.node == self.config.node;
+}
+
+fn isPeer(self: anytype, node: Node) bool {
+    return node < self.config.node_count and node != self.config.node;
+}
+
+fn isChild(self: anytype, page: Page) bool {
+    return page == types.page_none or page < self.config.page_count;
+}
+
+fn hasDeferred(self: anytype, page: Page) bool {
+    for (self.holds.deferred[0..self.holds.deferred_count]) |r| if (r.page == page) return true;
+    return false;
+}
+
+/// One request of a node for a page at a time, and a record for it.
+fn canAsk(self: anytype, from: Node, page: Page) bool {
+    const txn = self.txns.find(page) orelse {
+        const entry = self.directory[page];
+        return hasRecord(self) and !(entry.state == .exclusive and entry.owner == from);
+    };
+    if (txn.phase == .strict and txn.request.node == from and txn.request.kind != .replicate) {
+        return false;
+    }
+    for (txn.queue[0..txn.queued]) |q| if (q.node == from and q.kind != .replicate) return false;
+    return true;
+}
+
+/// Peers may not use up the records that this node's own requests may need.
+fn hasRecord(self: anytype) bool {
+    const own = self.pending.items.len - self.pending.free_count + self.replicas.active;
+    return self.txns.free_count + own > self.pending.items.len + replica.window;
+}

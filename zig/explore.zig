@@ -1,0 +1,75 @@
+//! Longer explorations of the coherence protocol than the tests afford:
+//! `zig run -O safe zig/explore.zig -- [--nodes N] [--pages N] [--operations N] [--hold] [--tables]
+//! [--states N]`. Ends with status 1 when something was found.
+
+const std = @import("std");
+const explorer = @import("dsm/explorer.zig");
+const scenarios = @import("dsm/scenarios.zig");
+
+const usage =
+    \\explore: every interleaving of a small cluster
+    \\  --nodes N       2 or 3 nodes (2)
+    \\  --pages N       pages, with homes in turn (1)
+    \\  --operations N  free loads and stores of each node's thread (3)
+    \\  --hold          chains of faults hold their pages; deadlines pass at any time
+    \\  --tables        the scenarios of replicated page tables instead
+    \\  --states N      give up beyond so many states (20000000)
+    \\
+;
+
+pub fn main(init: std.process.Init) !void {
+    var o: explorer.Options = .{};
+    var tables = false;
+    var args = init.minimal.args.iterate();
+    _ = args.next();
+    while (args.next()) |arg| {
+        if (std.mem.eql(u8, arg, "--hold")) {
+            o.hold_ns_max = 1;
+        } else if (std.mem.eql(u8, arg, "--tables")) {
+            tables = true;
+        } else {
+            const value = number(args.next()) orelse return refuse(arg);
+            if (std.mem.eql(u8, arg, "--nodes") and value >= 2 and value <= 3) {
+                o.nodes = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--pages") and value >= 1 and value <= 3) {
+                o.pages = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--operations") and value >= 1 and value <= 20) {
+                o.operations = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--states")) {
+                o.states_max = value;
+            } else return refuse(arg);
+        }
+    }
+    o.homes = &.{
+        .{ .first_page = 0, .node = 0 },
+        .{ .first_page = 1, .node = 1 },
+        .{ .first_page = 2, .node = 0 },
+    };
+    if (!tables) return report("free operations", o);
+    for (scenarios.tables) |t| try report("two nodes", t);
+    for (scenarios.tables_of_three) |t| try report("three nodes", t);
+}
+
+fn number(text: ?[]const u8) ?u32 {
+    return std.fmt.parseUnsigned(u32, text orelse return null, 10) catch null;
+}
+
+fn refuse(arg: []const u8) void {
+    const words = "explore: {s}: not an option, or its value is out of range\n{s}";
+    std.debug.print(words, .{ arg, usage });
+    std.process.exit(64);
+}
+
+fn report(name: []const u8, o: explorer.Options) !void {
+    const r = try explorer.Explorer(.none).run(std.heap.page_allocator, o);
+    std.debug.print("{s}: {d} nodes, {d} pages: {d} states, {d} transitions, {d} quiet, " ++
+        "depth {d}: {s}\n", .{
+        name,          o.nodes, o.pages, r.states,
+        r.transitions, r.quiet, r.depth,
+        if (r.failure) |f| @errorName(f) else if (r.cut)
+            "not exhaustive"
+        else
+            "nothing found",
+    });
+    if (r.failure != null) std.process.exit(1);
+}
