@@ -79,9 +79,7 @@ pub const Engine = struct {
         shared: *abi.Shared,
     ) Error!*Engine {
         if (config.vcpu_count > abi.vcpus_max or config.node >= config.node_count or
-            config.node_count > abi.nodes_max or config.ram_range_count > abi.ram_ranges_max or
-            (config.page_tables == @backingInt(abi.PageTables.replicated) and
-                config.node_count > 2))
+            config.node_count > abi.nodes_max or config.ram_range_count > abi.ram_ranges_max)
         {
             return error.ConfigInvalid;
         }

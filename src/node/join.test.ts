@@ -43,7 +43,7 @@ function planOf(port: number, cmdline: string, nodes = 2, peerTimeoutMs = 5000):
     nodes: Array.from({ length: nodes }, (_, id) => ({ id, vcpus: 1, memoryBytes: 2 ** 27 })),
     kernel: "/dev/null",
     cmdline,
-    pageTables: nodes > 2 ? "strict" : "auto",
+    pageTables: "auto",
     options: {
       onReset: "stop",
       clockDilation: 1,

@@ -135,13 +135,6 @@ test("a failure the engine tells keeps its code and hint", async () => {
   expect(unknown.outcome.error.code).toBe("engine_failed");
 });
 
-test("replicated page tables on three nodes are refused before anything runs", async () => {
-  const { outcome } = await run(planOf("plan", 3));
-  if (outcome.kind !== "failed") throw new Error("expected a failure");
-  expect(outcome.error.code).toBe("host_unfit");
-  expect(outcome.error.hint).toContain("--nodes 2");
-});
-
 test("two nodes: plans name each other, one death stops both, no folder stays", async () => {
   const { outcome, console, events } = await run(planOf("plan only=1 exit=9", 2));
   if (outcome.kind !== "failed") throw new Error("expected a failure");

@@ -333,7 +333,6 @@ export class Vm {
     const all = this.members.length === this.plan.nodes.length;
     if (this.stopping || !all || !this.members.every((member) => member.capabilities)) return;
     try {
-      this.checkPageTables();
       this.boot.start(performance.now());
       for (const { engine } of this.members) {
         engine.send({ type: "start", plan: this.planFor(engine.node) });
@@ -348,17 +347,6 @@ export class Vm {
     // One host whose page walks write decides for all: the protocol is one for the VM.
     const any = this.members.some((member) => member.capabilities?.pageTables === "replicated");
     return any && this.plan.nodes.length > 1 ? "replicated" : "strict";
-  }
-
-  /** Diffs of replicated tables rely on the order of one lane: two nodes. */
-  private checkPageTables(): void {
-    const nodes = this.plan.nodes.length;
-    if (this.pageTables() === "strict" || nodes <= 2) return;
-    throw new SsihvError("host_unfit", `replicated page tables on ${nodes} nodes: 2 are possible`, {
-      hint:
-        "use --nodes 2; on Intel hosts kvm_intel.eptad=0 removes the need (ssihv check), " +
-        "then --page-tables strict has no such limit",
-    });
   }
 
   private planFor(node: number): EnginePlan {
