@@ -346,6 +346,10 @@ pub const Engine = struct {
 
     /// Called by each vCPU thread at the top of its loop: parks while paused; false means stop.
     pub fn checkpoint(self: *Engine) bool {
+        while (self.pager) |pager| {
+            if (!pager.mailbox.isCrowded() or self.stopping()) break;
+            pager.mailbox.holdBack();
+        }
         if (self.command.load(.seq_cst) == Command.run) return true;
         while (true) {
             const command = self.command.load(.seq_cst);
