@@ -1,6 +1,5 @@
 // Boots one Linux over two engines on one lab host, once for each variant, and prints a table: what
-// a guest option, a flag of `ssihv run` or another binary changes. Reports only; nothing is judged.
-// bun test/lab/span-bench.ts [--kernel cloud] [--script S] [--rounds N] [NAME=OPTIONS[@FLAGS]]...
+// a guest option or a flag of `ssihv run` changes. It reports; nothing is judged. See --help.
 
 import { parseArgs } from "node:util";
 import { spanCheck } from "../guest/build.ts";
@@ -36,6 +35,7 @@ const usage = `Usage: bun test/lab/span-bench.ts [options] NAME=GUEST OPTIONS@RU
   --script S              runs in the guest ("true")
   --rounds N              times each variant runs, interleaved (1)
   --limit SECONDS         of one boot (420)
+  --binary PATH           a file called ssihv (dist/ssihv)
   --log                   print the guest's output too`;
 
 async function main(argv: string[]): Promise<number> {
@@ -50,6 +50,7 @@ async function main(argv: string[]): Promise<number> {
       script: { type: "string", default: "true" },
       rounds: { type: "string", default: "1" },
       limit: { type: "string", default: "420" },
+      binary: { type: "string", default: BINARY },
       log: { type: "boolean", default: false },
       help: { type: "boolean", short: "h" },
     },
@@ -61,7 +62,7 @@ async function main(argv: string[]): Promise<number> {
   const variants = (positionals.length > 0 ? positionals : ["default"]).map(variantOf);
   const program = await Bun.file(await spanCheck()).bytes();
   const initrd = await guestInitrd([{ path: "bin/span_check", bytes: program }]);
-  const lab = await startLab({ memoryMiB: 3072, files: [BINARY] });
+  const lab = await startLab({ memoryMiB: 3072, files: [values.binary] });
   const nodes = Number(values.nodes);
   let failures = 0;
   try {

@@ -15,6 +15,7 @@ const requester = @import("requester.zig");
 const hold = @import("hold.zig");
 const replica = @import("replica.zig");
 const checks = @import("validate.zig");
+const Memory = @import("page_array.zig").Memory;
 
 const Page = types.Page;
 const Node = types.Node;
@@ -38,6 +39,8 @@ pub const Config = struct {
     tables_max: u16 = 8192,
     /// Exclusive grants to readers of a migratory page until the guess is checked again.
     migratory_unchecked_max: u6 = 31,
+    /// Where the arrays with an entry a page come from; null: from the core's allocator.
+    page_memory: ?Memory = null,
 };
 
 /// Deliberate faults that the explorer must find; .none in every build but tests.
@@ -171,22 +174,22 @@ pub fn Pool(comptime T: type) type {
 
         const Self = @This();
 
-        fn init(a: std.mem.Allocator, count: usize, page_count: u32) !Self {
+        fn init(a: std.mem.Allocator, memory: Memory, count: usize, page_count: u32) !Self {
             const items = try a.alloc(T, count);
             errdefer a.free(items);
             const free = try a.alloc(u16, count);
             errdefer a.free(free);
-            const index = try a.alloc(u16, page_count);
+            errdefer a.free(free);
+            const index = try memory.alloc(u16, page_count);
             @memset(items, .{});
-            @memset(index, 0);
             for (free, 0..) |*f, i| f.* = @intCast(count - 1 - i);
             return .{ .items = items, .free = free, .free_count = @intCast(count), .index = index };
         }
 
-        fn deinit(self: *Self, a: std.mem.Allocator) void {
+        fn deinit(self: *Self, a: std.mem.Allocator, memory: Memory) void {
             a.free(self.items);
             a.free(self.free);
-            a.free(self.index);
+            memory.free(u16, self.index);
         }
 
         pub fn find(self: *const Self, page: Page) ?*T {
@@ -218,6 +221,10 @@ pub fn Pool(comptime T: type) type {
     };
 }
 
+fn memoryOf(config: Config, a: std.mem.Allocator) Memory {
+    return config.page_memory orelse .{ .allocator = a, .fresh_is_zero = false };
+}
+
 pub const Core = CoreOf(.none);
 
 pub fn CoreOf(comptime mutation: Mutation) type {
@@ -245,25 +252,24 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             const n = config.page_count;
             std.debug.assert(config.node_count >= 1 and config.node_count <= types.nodes_max);
             std.debug.assert(config.node < config.node_count and config.home.len > 0);
-            const local = try a.alloc(types.Access, n);
-            errdefer a.free(local);
-            const versions = try a.alloc(u32, n);
-            errdefer a.free(versions);
-            const directory = try a.alloc(Entry, n);
-            errdefer a.free(directory);
-            @memset(local, .invalid);
-            @memset(versions, 0);
-            @memset(directory, .{});
+            const memory = memoryOf(config, a);
+            const local = try memory.alloc(types.Access, n);
+            errdefer memory.free(types.Access, local);
+            const versions = try memory.alloc(u32, n);
+            errdefer memory.free(u32, versions);
+            const directory = try memory.alloc(Entry, n);
+            errdefer memory.free(Entry, directory);
             // A thread waits for one page; a signal can take it to another before the first came.
             const requests: usize = @as(usize, config.threads) * 4;
-            var pending: Pool(Pending) = try .init(a, requests, n);
-            errdefer pending.deinit(a);
+            var pending: Pool(Pending) = try .init(a, memory, requests, n);
+            errdefer pending.deinit(a, memory);
             const windows = replica.window + 1;
             const txn_count = requests * config.node_count + windows;
-            var txns: Pool(Txn) = try .init(a, @min(txn_count, std.math.maxInt(u16) - 1), n);
-            errdefer txns.deinit(a);
-            var tables: Pool(replica.Table) = try .init(a, config.tables_max, n);
-            errdefer tables.deinit(a);
+            const txns_max = @min(txn_count, std.math.maxInt(u16) - 1);
+            var txns: Pool(Txn) = try .init(a, memory, txns_max, n);
+            errdefer txns.deinit(a, memory);
+            var tables: Pool(replica.Table) = try .init(a, memory, config.tables_max, n);
+            errdefer tables.deinit(a, memory);
             var replicas: replica.Replicas = try .init(a, config);
             errdefer replicas.deinit(a);
             return .{
@@ -282,12 +288,13 @@ pub fn CoreOf(comptime mutation: Mutation) type {
 
         pub fn deinit(self: *Self) void {
             const a = self.allocator;
-            a.free(self.local);
-            a.free(self.versions);
-            a.free(self.directory);
-            self.pending.deinit(a);
-            self.txns.deinit(a);
-            self.tables.deinit(a);
+            const memory = memoryOf(self.config, a);
+            memory.free(types.Access, self.local);
+            memory.free(u32, self.versions);
+            memory.free(Entry, self.directory);
+            self.pending.deinit(a, memory);
+            self.txns.deinit(a, memory);
+            self.tables.deinit(a, memory);
             self.holds.deinit(a);
             self.replicas.deinit(a);
         }

@@ -15,6 +15,10 @@ const hypervisor_port = @import("../devices/hypervisor_port.zig");
 /// MSR numbers (Intel SDM vol. 4; x2APIC range: vol. 3, 11.12).
 const msr_tsc = 0x10;
 const msr_tsc_adjust = 0x3b;
+/// AMD's hardware configuration register; TscFreqSel: the TSC counts at the P0 frequency (AMD64
+/// APM vol. 2, and the PPRs). KVM before Linux 6.7 reads it as 0, which Linux calls a firmware bug.
+const msr_hwcr = 0xc001_0015;
+const hwcr_tsc_at_p0 = 1 << 24;
 const x2apic_first = 0x800;
 const x2apic_last = 0x8ff;
 
@@ -174,6 +178,7 @@ fn readMsr(self: *VcpuThread) void {
             } else |_| msr.err = 1;
         },
         msr_tsc_adjust => msr.data = self.tsc_adjust,
+        msr_hwcr => msr.data = hwcr_tsc_at_p0,
         else => {
             self.stats.msr_unknown += 1;
             msr.err = 1;
@@ -194,6 +199,8 @@ fn writeMsr(self: *VcpuThread) void {
         },
         msr_tsc => {},
         msr_tsc_adjust => self.tsc_adjust = msr.data,
+        // Nothing in it that this machine has: as KVM does, taken and forgotten.
+        msr_hwcr => {},
         else => {
             self.stats.msr_unknown += 1;
             msr.err = 1;

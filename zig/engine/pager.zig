@@ -17,6 +17,7 @@ const types = @import("../dsm/types.zig");
 const core_file = @import("../dsm/core.zig");
 const Core = core_file.Core;
 const Actions = core_file.Actions;
+const Memory = @import("../dsm/page_array.zig").Memory;
 const Lane = @import("../transport/lane.zig").Lane;
 const frame = @import("../transport/frame.zig");
 const Gate = @import("gate.zig").Gate;
@@ -132,9 +133,8 @@ pub const Pager = struct {
         errdefer allocator.destroy(mailbox);
         mailbox.* = .{ .eventfd = try sys.eventfd() };
         errdefer sys.close(mailbox.eventfd);
-        const transfers = try allocator.alloc(u16, ram.pageCount());
-        errdefer allocator.free(transfers);
-        @memset(transfers, 0);
+        const transfers = try Memory.kernel.alloc(u16, ram.pageCount());
+        errdefer Memory.kernel.free(u16, transfers);
         const pages = try allocator.create([staged_pages_max]PageBytes);
         errdefer allocator.destroy(pages);
         self.* = .{
@@ -163,6 +163,7 @@ pub const Pager = struct {
             .replicate = settings.replicate,
             .hold_ns_max = settings.hold_ns_max,
             .threads = faults_file.threads_max,
+            .page_memory = .kernel,
         };
         self.core = try Core.init(allocator, self.core_config);
         errdefer self.core.deinit();

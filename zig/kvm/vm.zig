@@ -73,6 +73,7 @@ pub const Vm = struct {
         };
         filter.ranges[1] = .{ .flags = both, .nmsrs = 1, .base = 0x3b, .bitmap = bitmap };
         filter.ranges[2] = .{ .flags = both, .nmsrs = 1, .base = 0x6e0, .bitmap = bitmap };
+        filter.ranges[3] = .{ .flags = both, .nmsrs = 1, .base = 0xc001_0015, .bitmap = bitmap };
         _ = try sys.ioctl(self.fd, api.X86_SET_MSR_FILTER, @intFromPtr(&filter));
     }
 
