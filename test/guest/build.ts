@@ -15,11 +15,13 @@ function newer(source: string, target: string): boolean {
   return built === undefined || statSync(source).mtimeMs > built.mtimeMs;
 }
 
-/** Path of span_check, built when its source is newer. */
+/** Path of span_check, built when one of its sources is newer. */
 export async function spanCheck(): Promise<string> {
   const source = `${import.meta.dir}/span_check.zig`;
+  const parts = `${import.meta.dir}/span_check`;
   const target = `${checkout}/build/span_check`;
-  if (!newer(source, target)) return target;
+  const sources = [source, ...readdirSync(parts).map((name) => `${parts}/${name}`)];
+  if (!sources.some((path) => newer(path, target))) return target;
   mkdirSync(`${checkout}/build`, { recursive: true });
   const target_flags = ["-target", "x86_64-linux-musl", "-O", "safe", "-fstrip"];
   const command = [zig(), "build-exe", ...target_flags, source, `-femit-bin=${target}`];
