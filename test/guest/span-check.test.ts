@@ -21,12 +21,33 @@ async function run(...flags: string[]) {
 const first = enough ? await run("fill", "--mib", "1") : { said: "", status: 2 };
 const bindable = enough && !/mbind for node \d+: (PERM|NOSYS): FAILED/.test(first.said);
 
-describe("shared words", () => {
+describe("shared words and processes", () => {
   test.if(enough)(
     "a planted lost update is found",
     async () => {
       const { said, status } = await run("counters", "--plant", "--rounds", "20000");
       expect(said).toContain("shared-counter FAILED");
+      expect(status).toBe(1);
+    },
+    120_000,
+  );
+
+  test.if(enough)(
+    "children come and go, a tenth of the rounds",
+    async () => {
+      const { said, status } = await run("churn", "--rounds", "500");
+      expect(said).toBe("span-check: churn ok rounds=50 detail=0\nspan-check: all ok\n");
+      expect(status).toBe(0);
+    },
+    120_000,
+  );
+
+  test.if(enough)(
+    "a planted exit code is found",
+    async () => {
+      const { said, status } = await run("churn", "--plant");
+      expect(said).toContain("child 0 of side 0: wait status 0x2100, not exit 32");
+      expect(said).toContain("churn FAILED rounds=30 detail=1");
       expect(status).toBe(1);
     },
     120_000,
@@ -53,7 +74,7 @@ describe("fill", () => {
     "with every other check, both sides on every node",
     async () => {
       const { said, status } = await run("all");
-      expect(said.match(/ ok rounds=/g)?.length).toBe(5);
+      expect(said.match(/ ok rounds=/g)?.length).toBe(6);
       expect(said).toMatch(/fill node=0 from=0 mib=\d+ used=\d+% ok\n/);
       expect(said).toMatch(/fill node=0 from=1 mib=\d+ used=\d+% ok\n/);
       expect(said).toEndWith("span-check: all ok\n");

@@ -1,12 +1,13 @@
 //! Runs inside a guest of two NUMA nodes: threads pinned to a CPU of each do what shared memory
-//! must get right. `span_check [counters|mutex|pingpong|fill|all] [--rounds N]
+//! must get right. `span_check [counters|mutex|pingpong|churn|fill|all] [--rounds N]
 //! [--mib N | --share P] [--plant] [--node-dir DIR]`
 //! One line a check (one a node and side for fill), exit status 1 when anything was lost, 2 when a
 //! check cannot run. Fill takes N MiB in all, or as much of every node as brings P percent of its
-//! memory into use. --plant counts without atomicity and gets words wrong, to show that the checks
-//! can fail; --node-dir replaces /sys/devices/system/node.
+//! memory into use. --plant counts without atomicity and gets words and an exit code wrong, to show
+//! that the checks can fail; --node-dir replaces /sys/devices/system/node.
 
 const std = @import("std");
+const churn = @import("span_check/churn.zig");
 const fill = @import("span_check/fill.zig");
 const shared_words = @import("span_check/shared_words.zig");
 const sides = @import("span_check/sides.zig");
@@ -15,6 +16,7 @@ const checks = .{
     .counters = shared_words.counters,
     .mutex = shared_words.mutexRecord,
     .pingpong = shared_words.pingpong,
+    .churn = churn.churn,
     .fill = fill.fill,
 };
 
