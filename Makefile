@@ -52,10 +52,18 @@ lab: .tools/setup-build.stamp
 demo: .tools/setup-test.stamp dist/ssihv
 	$(BUN) tools/demo.ts
 
-##> soak       ten boots over two nodes in a row, in the lab (about half an hour)
+##> soak       litmus shapes 100,000 times each, ten boots over two nodes in a row (an hour)
 .PHONY: soak
 soak: .tools/setup-test.stamp dist/ssihv
+	SSIHV_ITERATIONS=100000 $(BUN) tools/test.ts --suite memory --no-limit
 	SSIHV_SPAN_BOOTS=10 $(BUN) test --timeout 900000 ./test/lab/span.test.ts
+
+##> bench      what a fault and a lane cost here, as ratios to a bare socket
+.PHONY: bench
+bench: .tools/setup-build.stamp
+	$(ZIG) run -O safe zig/bench_lane.zig -lc
+	$(ZIG) run -O safe zig/bench_fault.zig -lc
+	$(ZIG) run -O safe zig/bench_fault.zig -lc -- 200 200
 
 ##> format     write the formatting that `make check` asks for
 .PHONY: format

@@ -327,13 +327,16 @@ pub const EngineConfig = extern struct {
     pin_vcpus: u32,
     peer_timeout_ms: u32,
     hold_us_max: u32,
+    /// Longest time the shard polls before it sleeps; 0: it sleeps at once.
+    poll_us_max: u32,
+    pad: u32 = 0,
     /// fd of the connected lane to each peer, -1 where none (index = node).
     lane_fds: [nodes_max]i32,
     /// 32-byte lane key (per VM).
     lane_key: [32]u8,
     tsc_offset: u64,
     vm_generation: u64,
-    reserved: [16]u64,
+    reserved: [15]u64,
 };
 
 pub const PageTables = enum(u32) { strict = 0, replicated = 1 };

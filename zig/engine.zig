@@ -137,6 +137,7 @@ pub const Engine = struct {
             .node_count = @intCast(c.node_count),
             .replicate = c.page_tables == @backingInt(abi.PageTables.replicated),
             .hold_ns_max = @as(u64, c.hold_us_max) * std.time.ns_per_us,
+            .poll_ns_max = @as(u64, c.poll_us_max) * std.time.ns_per_us,
             .peer_timeout_ns = @as(u64, @max(c.peer_timeout_ms, 100)) * std.time.ns_per_ms,
             .service_priority = c.service_priority,
         }, .{

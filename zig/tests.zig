@@ -32,6 +32,7 @@ test {
     _ = @import("kvm/host.zig");
     _ = @import("memory/faults.zig");
     _ = @import("memory/mailbox.zig");
+    _ = @import("memory/pagemap.zig");
     _ = @import("memory/replicas.zig");
     _ = @import("memory/uffd.zig");
     _ = @import("memory/ram.zig");

@@ -26,6 +26,7 @@ export interface RunFlags {
   readonly clockDilation?: number;
   readonly peerTimeout?: number;
   readonly holdMax?: number;
+  readonly pollMax?: number;
   readonly pager: boolean;
   readonly pinVcpus: boolean;
   readonly report: boolean;
@@ -108,6 +109,7 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
   const initrd = flags.initrd ?? vm.initrd;
   const peerTimeoutMs =
     flags.peerTimeout === undefined ? vm.peerTimeoutMs : Math.ceil(flags.peerTimeout / 1000);
+  const pollUsMax = flags.pollMax ?? vm.pollUsMax;
   return {
     name: flags.name ?? config?.cluster ?? RUN_DEFAULTS.name,
     kernel,
@@ -121,6 +123,7 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     clockDilation: flags.clockDilation ?? vm.clockDilation ?? RUN_DEFAULTS.clockDilation,
     peerTimeoutMs: peerTimeoutMs ?? RUN_DEFAULTS.peerTimeoutMs,
     holdUsMax: flags.holdMax ?? vm.holdUsMax ?? RUN_DEFAULTS.holdUsMax,
+    ...(pollUsMax !== undefined && { pollUsMax }),
     pager: flags.pager,
     pinVcpus: flags.pinVcpus,
     report: flags.report,

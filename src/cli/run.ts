@@ -174,6 +174,13 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         brief: "longest time a node keeps a contended page [1ms]",
         placeholder: "TIME",
       },
+      pollMax: {
+        kind: "parsed",
+        parse: durationFlag("--poll-max"),
+        optional: true,
+        brief: "longest time a node polls for work before it sleeps [200us with a CPU to spare]",
+        placeholder: "TIME",
+      },
       pager: {
         kind: "boolean",
         default: false,

@@ -40,6 +40,7 @@ const VmSchema = Type.Object(
     clock_dilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
     peer_timeout: Type.Optional(Text),
     hold_max: Type.Optional(Text),
+    poll_max: Type.Optional(Text),
   },
   { additionalProperties: false },
 );
@@ -73,6 +74,7 @@ export interface VmConfig {
   readonly clockDilation?: number;
   readonly peerTimeoutMs?: number;
   readonly holdUsMax?: number;
+  readonly pollUsMax?: number;
 }
 
 export interface ClusterConfig {
@@ -104,6 +106,7 @@ const EXPECTED: Record<string, string> = {
   clock_dilation: "a whole number from 1 to 1000",
   peer_timeout: 'a duration with its unit such as "5s"',
   hold_max: 'a duration with its unit such as "1ms"',
+  poll_max: 'a duration with its unit such as "200us"',
 };
 
 function show(path: Path): string {
@@ -218,12 +221,13 @@ function readNodes(raw: Raw, reader: Reader): NodeConfig[] {
 }
 
 function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): VmConfig {
-  const duration = (key: "peer_timeout" | "hold_max") => {
+  const duration = (key: "peer_timeout" | "hold_max" | "poll_max") => {
     const text = raw[key];
     return text === undefined ? undefined : reader.at(["vm", key], text, parseDurationUs, 0);
   };
   const peerTimeoutUs = duration("peer_timeout");
   const holdUsMax = duration("hold_max");
+  const pollUsMax = duration("poll_max");
   return {
     ...(raw.kernel !== undefined && { kernel: resolve(folder, raw.kernel) }),
     ...(raw.initrd !== undefined && { initrd: resolve(folder, raw.initrd) }),
@@ -233,6 +237,7 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
     ...(raw.clock_dilation !== undefined && { clockDilation: raw.clock_dilation }),
     ...(peerTimeoutUs !== undefined && { peerTimeoutMs: Math.ceil(peerTimeoutUs / 1000) }),
     ...(holdUsMax !== undefined && { holdUsMax }),
+    ...(pollUsMax !== undefined && { pollUsMax }),
   };
 }
 

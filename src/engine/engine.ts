@@ -3,6 +3,7 @@
 // accesses, reset and the end. The parent reads the shared page itself: nothing here is on a hot
 // path.
 
+import { availableParallelism } from "node:os";
 import { SsihvError } from "../base/errors.ts";
 import { enums } from "../native/abi.gen.ts";
 import {
@@ -111,6 +112,7 @@ export class EngineProcess {
       cpuid: hostCpuid(),
       msrs: hostMsrs(),
       tscKhz: hostTscKhz(),
+      cpus: availableParallelism(),
     });
     this.machine = machine;
     this.handle = new EngineHandle({

@@ -28,6 +28,7 @@ test("the engine's configuration encodes with the process's descriptors", () => 
       clockDilation: 20,
       peerTimeoutMs: 3000,
       holdUsMax: 100,
+      pollUsMax: 50,
       plainMemory: false,
       pinVcpus: true,
     },

@@ -34,6 +34,8 @@ export interface EngineOptions {
   readonly clockDilation: number;
   readonly peerTimeoutMs: number;
   readonly holdUsMax: number;
+  /** Absent: polling is worth it if this host has a CPU to spare. */
+  readonly pollUsMax?: number;
   /** Pager off, plain RAM: one node only. */
   readonly plainMemory: boolean;
   readonly pinVcpus: boolean;

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x87da18b3cdf44ba6n;
+export const ABI_HASH = 0xb76928422d9d6cc3n;
 
 export const constants = {
   abi_version: 1,
@@ -339,11 +339,13 @@ export const records = {
       pin_vcpus: { offset: 852, type: "u32" },
       peer_timeout_ms: { offset: 856, type: "u32" },
       hold_us_max: { offset: 860, type: "u32" },
-      lane_fds: { offset: 864, type: "i32", count: 8 },
-      lane_key: { offset: 896, type: "u8", count: 32 },
-      tsc_offset: { offset: 928, type: "u64" },
-      vm_generation: { offset: 936, type: "u64" },
-      reserved: { offset: 944, type: "u64", count: 16 },
+      poll_us_max: { offset: 864, type: "u32" },
+      pad: { offset: 868, type: "u32" },
+      lane_fds: { offset: 872, type: "i32", count: 8 },
+      lane_key: { offset: 904, type: "u8", count: 32 },
+      tsc_offset: { offset: 936, type: "u64" },
+      vm_generation: { offset: 944, type: "u64" },
+      reserved: { offset: 952, type: "u64", count: 15 },
     },
   },
   BusRegion: {

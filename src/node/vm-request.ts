@@ -8,6 +8,7 @@ import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
 import { guestCmdline } from "../vmm/guest-cmdline.ts";
 import { layoutMemory, splitMemory } from "../vmm/memory-map.ts";
+import { pollUsMaxFor } from "../vmm/polling.ts";
 import { NODES_MAX, type NodeShape, splitVcpus, VCPUS_PER_NODE_MAX } from "../vmm/topology.ts";
 import type { HostFacts } from "./host-facts.ts";
 import { lanePort } from "./join-address.ts";
@@ -33,6 +34,8 @@ export interface VmRequest {
   readonly clockDilation: number;
   readonly peerTimeoutMs: number;
   readonly holdUsMax: number;
+  /** Longest time a node's shard polls before it sleeps; absent: by the CPUs of its host. */
+  readonly pollUsMax?: number;
   /** Use the pager on a single node too. */
   readonly pager: boolean;
   readonly pinVcpus: boolean;
@@ -106,6 +109,14 @@ function checkFile(
 /** The nodes whose engines run on this host. */
 function localNodes<T>(nodes: readonly T[], door: VmDoor | undefined): readonly T[] {
   return door === undefined ? nodes : nodes.slice(0, 1);
+}
+
+/** Engines of one host must not poll each other's CPUs away; a host that joins judges itself. */
+function pollingOf(request: VmRequest, facts: HostFacts): { pollUsMax?: number } {
+  if (request.pollUsMax !== undefined) return { pollUsMax: request.pollUsMax };
+  if (request.door !== undefined) return {};
+  const vcpus = request.nodes.reduce((sum, node) => sum + node.cpus, 0);
+  return { pollUsMax: pollUsMaxFor(facts.cpus, vcpus, request.nodes.length) };
 }
 
 function checkDoor(door: VmDoor, request: VmRequest): void {
@@ -184,6 +195,7 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       clockDilation: request.clockDilation,
       peerTimeoutMs: request.peerTimeoutMs,
       holdUsMax: request.holdUsMax,
+      ...pollingOf(request, facts),
       plainMemory: nodes.length === 1 && !request.pager,
       pinVcpus: request.pinVcpus,
       report: request.report,

@@ -7,6 +7,7 @@ const settings = {
   clockDilation: 20,
   peerTimeoutMs: 3000,
   holdUsMax: 0,
+  pollUsMax: 0,
   plainMemory: false,
   pinVcpus: true,
 } as const;

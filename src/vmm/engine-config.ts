@@ -22,6 +22,7 @@ export interface EngineSettings {
   readonly clockDilation: number;
   readonly peerTimeoutMs: number;
   readonly holdUsMax: number;
+  readonly pollUsMax: number;
   readonly plainMemory: boolean;
   readonly pinVcpus: boolean;
 }
@@ -41,6 +42,7 @@ export interface EngineConfigPlan {
   pin_vcpus: number;
   peer_timeout_ms: number;
   hold_us_max: number;
+  poll_us_max: number;
   lane_fds: number[];
   lane_key: Uint8Array;
   tsc_offset: bigint;
@@ -94,6 +96,7 @@ export function engineConfig(plan: {
     pin_vcpus: settings.pinVcpus ? 1 : 0,
     peer_timeout_ms: settings.peerTimeoutMs,
     hold_us_max: settings.holdUsMax,
+    poll_us_max: settings.pollUsMax,
     lane_fds: Array.from({ length: NODES_MAX }, () => -1),
     lane_key: decodeKey(plan.laneKey),
     tsc_offset: 0n,

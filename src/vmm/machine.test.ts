@@ -24,6 +24,7 @@ function host(from = zen4()): MachineHost {
     cpuid: from.cpuid,
     msrs: from.msrs.map(({ index, value }) => ({ index, value: BigInt(value) })),
     tscKhz: from.tscKhz,
+    cpus: 8,
   };
 }
 
@@ -95,6 +96,14 @@ describe("a machine on one node", () => {
 
 describe("a machine on two nodes", () => {
   const both = [0, 1].map((node) => planMachine(request({ ...SPAN, node }), host()));
+
+  test("polls where its host has a CPU to spare, or as told", () => {
+    expect(both[0]?.engineConfig.poll_us_max).toBeGreaterThan(0);
+    const full = planMachine(request(SPAN), { ...host(), cpus: 1 });
+    expect(full.engineConfig.poll_us_max).toBe(0);
+    const told = request({ ...SPAN, options: { ...request(SPAN).options, pollUsMax: 7 } });
+    expect(planMachine(told, host()).engineConfig.poll_us_max).toBe(7);
+  });
 
   test("is the same machine on both but for whose part it is", () => {
     const [first, second] = both;

@@ -15,6 +15,7 @@ import { cpuidFor } from "./cpuid-leaves.ts";
 import { type EngineConfigPlan, type EngineSettings, engineConfig } from "./engine-config.ts";
 import type { HypervisorIdentity } from "./hypervisor-identity.ts";
 import { layoutMemory, type MemoryMap } from "./memory-map.ts";
+import { pollUsMaxFor } from "./polling.ts";
 import type { BusRegion, CpuidEntry, Load, MsrEntry, RegisterFile, VcpuRecord } from "./records.ts";
 import { type NodeShape, placeVcpus, type VcpuPlace } from "./topology.ts";
 
@@ -36,7 +37,7 @@ export interface MachineRequest {
   /** SLIT: distances[from][to], 10 is local; absent: 10 and 20. */
   readonly distances?: readonly (readonly number[])[];
   readonly lane?: { readonly key: string } | undefined;
-  readonly options: EngineSettings;
+  readonly options: Omit<EngineSettings, "pollUsMax"> & { readonly pollUsMax?: number };
 }
 
 /** The asking host, as src/native reports it. */
@@ -44,6 +45,8 @@ export interface MachineHost {
   cpuid: readonly CpuidEntry[];
   msrs: readonly MsrEntry[];
   tscKhz: number;
+  /** CPUs the engine may use. */
+  cpus: number;
   tscScaling?: boolean;
 }
 
@@ -64,7 +67,7 @@ export interface MachinePlan {
 }
 
 /** A host's CPU in the JSON form that crosses hosts. */
-export function hostCpu(name: string, host: MachineHost): HostCpu {
+export function hostCpu(name: string, host: Omit<MachineHost, "cpus">): HostCpu {
   return {
     name,
     cpuid: host.cpuid.map(({ function: fn, index, flags, eax, ebx, ecx, edx }) => {
@@ -177,7 +180,10 @@ export function planMachine(request: MachineRequest, host: MachineHost): Machine
       ram: memory.ram,
       tscKhz: cpuModel.tscKhz,
       laneKey: request.lane?.key,
-      settings: request.options,
+      settings: {
+        ...request.options,
+        pollUsMax: request.options.pollUsMax ?? pollUsMaxFor(host.cpus, own.vcpus, 1),
+      },
     }),
     busRegions: busRegions(),
     registerFiles: registerFiles(),

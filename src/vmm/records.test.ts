@@ -51,6 +51,7 @@ test("the engine's configuration has every field but the process's own descripto
       clockDilation: 1,
       peerTimeoutMs: 1,
       holdUsMax: 0,
+      pollUsMax: 0,
       plainMemory: true,
       pinVcpus: false,
     },

@@ -42,9 +42,11 @@ export const zigLayers: readonly Layer[] = [
   },
   { at: "zig/gen_abi.zig", mayImport: ["std", "zig/exports.zig", ...zigBoundary] },
   { at: "zig/tests_explorer.zig", mayImport: ["zig/dsm"] },
+  { at: "zig/tests_memory.zig", mayImport: ["zig/engine"] },
   { at: "zig/explore.zig", mayImport: ["std", "zig/dsm"] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },
   { at: "zig/bench_lane.zig", mayImport: ["std", "zig/base", "zig/transport"] },
+  { at: "zig/bench_fault.zig", mayImport: ["std", "zig/base", "zig/transport", "zig/engine"] },
 ];
 
 const belowEngine = ["src/base", "src/native", "src/vmm", "src/policy", "src/config", "acpi"];

@@ -28,6 +28,9 @@ const Uffd = @import("../memory/uffd.zig").Uffd;
 const Mailbox = @import("../memory/mailbox.zig").Mailbox;
 const faults_file = @import("../memory/faults.zig");
 const Faults = faults_file.Faults;
+const pagemap = @import("../memory/pagemap.zig");
+const Pagemap = pagemap.Pagemap;
+const Mapping = pagemap.Mapping;
 const replicas_file = @import("../memory/replicas.zig");
 const Replicas = replicas_file.Replicas;
 
@@ -68,6 +71,8 @@ pub const Settings = struct {
     node_count: u8,
     replicate: bool,
     hold_ns_max: u64,
+    /// Longest time the shard polls before it sleeps; 0: it sleeps at once.
+    poll_ns_max: u64,
     peer_timeout_ns: u64,
     service_priority: u32,
 };
@@ -235,12 +240,72 @@ pub const Pager = struct {
         _ = sys.setFifoPriority(self.settings.service_priority);
         while (!self.stopping.load(.acquire)) {
             self.wait();
-            self.takeFaults();
-            self.takePosts();
-            for (0..self.settings.node_count) |node| self.takeFrames(@intCast(node));
-            self.onTime();
-            self.flush();
+            self.turn();
         }
+    }
+
+    /// All that is there to do now. Shard thread, or the one that has joined it.
+    pub fn turn(self: *Pager) void {
+        self.takeFaults();
+        self.takePosts();
+        for (0..self.settings.node_count) |node| self.takeFrames(@intCast(node));
+        self.onTime();
+        self.flush();
+    }
+
+    /// Ends the shard's thread. No thread may be in a fault, nor have one after this.
+    pub fn join(self: *Pager) void {
+        const thread = self.thread orelse return;
+        self.command(Command.stop, 0);
+        thread.join();
+        self.thread = null;
+    }
+
+    /// After join(). The guest's memory loses its faults: nothing may use it any more.
+    pub fn destroy(self: *Pager) void {
+        std.debug.assert(self.thread == null);
+        sys.close(self.uffd.fd);
+        self.core.deinit();
+        self.replicas.deinit();
+        self.gate.deinit();
+        self.children.deinit(self.allocator);
+        sys.close(self.mailbox.eventfd);
+        self.allocator.destroy(self.mailbox);
+        Memory.kernel.free(u16, self.transfers);
+        self.allocator.destroy(self.staged_pages);
+        self.allocator.destroy(self);
+    }
+
+    /// Nothing is in flight here: no fault, no transaction, nothing put aside or held.
+    pub fn isQuiet(self: *const Pager) bool {
+        const core = &self.core;
+        return core.pending.free_count == core.pending.items.len and
+            core.txns.free_count == core.txns.items.len and
+            core.holds.deferred_count == 0 and self.gate.isEmpty();
+    }
+
+    /// The first page that the kernel maps in another way than the core thinks; null: none. Shard
+    /// thread, or the one that has joined it.
+    pub fn audit(self: *const Pager) sys.Error!?u32 {
+        const map = try Pagemap.open();
+        defer map.close();
+        var entries: [512]u64 = undefined;
+        var page: u32 = 0;
+        while (page < self.ram.pageCount()) {
+            const count = @min(entries.len, self.ram.pageCount() - page);
+            const first = @intFromPtr(self.ram.memory.ptr) + @as(usize, page) * page_size;
+            try map.read(first, entries[0..count]);
+            for (entries[0..count]) |entry| {
+                const expected: Mapping = switch (self.core.access(page)) {
+                    .invalid => .absent,
+                    .shared => .protected,
+                    .exclusive, .replicated => .writable,
+                };
+                if (pagemap.mappingOf(entry) != expected) return page;
+                page += 1;
+            }
+        }
+        return null;
     }
 
     fn wait(self: *Pager) void {
@@ -259,13 +324,29 @@ pub const Pager = struct {
         if (self.core.nextDeadline()) |deadline| {
             timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
         }
-        const timeout: linux.timespec = .{
-            .sec = @intCast(timeout_ns / std.time.ns_per_s),
-            .nsec = @intCast(timeout_ns % std.time.ns_per_s),
-        };
-        var ts = timeout;
-        _ = linux.ppoll(&fds, n, &ts, null);
+        if (!self.spin(fds[0..n], timeout_ns)) {
+            var timeout: linux.timespec = .{
+                .sec = @intCast(timeout_ns / std.time.ns_per_s),
+                .nsec = @intCast(timeout_ns % std.time.ns_per_s),
+            };
+            _ = linux.ppoll(&fds, n, &timeout, null);
+        }
         if (fds[1].revents != 0) sys.eventfdDrain(self.mailbox.eventfd);
+    }
+
+    /// Polls for up to `poll_ns_max` before the thread sleeps, since what comes next often comes
+    /// soon and a wake costs more than the page. True: something is there, or a deadline is.
+    fn spin(self: *Pager, fds: []linux.pollfd, timeout_ns: u64) bool {
+        if (self.settings.poll_ns_max == 0) return false;
+        const began = sys.monotonicNs();
+        while (true) {
+            var none: linux.timespec = .{ .sec = 0, .nsec = 0 };
+            const r = linux.ppoll(fds.ptr, @intCast(fds.len), &none, null);
+            if (linux.errno(r) == .SUCCESS and r > 0) return true;
+            const spent = sys.monotonicNs() - began;
+            if (spent >= timeout_ns) return true;
+            if (spent >= self.settings.poll_ns_max) return false;
+        }
     }
 
     fn takeFaults(self: *Pager) void {

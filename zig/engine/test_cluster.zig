@@ -1,0 +1,201 @@
+//! Several pagers in one process, each with its own copy of the VM's RAM, joined by lanes. Threads
+//! of this process stand for vCPUs: they touch a node's RAM directly. Shard, core, userfaultfd
+//! and lanes are the production ones, at the machine's own speed and without KVM. For tests and
+//! benches.
+
+const std = @import("std");
+const linux = std.os.linux;
+const abi = @import("../abi.zig");
+const sys = @import("../base/sys.zig");
+const audit = @import("../dsm/audit.zig");
+const core_file = @import("../dsm/core.zig");
+const Ram = @import("../memory/ram.zig").Ram;
+const Lane = @import("../transport/lane.zig").Lane;
+const tcp = @import("../transport/tcp.zig");
+const Inbox = @import("inbox.zig").Inbox;
+const pager_file = @import("pager.zig");
+const Pager = pager_file.Pager;
+
+pub const page_size = 4096;
+pub const nodes_max = 4;
+
+pub const Node = struct {
+    ram: Ram,
+    pager: *Pager,
+    stats: abi.EngineStats,
+    lanes: [nodes_max]?Lane = @splat(null),
+    lost: std.atomic.Value(u32) = .init(0),
+};
+
+pub const Options = struct {
+    nodes: u8 = 2,
+    pages_per_node: u32 = 64,
+    hold_ns_max: u64 = std.time.ns_per_ms,
+    poll_ns_max: u64 = 0,
+};
+
+pub const Cluster = struct {
+    allocator: std.mem.Allocator,
+    nodes: []Node,
+    ranges: [nodes_max]abi.RamRange = undefined,
+
+    /// error.SkipZigTest where the host has no userfaultfd for this user.
+    pub fn start(allocator: std.mem.Allocator, options: Options) !*Cluster {
+        const self = try allocator.create(Cluster);
+        errdefer allocator.destroy(self);
+        self.* = .{ .allocator = allocator, .nodes = try allocator.alloc(Node, options.nodes) };
+        const size = @as(u64, options.pages_per_node) * page_size;
+        for (0..options.nodes) |n| {
+            self.ranges[n] = .{ .gpa = n * size, .size = size, .node = @intCast(n) };
+        }
+        for (self.nodes, 0..) |*node, n| try self.startNode(node, @intCast(n), options);
+        for (0..options.nodes) |a| for (a + 1..options.nodes) |b| try self.connect(a, b);
+        for (self.nodes) |*node| try node.pager.start();
+        return self;
+    }
+
+    fn startNode(self: *Cluster, node: *Node, number: u8, options: Options) !void {
+        node.* = .{
+            .ram = try Ram.init(self.ranges[0..self.nodes.len]),
+            .pager = undefined,
+            .stats = std.mem.zeroes(abi.EngineStats),
+        };
+        node.pager = try Pager.create(self.allocator, &node.ram, .{
+            .node = number,
+            .node_count = options.nodes,
+            .replicate = false,
+            .hold_ns_max = options.hold_ns_max,
+            .poll_ns_max = options.poll_ns_max,
+            .peer_timeout_ns = 30 * std.time.ns_per_s,
+            .service_priority = 0,
+        }, .{
+            .context = node,
+            .receive = ignore,
+            .lost = countLost,
+            .reset_done = nothing,
+            .inboxes = noInbox,
+        }, &node.stats);
+    }
+
+    fn connect(self: *Cluster, a: usize, b: usize) !void {
+        const deadline = sys.monotonicNs() + 10 * std.time.ns_per_s;
+        const listener = try tcp.listen(try tcp.Address.parse("127.0.0.1:0"));
+        defer sys.close(listener.fd);
+        const near = try tcp.connect(tcp.Address.local(listener.fd).?, deadline);
+        const far = try tcp.accept(listener.fd, deadline);
+        self.nodes[a].lanes[b] = try Lane.init(self.allocator, near, @intCast(b));
+        self.nodes[b].lanes[a] = try Lane.init(self.allocator, far, @intCast(a));
+        self.nodes[a].pager.setLane(@intCast(b), &self.nodes[a].lanes[b].?);
+        self.nodes[b].pager.setLane(@intCast(a), &self.nodes[b].lanes[a].?);
+    }
+
+    /// Ends the shards, lets what is in flight arrive, audits every page, frees everything. No
+    /// thread may touch the RAM any more.
+    pub fn stop(self: *Cluster) !void {
+        defer self.free();
+        for (self.nodes) |*node| node.pager.join();
+        try self.settle();
+        var lost: u32 = 0;
+        for (self.nodes) |*node| lost += node.lost.load(.acquire);
+        if (lost != 0) return error.PeerLost;
+        var cores: [nodes_max]core_file.Core = undefined;
+        for (self.nodes, 0..) |*node, n| cores[n] = node.pager.core;
+        if (audit.audit(cores[0..self.nodes.len])) |v| {
+            std.debug.print("audit: page {d} on node {d} is {t}, the directory says {t}\n", .{
+                v.page, v.node, v.found, v.expected,
+            });
+            return error.DirectoryWrong;
+        }
+        for (self.nodes, 0..) |*node, n| if (try node.pager.audit()) |page| {
+            std.debug.print("audit: page {d} on node {d} is mapped otherwise\n", .{ page, n });
+            return error.MappingWrong;
+        };
+    }
+
+    fn settle(self: *Cluster) !void {
+        const deadline = sys.monotonicNs() + 10 * std.time.ns_per_s;
+        var quiet_rounds: usize = 0;
+        while (quiet_rounds < 3) {
+            if (sys.monotonicNs() > deadline) return error.NeverQuiet;
+            var quiet = true;
+            for (self.nodes) |*node| {
+                node.pager.turn();
+                quiet = quiet and node.pager.isQuiet();
+            }
+            quiet_rounds = if (quiet) quiet_rounds + 1 else 0;
+        }
+    }
+
+    fn free(self: *Cluster) void {
+        for (self.nodes) |*node| {
+            node.pager.destroy();
+            for (&node.lanes) |*lane| if (lane.*) |*l| l.deinit();
+            node.ram.deinit();
+        }
+        self.allocator.free(self.nodes);
+        self.allocator.destroy(self);
+    }
+
+    /// The 8-byte word at `offset` of the RAM, in this node's copy.
+    pub fn word(self: *Cluster, node: usize, offset: usize) *align(1) u64 {
+        return @ptrCast(self.nodes[node].ram.memory[offset..][0..8]);
+    }
+
+    pub fn remoteFaults(self: *const Cluster) u64 {
+        var sum: u64 = 0;
+        for (self.nodes) |*node| sum += node.stats.faults_remote;
+        return sum;
+    }
+
+    /// Runs work(context, i) on `count` threads at once, spread over the CPUs, and waits for all.
+    pub fn run(
+        count: usize,
+        context: anytype,
+        comptime work: fn (@TypeOf(context), usize) void,
+    ) !void {
+        const Runner = struct {
+            fn main(c: @TypeOf(context), index: usize) void {
+                _ = sys.pinToCpu(@intCast(index));
+                work(c, index);
+            }
+        };
+        var threads: [8]std.Thread = undefined;
+        for (threads[0..count], 0..) |*t, i| {
+            t.* = try std.Thread.spawn(.{}, Runner.main, .{ context, i });
+        }
+        for (threads[0..count]) |t| t.join();
+    }
+};
+
+/// Lets `count` threads go on together, over and over. In this process's own memory.
+pub const Barrier = struct {
+    count: u32,
+    arrived: std.atomic.Value(u32) = .init(0),
+    turn: std.atomic.Value(u32) = .init(0),
+
+    pub fn wait(self: *Barrier) void {
+        const turn = self.turn.load(.seq_cst);
+        if (self.arrived.fetchAdd(1, .seq_cst) + 1 == self.count) {
+            self.arrived.store(0, .seq_cst);
+            _ = self.turn.fetchAdd(1, .seq_cst);
+            return;
+        }
+        var spins: usize = 0;
+        while (self.turn.load(.seq_cst) == turn) : (spins += 1) {
+            if (spins > 100) _ = linux.sched_yield() else std.atomic.spinLoopHint();
+        }
+    }
+};
+
+fn ignore(_: *anyopaque, _: u8, _: []const u8) void {}
+fn nothing(_: *anyopaque) void {}
+
+fn countLost(context: *anyopaque, _: u8, why: []const u8) void {
+    const node: *Node = @ptrCast(@alignCast(context));
+    std.debug.print("peer lost: {s}\n", .{why});
+    _ = node.lost.fetchAdd(1, .acq_rel);
+}
+
+fn noInbox(_: *anyopaque, _: usize) ?*const Inbox {
+    return null;
+}

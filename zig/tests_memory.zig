@@ -1,0 +1,5 @@
+//! Root of the tests of one memory over several pagers: optimised, because races want speed.
+
+test {
+    _ = @import("engine/memory_test.zig");
+}
