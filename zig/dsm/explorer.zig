@@ -423,9 +423,13 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             // Times count relative to now, as far as they can still make a difference.
             mix(hash, .{ h.clock - self.base, h.deferred_count });
             for (h.chains) |c| {
-                mix(hash, c.open);
+                mix(hash, .{ c.open, c.next });
+                for (c.kept) |k| {
+                    const own = c.open and k.age == c.age;
+                    mix(hash, .{ k.page, own, (k.until + 1) -| core.now });
+                }
                 if (!c.open) continue;
-                mix(hash, .{ c.waiting, c.age - self.base, c.next, c.pages });
+                mix(hash, .{ c.waiting, c.age - self.base, c.acquired });
                 if (c.waiting) mix(hash, .{ c.page, core.now > c.since });
                 if (!c.waiting) mix(hash, (c.until + 1) -| core.now);
             }

@@ -1,8 +1,9 @@
 //! Forward progress. One guest instruction can need many pages at once; two nodes that take them
-//! from each other could go on for ever. So the faults of a thread form a chain with one age, and a
-//! page that an open chain acquired is held against revokes of younger chains: deferred, not
-//! refused. A chain ends when its thread has run for `hold` after its last wake, where hold is the
-//! time the last fault took, at most hold_ns_max. Older chains are never made to wait.
+//! from each other could go on for ever. So the faults of a thread form a chain with one age as long
+//! as each follows soon after the wake of the one before (half the time that one took): they may be
+//! one instruction. A page that an open chain acquired is held against revokes of younger chains:
+//! deferred, not refused. Besides, every page stays for about as long as it took to get it, at most
+//! hold_ns_max, whoever asks: at least half the time is progress.
 //!
 //! Ages come from a logical clock (larger than any age seen before), so they need no common time
 //! and no chain stays the youngest for ever. A deferred revoke also ends by its own deadline: an
@@ -25,16 +26,33 @@ pub const release_max = 8;
 /// A revoke waits at most so many times hold_ns_max.
 const patience = 16;
 
+/// A page that came after a wait.
+pub const Kept = struct {
+    page: Page = types.page_none,
+    /// It stays until then, whoever asks.
+    until: u64 = 0,
+    /// Age of the chain that acquired it.
+    age: u64 = 0,
+};
+
 pub const Chain = struct {
     open: bool = false,
     waiting: bool = false,
     age: u64 = 0,
-    /// The page waited for, since when; or until when the chain lasts without another fault.
+    /// The page waited for, since when; or until when another fault still belongs to the chain.
     page: Page = types.page_none,
     since: u64 = 0,
     until: u64 = 0,
-    pages: [pages_max]Page = @splat(types.page_none),
+    kept: [pages_max]Kept = @splat(.{}),
     next: u8 = 0,
+    /// Pages the open chain has acquired.
+    acquired: u8 = 0,
+
+    /// What is kept of a page, if anything.
+    fn find(self: *Chain, page: Page) ?*Kept {
+        for (&self.kept) |*k| if (k.page == page) return k;
+        return null;
+    }
 };
 
 pub const Holds = struct {
@@ -76,43 +94,73 @@ pub fn ageOf(self: anytype, thread: u16) u64 {
 pub fn begin(self: anytype, thread: u16, page: Page, out: *Actions) void {
     if (!enabled(self)) return;
     const chain = &self.holds.chains[thread];
-    if (chain.open and !chain.waiting and self.now > chain.until) end(self, chain, out);
+    // No instruction needs more pages than that.
+    const full = chain.acquired >= pages_max;
+    if (chain.open and (full or !gathers(self, chain))) end(self, chain, out);
     if (!chain.open) {
         self.holds.clock += 1;
-        chain.* = .{ .open = true, .age = self.holds.clock };
+        chain.open = true;
+        chain.age = self.holds.clock;
+        chain.acquired = 0;
     }
     if (!chain.waiting or chain.page != page) chain.since = self.now;
     chain.waiting = true;
     chain.page = page;
 }
 
-/// The page is accessible: its waiters run, and hold it for a while.
+/// The page is accessible: its waiters run, and keep it for a while.
 pub fn woken(self: anytype, page: Page) void {
     if (!enabled(self)) return;
     for (self.holds.chains) |*chain| {
         if (!chain.waiting or chain.page != page) continue;
         chain.waiting = false;
         const took = std.math.clamp(self.now - chain.since, 1, self.config.hold_ns_max);
-        chain.until = self.now + took;
-        if (std.mem.findScalar(Page, &chain.pages, page) != null) continue;
-        chain.pages[chain.next] = page;
-        chain.next = (chain.next + 1) % pages_max;
+        chain.until = self.now + took / 2;
+        const kept = chain.find(page) orelse new: {
+            const slot = &chain.kept[chain.next];
+            chain.next = (chain.next + 1) % pages_max;
+            slot.* = .{ .page = page };
+            break :new slot;
+        };
+        if (kept.age != chain.age) chain.acquired += 1;
+        kept.until = self.now + took;
+        kept.age = chain.age;
     }
 }
 
-fn lasts(self: anytype, chain: *const Chain) bool {
+/// Whether what the thread does now may still be the instruction of its last fault.
+fn gathers(self: anytype, chain: *const Chain) bool {
     return chain.open and (chain.waiting or self.now <= chain.until);
 }
 
-/// A chain here that is older than the asker's still needs the page.
+fn isElder(self: anytype, chain: *const Chain, age: u64, asker: Node) bool {
+    return chain.age < age or (chain.age == age and self.config.node < asker);
+}
+
+/// The page was just acquired here, or an older chain than the asker's needs it still.
 pub fn mustDefer(self: anytype, page: Page, age: u64, asker: Node) bool {
     if (!enabled(self)) return false;
     for (self.holds.chains) |*chain| {
-        if (!lasts(self, chain)) continue;
-        const elder = chain.age < age or (chain.age == age and self.config.node < asker);
-        if (elder and std.mem.findScalar(Page, &chain.pages, page) != null) return true;
+        const kept = chain.find(page) orelse continue;
+        if (self.now <= kept.until) return true;
+        const own = gathers(self, chain) and kept.age == chain.age;
+        if (own and isElder(self, chain, age, asker)) return true;
     }
     return false;
+}
+
+/// When that may change without another event; null: only by one.
+fn freeAt(self: anytype, r: Revoke) ?u64 {
+    var at: u64 = self.now;
+    for (self.holds.chains) |*chain| {
+        const kept = chain.find(r.page) orelse continue;
+        if (self.now <= kept.until) at = @max(at, kept.until + 1);
+        const own = gathers(self, chain) and kept.age == chain.age;
+        if (!own or !isElder(self, chain, r.age, r.requester)) continue;
+        if (chain.waiting) return null;
+        at = @max(at, chain.until + 1);
+    }
+    return at;
 }
 
 pub fn postpone(self: anytype, r: Revoke) void {
@@ -153,22 +201,17 @@ fn release(self: anytype, out: *Actions) void {
 
 pub fn tick(self: anytype, out: *Actions) void {
     for (self.holds.chains) |*chain| {
-        if (chain.open and !lasts(self, chain)) chain.open = false;
+        if (chain.open and !gathers(self, chain)) chain.open = false;
     }
     release(self, out);
 }
 
-/// The earliest end of a chain, or of a revoke's patience, while any revoke waits.
+/// When the next deferred revoke may be answered, while any waits.
 pub fn nextDeadline(self: anytype) ?u64 {
     if (self.holds.deferred_count == 0) return null;
     var deadline: u64 = std.math.maxInt(u64);
     for (self.holds.deferred[0..self.holds.deferred_count]) |r| {
-        deadline = @min(deadline, r.until);
-        // More became free at once than one step may send.
-        if (!mustDefer(self, r.page, r.age, r.requester)) return self.now;
-    }
-    for (self.holds.chains) |*chain| {
-        if (chain.open and !chain.waiting) deadline = @min(deadline, chain.until + 1);
+        deadline = @min(deadline, r.until, freeAt(self, r) orelse r.until);
     }
     return deadline;
 }
