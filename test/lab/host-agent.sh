@@ -1,6 +1,7 @@
 # Process 1 of an emulated host after boot: sets up the network, then takes orders from the lab over
 # a virtio-serial port, one per line: `run ID` starts /out/.lab/ID.sh, `kill ID` ends it. It answers
-# `ready` once and `exit ID STATUS` per job. Output goes to /out/.lab/ID.log.
+# `ready` once and `exit ID STATUS` per job. Output goes to /out/.lab/ID.log. `run ID input` gives
+# the job a second port as stdin, from the byte after a line with its ID.
 # When the lab goes away the port closes and the host powers itself off.
 busybox() { /run/lab/busybox "$@"; }
 stage() { read -r up rest </proc/uptime; echo "lab: $up s: $1"; }
@@ -37,15 +38,26 @@ echo 1 >/proc/sys/vm/unprivileged_userfaultfd
 
 for entry in /sys/class/virtio-ports/*; do
     read -r name <"$entry/name"
-    [ "$name" = ssihv.lab ] && exec 3<>"/dev/${entry##*/}"
+    case $name in
+    ssihv.lab) exec 3<>"/dev/${entry##*/}" ;;
+    ssihv.input) input_port="/dev/${entry##*/}" ;;
+    esac
 done
 # The lab connects a moment after boot or long before it; only an end of file after its first word
 # means that it is gone.
 heard=
+job() {
+    line=
+    # Reads by the byte, so what follows is the job's. No line yet: the lab is about to connect.
+    [ -n "$2" ] && until [ "$line" = "$1" ]; do read -r line || busybox sleep 0.1; done
+    # Own session: `kill` reaches everything the job started in it.
+    exec /run/lab/busybox setsid /bin/bash "/out/.lab/$1.sh"
+}
 start() {
     cd "$checkout" || cd /
-    # Own session: `kill` reaches everything the job started in it.
-    /run/lab/busybox setsid /bin/bash "/out/.lab/$1.sh" </dev/null >"/out/.lab/$1.log" 2>&1 3>&- &
+    stdin=/dev/null
+    [ "$2" = input ] && stdin=$input_port
+    job "$@" >"/out/.lab/$1.log" 2>&1 <"$stdin" 3>&- &
     child=$!
     echo "$child" >"/run/lab/$1.pid"
     wait "$child"
@@ -55,17 +67,19 @@ stage "ready"
 echo ready >&3
 orders() {
     while :; do
-        if ! read -r verb id <&3; then
+        if ! read -r verb id input <&3; then
             [ -n "$heard" ] && return
             busybox sleep 0.1
             continue
         fi
         heard=1
         case $verb in
-        run) start "$id" & ;;
+        run) start "$id" "$input" & ;;
         kill)
             until [ -s "/run/lab/$id.pid" ]; do busybox sleep 0.1; done
-            read -r group <"/run/lab/$id.pid" && kill -KILL "-$group"
+            # Before it has its session, a job is one process.
+            read -r group <"/run/lab/$id.pid"
+            kill -KILL "-$group" || kill -KILL "$group"
             ;;
         off) return ;;
         esac

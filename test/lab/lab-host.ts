@@ -1,10 +1,12 @@
 // One emulated host: a QEMU process, its serial console in a file, and orders to the agent inside
 // over a virtio-serial port that is QEMU's own stdin and stdout. That choice needs no socket and
-// makes the host power itself off when this process dies, however it dies. Invariant: every `run`
-// ends, with a status, at its time limit, or with the death of the host.
+// makes the host power itself off when this process dies, however it dies. A second port carries
+// what a command reads (host-input.ts). Invariant: every `run` ends, with a status, at its time
+// limit, or with the death of the host.
 
 import { closeSync, existsSync, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
 import type { HostImage } from "./host-image.ts";
+import { HostInput } from "./host-input.ts";
 import { checkout } from "./paths.ts";
 import { recordProcess } from "./run-directory.ts";
 import { hostAddress, networkArguments } from "./segment.ts";
@@ -24,8 +26,12 @@ export interface HostOptions {
 
 export interface CommandOptions {
   limitSeconds?: number;
-  /** Called with output as it appears (checked ten times a second). */
+  /** Called with output as it appears (checked ten times a second, with input fifty times). */
   onOutput?: (text: string) => void;
+  /** What the command reads from stdin, for one command of a host at a time; absent: nothing. */
+  input?: ReadableStream<Uint8Array>;
+  /** Run it on a terminal of the host, its keyboard being `input`. */
+  terminal?: boolean;
 }
 
 export interface CommandResult {
@@ -40,6 +46,9 @@ export interface CommandResult {
 const timedOutStatus = 124;
 const kernelTrouble = /Kernel panic|BUG:|Oops|sysrq:|Out of memory|lockup|stall|lab: cannot/;
 const answerGraceMs = 15_000;
+const followMs = 100;
+/** Somebody types and waits for the echo. */
+const followTypingMs = 20;
 
 export class LabHost {
   readonly index: number;
@@ -48,12 +57,14 @@ export class LabHost {
   /** Resolves when the emulated machine is gone, for whatever reason. */
   readonly exited: Promise<number>;
   readonly #directory: string;
+  readonly #inputSocket: string;
   readonly #process: Bun.Subprocess<"pipe", "pipe", "pipe">;
   readonly #waiting = new Map<string, (status: number) => void>();
   readonly #ready = Promise.withResolvers<void>();
   #jobs = 0;
   #gone: number | undefined;
   #words = "";
+  #fed: string | undefined;
 
   constructor(options: HostOptions) {
     this.index = options.index;
@@ -68,6 +79,8 @@ export class LabHost {
       stderr: "pipe",
     });
     recordProcess(options.directory, this.#process.pid, `host-${options.index}`);
+    // By QEMU's own folder, as a socket's path has 107 bytes at most (unix(7)).
+    this.#inputSocket = `/proc/${this.#process.pid}/cwd/${inputSocketName(options.index)}`;
     this.#ready.promise.catch(() => undefined); // reported by whoever awaits `ready`
     void this.#listen();
     void this.#collectWords();
@@ -90,12 +103,13 @@ export class LabHost {
     await this.ready;
     const id = `${this.index}-${++this.#jobs}`;
     const base = `${this.#directory}/out/.lab/${id}`;
-    writeFileSync(`${base}.sh`, script);
+    const input = this.#feed(id, options.input);
+    writeScript(base, id, script, options);
     writeFileSync(`${base}.log`, "");
     const began = performance.now();
     const ended = new Promise<number>((resolve) => this.#waiting.set(id, resolve));
-    const stopFollowing = follow(`${base}.log`, options.onOutput);
-    this.#order(`run ${id}`);
+    const stopFollowing = follow(`${base}.log`, options);
+    this.#order(input === undefined ? `run ${id}` : `run ${id} input`);
     let timedOut = false;
     let deafTimer: Timer | undefined;
     const timer = setTimeout(
@@ -111,6 +125,8 @@ export class LabHost {
     clearTimeout(timer);
     clearTimeout(deafTimer);
     stopFollowing();
+    await input?.stop();
+    if (input !== undefined) this.#fed = undefined;
     if (this.#gone !== undefined && status === -1) throw this.#lost();
     return {
       exitCode: timedOut ? timedOutStatus : status,
@@ -132,6 +148,15 @@ export class LabHost {
     const text = readFileSync(this.consolePath, "utf8").replaceAll("\r", "").trimEnd().split("\n");
     const reasons = text.slice(0, -lines).filter((line) => kernelTrouble.test(line));
     return [...reasons.slice(0, lines), ...text.slice(-lines)].join("\n");
+  }
+
+  #feed(id: string, stream: CommandOptions["input"]): HostInput | undefined {
+    if (stream === undefined) return undefined;
+    if (this.#fed !== undefined) {
+      throw labError(`lab host ${this.index} has one input, which command ${this.#fed} reads`);
+    }
+    this.#fed = id;
+    return new HostInput(this.#inputSocket, id, stream);
   }
 
   #lost(): Error {
@@ -175,8 +200,23 @@ export class LabHost {
   }
 }
 
+// script(1) makes a terminal, passes its own stdin on as keys and ends with the command's status.
+function writeScript(base: string, id: string, script: string, options: CommandOptions): void {
+  if (options.terminal) {
+    writeFileSync(`${base}.on-terminal`, script);
+    const command = `/bin/bash /out/.lab/${id}.on-terminal`;
+    writeFileSync(`${base}.sh`, `exec script -qefc '${command}' /dev/null\n`);
+  } else {
+    writeFileSync(`${base}.sh`, script);
+  }
+}
+
+function inputSocketName(index: number): string {
+  return `input-${index}`;
+}
+
 // Output is a file of the shared folder: reading it here costs the emulated host nothing.
-function follow(path: string, onOutput: CommandOptions["onOutput"]): () => void {
+function follow(path: string, { onOutput, input }: CommandOptions): () => void {
   if (onOutput === undefined) return () => undefined;
   const file = openSync(path, "r");
   const decoder = new TextDecoder();
@@ -188,7 +228,7 @@ function follow(path: string, onOutput: CommandOptions["onOutput"]): () => void 
       onOutput(decoder.decode(buffer.subarray(0, count), { stream: true }));
     }
   };
-  const timer = setInterval(drain, 100);
+  const timer = setInterval(drain, input === undefined ? followMs : followTypingMs);
   return () => {
     clearInterval(timer);
     drain();
@@ -237,6 +277,10 @@ function hostCommand(options: HostOptions, consolePath: string): string[] {
     "virtio-serial-pci",
     "-device",
     "virtserialport,chardev=lab,name=ssihv.lab",
+    "-chardev",
+    `socket,id=input,path=${inputSocketName(index)},server=on,wait=off`,
+    "-device",
+    "virtserialport,chardev=input,name=ssihv.input",
     ...networkArguments(index, options.hosts),
     ...share("root", "/", ",readonly=on"),
     ...share("out", `${directory}/out`, ""),

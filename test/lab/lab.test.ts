@@ -102,6 +102,45 @@ describe.skipIf(reason !== undefined)("one host", () => {
   );
 
   test(
+    "feeds a command's stdin, byte for byte to its end, one command after the other",
+    async () => {
+      // More than the 128 KiB that a port holds, without any byte value missing.
+      const bytes = Uint8Array.from({ length: 300_000 }, (_, i) => (i * 7 + (i >> 8)) & 0xff);
+      const whole = await lab.host(1).run("cat >/out/fed", { input: streamOf(bytes) });
+      expect(whole.exitCode).toBe(0);
+      expect(Buffer.compare(readFileSync(`${lab.out}/fed`), bytes)).toBe(0);
+      // One that leaves most of it unread, then one that gets all of its own.
+      const partly = await lab.host(1).run("head -c 3", { input: streamOf(bytes) });
+      expect(partly.exitCode).toBe(0);
+      const own = await lab.host(1).run("cat", { input: streamOf(Buffer.from("own\n")) });
+      expect(own.log).toBe("own\n");
+    },
+    testLimitMs,
+  );
+
+  test(
+    "gives a command a terminal and passes on what is typed when it is typed",
+    async () => {
+      const keys = new TransformStream<Uint8Array, Uint8Array>();
+      const writer = keys.writable.getWriter();
+      let seen = "";
+      const onOutput = (text: string) => {
+        seen += text;
+        if (seen.endsWith("name? ")) void writer.write(Buffer.from("Ada\n"));
+      };
+      const script = `tty | cut -c 1-9; read -rp 'name? ' name; echo "hello $name"; exit 5`;
+      const options = { input: keys.readable, terminal: true, onOutput, limitSeconds: 30 };
+      const running = lab.host(1).run(script, options);
+      await Bun.sleep(0);
+      const second = lab.host(1).run("cat", { input: streamOf(new Uint8Array(1)) });
+      expect(String(await second.catch((error) => error))).toContain("has one input");
+      expect((await running).exitCode).toBe(5);
+      expect(seen).toMatch(/^\/dev\/pts\/\r\nname\? .*hello Ada\r\n$/s);
+    },
+    testLimitMs,
+  );
+
+  test(
     "sees this machine's files, writes only to /out",
     async () => {
       const result = await lab.host(1).run(`
@@ -250,6 +289,10 @@ describe.skipIf(reason !== undefined)("the command line", () => {
     expect(errors).not.toMatch(/^\s+at /m);
   });
 });
+
+function streamOf(bytes: Uint8Array): ReadableStream<Uint8Array> {
+  return new Response(bytes).body ?? new ReadableStream();
+}
 
 // The run directory that a lab process owns, and the processes noted there.
 function runOf(owner: number): { directory: string; pids: string[] } | undefined {
