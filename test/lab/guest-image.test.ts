@@ -66,10 +66,25 @@ describe.skipIf(reason !== undefined)("the guest", () => {
   test(
     "without a script answers on the serial console and reboots when told",
     async () => {
-      const console = await boot({ typed: ["echo sum $((6 * 7))", "tty; reboot"] });
+      // Ctrl-C must end what the shell runs: a command that ignored it would go on.
+      const interrupted = "sh -c 'kill -INT $$; echo deaf'";
+      const typed = ["echo sum $((6 * 7))", interrupted, "tty; reboot"];
+      const console = await boot({ typed });
       expect(console).toContain("\nsum 42\n");
+      expect(console).not.toContain("\ndeaf\n");
       expect(console).toContain("\n/dev/ttyS0\n");
       expect(console).toContain("reboot: Restarting system");
+    },
+    testLimitMs,
+  );
+
+  test(
+    "gives a shell after its script when asked for both",
+    async () => {
+      const append = `${guestRun("echo the script ran; exit 3")} ssihv.shell`;
+      const console = await boot({ append, typed: ["echo the shell ran; exit"] });
+      expect(console).toMatch(/\nthe script ran\nssihv-guest: exit 3\n.*\nthe shell ran\n/s);
+      expect(console).toContain("reboot: Power down");
     },
     testLimitMs,
   );

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # First process of the guest under test: says what the kernel found, runs what the command line asks
-# for (`ssihv.run=` base64 of a shell script), then powers off with its status; without that, gives
-# a shell on the console. Nothing else, so that a boot measures the kernel.
+# for (`ssihv.run=` base64 of a shell script), says its status and powers off; without that, or when
+# `ssihv.shell` asks for it too, gives a shell on the console before. Nothing else, so that a boot
+# measures the kernel.
 export PATH=/bin HOME=/ PS1='guest# '
 /bin/busybox mkdir -p /tmp
 /bin/busybox --install -s /bin
@@ -18,9 +19,12 @@ echo "ssihv-guest: ready cpus=$cpus nodes=$nodes uptime=$up"
 # reboot(8) and poweroff(8) ask process 1 by signal, as busybox documents for its init.
 trap 'sync; busybox reboot -f' TERM
 trap 'sync; busybox poweroff -f' USR1 USR2
-script=
+script= shell=
 for word in $(cat /proc/cmdline); do
-    case $word in ssihv.run=*) script=${word#ssihv.run=} ;; esac
+    case $word in
+    ssihv.run=*) script=${word#ssihv.run=} ;;
+    ssihv.shell) shell=yes ;;
+    esac
 done
 # In the background, because a shell runs its traps only between foreground commands.
 if [ -n "$script" ]; then
@@ -28,8 +32,13 @@ if [ -n "$script" ]; then
     sh /tmp/run </dev/null &
     wait $!
     echo "ssihv-guest: exit $?"
-else
-    setsid cttyhack sh <&0 &
+fi
+if [ -z "$script" ] || [ -n "$shell" ]; then
+    # Not by `&`, which makes whatever the shell starts deaf to Ctrl-C: there is no job control yet.
+    echo "ssihv-guest: shell"
+    mkfifo /tmp/over
+    start-stop-daemon -S -b -p /tmp/none -a /bin/sh -- -c 'setsid cttyhack sh; echo >/tmp/over'
+    read -r rest </tmp/over &
     wait $!
 fi
 sync
