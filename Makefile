@@ -47,10 +47,10 @@ HOSTS ?= 1
 lab: .tools/setup-build.stamp
 	$(BUN) test/lab/main.ts --hosts $(HOSTS) $(if $(CMD),--cmd '$(subst ','\'',$(value CMD))') $(ARGS)
 
-##> demo       one Linux over two nodes: on this host, or in an emulated one
+##> demo       one Linux over two nodes: on this host, or in an emulated one (ARGS='--rung 2')
 .PHONY: demo
 demo: .tools/setup-test.stamp dist/ssihv
-	$(BUN) tools/demo.ts
+	$(BUN) tools/demo.ts $(ARGS)
 
 ##> soak       litmus shapes 100,000 times each, ten boots over two nodes in a row (an hour)
 .PHONY: soak

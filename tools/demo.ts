@@ -1,73 +1,54 @@
 // `make demo`: one Debian kernel over two nodes, in front of the user's eyes. Three rungs, always
 // said which one and why: two engines on this host where KVM is fit; else the same inside an
 // emulated host of the lab; in a container without the devices, first the flags that would give it
-// the first rung.
+// the first rung. On a terminal the guest's shell is the user's at the end, on every rung.
 
 import { existsSync, readFileSync, statfsSync } from "node:fs";
 import { join } from "node:path";
+import { ConsoleInputStream } from "../src/cli/terminal.ts";
 import { spanCheck } from "../test/guest/build.ts";
-import { guestInitrd, guestKernel, guestRun } from "../test/lab/guest-image.ts";
-import { startLab } from "../test/lab/lab.ts";
+import { guestInitrd, guestKernel } from "../test/lab/guest-image.ts";
+import { type Lab, startLab } from "../test/lab/lab.ts";
 import { labMissing } from "../test/lab/tools.ts";
+import {
+  chooseRung,
+  type DemoOptions,
+  demoOptions,
+  type GuestPieces,
+  type HostFacts,
+  type MachineFacts,
+  notShown,
+  obstacle,
+  quoted,
+  runWords,
+  SHELL_MARK,
+  USAGE,
+  withLabFlags,
+} from "./demo-plan.ts";
 
 const checkout = join(import.meta.dir, "..");
 const binary = `${checkout}/dist/ssihv`;
-const MEMORY_MIN_KIB = 4 << 20;
-const DISK_MIN_BYTES = 3 * 2 ** 30;
 
-/** What the guest runs: both nodes, then the checks across them. */
-const SHOW = [
-  "echo; for n in /sys/devices/system/node/node[0-9]*; do",
-  'echo "${n##*/}: cpus $(cat $n/cpulist), distances $(cat $n/distance),"',
-  "$(sed -n 's/.*MemTotal: *//p' $n/meminfo); done; span_check all",
-].join(" ");
+/** In an emulated host, from its start to the end of the checks, on two cores (Nov 2026). */
+const LAB_SECONDS: Record<number, number> = { 1: 40, 2: 240 };
+/** Nobody waits longer for a guest that has nobody at its shell; a user may stay for a day. */
+const LIMIT_SECONDS = { unattended: 900, attended: 86_400 };
 
 function say(text: string): void {
   console.log(`demo: ${text}`);
 }
 
-/** Why the demo cannot run here at all; undefined when it can. */
-export function obstacle(facts: {
-  arch: string;
-  memoryAvailableKib: number;
-  diskFreeBytes: number;
-}): string | undefined {
-  const { arch, memoryAvailableKib, diskFreeBytes } = facts;
-  if (arch !== "x64") return `this machine is ${arch}; SSI-HV runs on x86-64`;
-  if (memoryAvailableKib < MEMORY_MIN_KIB) {
-    return `${Math.round(memoryAvailableKib / 1024)} MiB of memory available, 4096 needed`;
-  }
-  if (diskFreeBytes < DISK_MIN_BYTES) {
-    return `${Math.round(diskFreeBytes / 2 ** 20)} MiB of disk free here, 3072 needed`;
-  }
-  return undefined;
-}
-
-export type Rung = { readonly rung: 1 | 2; readonly why: string; readonly flags?: string };
-
-/** Which rung, from `ssihv check --json` and what devices there are. */
-export function chooseRung(facts: {
-  verdict: string;
-  missing: readonly string[];
-  kvm: boolean;
-  uffd: boolean;
-  container: boolean;
-}): Rung {
-  if (facts.verdict !== "unfit") return { rung: 1, why: "KVM with TDP and userfaultfd are fit" };
-  const why = `this host is unfit (${facts.missing.join(", ") || "see ssihv check"})`;
-  if (!facts.container || (facts.kvm && facts.uffd)) return { rung: 2, why };
-  const flags =
-    "--device /dev/kvm --device /dev/userfaultfd " +
-    "--security-opt seccomp=unconfined --cap-add SYS_NICE";
-  return { rung: 2, why, flags };
-}
-
-function memoryAvailableKib(): number {
+function machineFacts(): MachineFacts {
   const found = /^MemAvailable: *(\d+)/m.exec(readFileSync("/proc/meminfo", "utf8"));
-  return Number(found?.[1] ?? 0);
+  const disk = statfsSync(checkout);
+  return {
+    arch: process.arch,
+    memoryAvailableKib: Number(found?.[1] ?? 0),
+    diskFreeBytes: disk.bavail * disk.bsize,
+  };
 }
 
-function hostFacts() {
+function hostFacts(): HostFacts {
   const child = Bun.spawnSync([binary, "check", "--json"]);
   let verdict = "unfit";
   let missing: string[] = [];
@@ -83,99 +64,167 @@ function hostFacts() {
     missing = ["ssihv check gave no answer"];
   }
   const container = existsSync("/.dockerenv") || existsSync("/run/.containerenv");
-  const kvm = existsSync("/dev/kvm");
-  return { verdict, missing, kvm, uffd: existsSync("/dev/userfaultfd"), container };
+  const devices = ["kvm", "userfaultfd"].filter((name) => existsSync(`/dev/${name}`));
+  const misc = existsSync("/proc/misc") ? readFileSync("/proc/misc", "utf8") : "";
+  const offered = [...misc.matchAll(/^ *\d+ (\S+)$/gm)].map(([, name]) => name ?? "");
+  return { verdict, missing, container, devices, offered };
 }
 
-/** Whether what the guest printed shows everything that was promised. */
-export function shown(output: string): string | undefined {
-  if (!output.includes("ssihv-guest: ready cpus=2 nodes=2")) return "the guest saw no two nodes";
-  if (!output.includes("span-check: all ok")) return "the check across the nodes did not pass";
-  return undefined;
-}
-
-async function pieces(): Promise<{ kernel: string; initrd: string }> {
+async function guestPieces(): Promise<GuestPieces> {
   say("getting Debian's kernel and building the guest's initramfs");
   const program = await Bun.file(await spanCheck()).bytes();
   const initrd = await guestInitrd([{ path: "bin/span_check", bytes: program }]);
   return { kernel: await guestKernel("cloud"), initrd };
 }
 
-function runFlags(kernel: string, initrd: string, script: string): string[] {
-  const cmdline = `quiet nohz=off skew_tick=1 ${guestRun(script)}`;
-  const shape = ["--nodes", "2", "--cpus", "2", "--memory", "512M"];
-  return ["run", "--kernel", kernel, "--initrd", initrd, ...shape, "--cmdline", cmdline];
-}
-
-/** Two engines on this host, the guest's shell left to the user on a terminal. */
-async function onThisHost(): Promise<string | undefined> {
-  const { kernel, initrd } = await pieces();
-  const tty = process.stdin.isTTY;
-  const script = tty ? `${SHOW}; exec setsid cttyhack sh </dev/console` : SHOW;
-  if (tty) say("the shell is yours afterwards: poweroff -f, or Ctrl-A X, ends it");
-  const child = Bun.spawn([binary, ...runFlags(kernel, initrd, script)], {
-    stdio: [tty ? "inherit" : "ignore", "pipe", "inherit"],
+/** Two engines on this host; ssihv itself takes the terminal. */
+async function onThisHost(options: DemoOptions): Promise<string | undefined> {
+  const pieces = await guestPieces();
+  const attended = process.stdin.isTTY === true;
+  if (attended) say("the shell is yours afterwards: poweroff -f, or Ctrl-A X, ends it");
+  const child = Bun.spawn([binary, ...runWords(pieces, options, attended)], {
+    stdio: [attended ? "inherit" : "ignore", "pipe", "inherit"],
   });
+  process.on("exit", () => child.kill());
   let output = "";
+  const decoder = new TextDecoder();
   for await (const chunk of child.stdout) {
     process.stdout.write(chunk);
-    output += new TextDecoder().decode(chunk);
+    output += decoder.decode(chunk, { stream: true });
   }
   const status = await child.exited;
-  return status === 0 ? shown(output) : `ssihv ended with status ${status}`;
+  return status === 0 ? notShown(output, options.nodes) : `ssihv ended with status ${status}`;
 }
 
-/** The same inside an emulated host; the guest powers off by itself. */
-async function inTheLab(): Promise<string | undefined> {
+/** This process's terminal as the keyboard of a command on a lab host, from `attach` on. */
+class Keyboard {
+  readonly #terminal = new ConsoleInputStream();
+  readonly #stream = new TransformStream<Uint8Array, Uint8Array>();
+  readonly #writer = this.#stream.writable.getWriter();
+
+  constructor() {
+    // Also when a signal or an error ends the demo.
+    process.on("exit", () => this.#terminal.restore());
+    // What is typed while the command ends goes nowhere, which is no error of the demo.
+    this.#writer.closed.catch(() => undefined);
+  }
+
+  get keys(): ReadableStream<Uint8Array> {
+    return this.#stream.readable;
+  }
+
+  attach(): void {
+    this.#terminal.enterRaw();
+    this.#terminal.start((chunk) => this.#writer.write(chunk).catch(() => this.close()));
+  }
+
+  close(): void {
+    this.#terminal.close();
+  }
+}
+
+/** A line now and then on how far it is, as a share of the expected time; returns its end. */
+function progressBar(expected: number): () => void {
+  const width = 30;
+  const began = performance.now();
+  const timer = setInterval(() => {
+    const seconds = Math.round((performance.now() - began) / 1000);
+    const part = Math.min(width - 1, Math.round((seconds / expected) * width));
+    const bar = "#".repeat(part) + ".".repeat(width - part);
+    say(`[${bar}] ${seconds} s of about ${expected}`);
+  }, 10_000);
+  return () => clearInterval(timer);
+}
+
+/** The guest's console from a lab host: shown as it comes, and the user's once it has a shell. */
+async function runInHost(lab: Lab, command: string, endBar: () => void, keyboard?: Keyboard) {
+  let seen = "";
+  let attached = false;
+  const onOutput = (text: string) => {
+    process.stdout.write(text);
+    seen += text;
+    if (attached || !seen.includes(SHELL_MARK)) return;
+    attached = true;
+    endBar();
+    keyboard?.attach();
+  };
+  if (keyboard === undefined) {
+    const limitSeconds = LIMIT_SECONDS.unattended;
+    return lab.host(1).run(`${command} </dev/null 2>&1`, { limitSeconds, onOutput });
+  }
+  const limitSeconds = LIMIT_SECONDS.attended;
+  const options = { limitSeconds, onOutput, input: keyboard.keys, terminal: true };
+  return lab
+    .host(1)
+    .run(command, options)
+    .finally(() => keyboard.close());
+}
+
+/** The same inside an emulated host. */
+async function inTheLab(options: DemoOptions): Promise<string | undefined> {
   const lacking = labMissing();
   if (lacking !== undefined) return lacking;
-  const { kernel, initrd } = await pieces();
-  say("starting an emulated host; the whole takes about five minutes on two cores");
-  if (process.stdin.isTTY) say("(no shell at the end: that is only on the first rung)");
+  const pieces = await guestPieces();
+  const expected = LAB_SECONDS[options.nodes] ?? 0;
+  say(`starting an emulated host; all takes about ${expected} seconds on two cores`);
+  const keyboard = process.stdin.isTTY ? new Keyboard() : undefined;
+  if (keyboard) say("then the shell is yours: poweroff -f, or Ctrl-A X, ends it; before, Ctrl-C");
+  // Without the bar until then: another lab may have to end first, which startLab says.
   const lab = await startLab({ hosts: 1, memoryMiB: 3072, files: [binary] });
-  const began = performance.now();
-  const flags = [...runFlags(kernel, initrd, SHOW), "--clock-dilation", "50"];
-  const command = flags.map((flag) => `'${flag}'`).join(" ");
-  const bar = setInterval(() => {
-    const seconds = Math.round((performance.now() - began) / 1000);
-    const part = Math.min(29, Math.round((seconds / 300) * 30));
-    say(`[${"#".repeat(part)}${".".repeat(30 - part)}] ${seconds} s of about 300`);
-  }, 15_000);
+  const endBar = progressBar(expected);
   let failed: string | undefined = "the run was cut off";
   try {
-    const result = await lab.host(1).run(`/out/ssihv ${command} </dev/null 2>&1`, {
-      limitSeconds: 900,
-      onOutput: (text) => void process.stdout.write(text),
-    });
-    failed = result.exitCode === 0 ? shown(result.log) : `ssihv ended with ${result.exitCode}`;
+    const words = runWords(pieces, withLabFlags(options), keyboard !== undefined);
+    const command = ["/out/ssihv", ...words].map(quoted).join(" ");
+    const result = await runInHost(lab, command, endBar, keyboard);
+    const { exitCode, log } = result;
+    failed = exitCode === 0 ? notShown(log, options.nodes) : `ssihv ended with ${exitCode}`;
   } finally {
-    clearInterval(bar);
+    endBar();
     await lab.close({ keep: failed !== undefined });
     if (failed !== undefined) say(`consoles and logs are in ${lab.directory}`);
   }
   return failed;
 }
 
-async function main(): Promise<number> {
-  const disk = statfsSync(checkout);
-  const stop = obstacle({
-    arch: process.arch,
-    memoryAvailableKib: memoryAvailableKib(),
-    diskFreeBytes: disk.bavail * disk.bsize,
-  });
-  if (stop !== undefined) {
+const WHERE = { 1: "on this host", 2: "in an emulated host" } as const;
+
+async function main(argv: readonly string[]): Promise<number> {
+  if (argv.includes("--help") || argv.includes("-h")) {
+    console.log(USAGE);
+    return 0;
+  }
+  const options = demoOptions(argv);
+  if (typeof options === "string") {
+    console.error(`demo: ${options}\n${USAGE}`);
+    return 2;
+  }
+  // First what stops every rung: ssihv itself does not start on another architecture.
+  const machine = machineFacts();
+  const never = obstacle(machine, 1);
+  const rung = never === undefined ? chooseRung(hostFacts(), options.rung) : undefined;
+  if (rung?.flags !== undefined) {
+    say(`rung 3: a container without the devices; for rung 1 start it with: ${rung.flags}`);
+  }
+  const engines = options.nodes === 1 ? "one engine" : "two engines";
+  if (rung !== undefined) {
+    say(`rung ${rung.rung}: ${engines} ${WHERE[rung.rung]}, because ${rung.why}`);
+  }
+  const stop = never ?? (rung && obstacle(machine, rung.rung));
+  if (rung === undefined || stop !== undefined) {
     say(`failed: ${stop}`);
     return 2;
   }
-  const rung = chooseRung(hostFacts());
-  if (rung.flags !== undefined) {
-    say(`rung 3: a container without the devices; start it with: ${rung.flags}`);
-  }
-  const where = rung.rung === 1 ? "two engines on this host" : "two engines in an emulated host";
-  say(`rung ${rung.rung}: ${where}, because ${rung.why}`);
-  const failed = rung.rung === 1 ? await onThisHost() : await inTheLab();
-  say(failed === undefined ? "ok: one Linux over two nodes, checked" : `failed: ${failed}`);
+  const failed = await (rung.rung === 1 ? onThisHost(options) : inTheLab(options));
+  const nodes = options.nodes === 1 ? "one node" : "two nodes";
+  say(failed === undefined ? `ok: one Linux over ${nodes}, checked` : `failed: ${failed}`);
   return failed === undefined ? 0 : 1;
 }
 
-if (import.meta.main) process.exit(await main());
+if (import.meta.main) {
+  // Exiting ends the guest or the lab, and puts the terminal back; 128 + signal as shells have it.
+  process.on("SIGINT", () => process.exit(130));
+  process.on("SIGTERM", () => process.exit(143));
+  process.on("SIGHUP", () => process.exit(129));
+  process.exit(await main(process.argv.slice(2)));
+}

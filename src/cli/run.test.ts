@@ -3,6 +3,7 @@
 import { expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { expectCooked, inShell } from "../../test/pseudo-terminal.ts";
 
 const MAIN = [process.execPath, join(import.meta.dir, "fake-main.fixture.ts")];
 const KERNEL = MAIN[1] ?? "";
@@ -33,50 +34,6 @@ async function run(args: string[], input = "", env: Record<string, string> = {})
 function events(stderr: string): Record<string, unknown>[] {
   const lines = stderr.trim().split("\n");
   return lines.map((line) => JSON.parse(line) as Record<string, unknown>);
-}
-
-/** A child on a pseudo-terminal; `until` waits for text on it. */
-class Terminal {
-  text = "";
-  readonly child: Bun.Subprocess;
-  private readonly waiting: { text: string; done: () => void }[] = [];
-
-  constructor(args: string[]) {
-    this.child = Bun.spawn(args, {
-      terminal: {
-        cols: 80,
-        rows: 24,
-        data: (_: unknown, bytes: Uint8Array) => {
-          this.text += new TextDecoder().decode(bytes);
-          for (const { text, done } of this.waiting) if (this.text.includes(text)) done();
-        },
-      },
-    });
-  }
-
-  async until(text: string): Promise<void> {
-    if (this.text.includes(text)) return;
-    const gone = this.child.exited.then(() => {
-      if (!this.text.includes(text)) throw new Error(`ended without "${text}":\n${this.text}`);
-    });
-    await Promise.race([new Promise<void>((done) => this.waiting.push({ text, done })), gone]);
-  }
-
-  type(text: string): void {
-    this.child.terminal?.write(text);
-  }
-}
-
-/** Runs `args` in a shell on a terminal and tells the terminal's mode afterwards. */
-function inShell(args: string[]): Terminal {
-  const quoted = args.map((arg) => `'${arg}'`).join(" ");
-  return new Terminal(["sh", "-c", `${quoted}; echo "status=$?"; stty -a; echo all-done`]);
-}
-
-function expectCooked(text: string): void {
-  expect(text).toMatch(/[ \n]icanon /);
-  expect(text).toMatch(/[ \n]echo /);
-  expect(text).toMatch(/[ \n]isig /);
 }
 
 test("pipes: the console alone on stdout, status 0 on power-off, one line at the end", async () => {
