@@ -137,7 +137,7 @@ export interface GuestPieces {
 export function runWords(pieces: GuestPieces, options: DemoOptions, shell: boolean): string[] {
   const { kernel, initrd } = pieces;
   const words = shell ? `${guestRun(SHOW)} ssihv.shell` : guestRun(SHOW);
-  const cmdline = `quiet nohz=off skew_tick=1 ${words}`;
+  const cmdline = `quiet ${words}`;
   const shape = ["--nodes", `${options.nodes}`, "--cpus", "2", "--memory", "512M"];
   const boot = ["--kernel", kernel, "--initrd", initrd, "--cmdline", cmdline];
   return ["run", ...boot, ...shape, ...options.runFlags];

@@ -8,7 +8,7 @@ const sides = @import("sides.zig");
 const page_size = sides.page_size;
 
 /// A child costs hundreds of page transfers: far fewer of them than of the other checks' rounds.
-const rounds_per_child = 10;
+const rounds_per_child = 30;
 
 const page_words = page_size / @sizeOf(u64);
 const mapped_pages = 4;
