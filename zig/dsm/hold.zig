@@ -1,9 +1,9 @@
 //! Forward progress. One guest instruction can need many pages at once; two nodes that take them
 //! from each other could go on for ever. So the faults of a thread form a chain with one age as
 //! long as each follows soon after the wake of the one before (half the time that one took): they
-//! may be one instruction. A page that an open chain acquired is held against revokes of younger chains:
-//! deferred, not refused. Besides, every page stays for about as long as it took to get it, at most
-//! hold_ns_max, whoever asks: at least half the time is progress.
+//! may be one instruction. A page that an open chain acquired is held against revokes of younger
+//! chains: deferred, not refused. Besides, every page stays for about as long as it took to get
+//! it, at most hold_ns_max, whoever asks: at least half the time is progress.
 //!
 //! Ages come from a logical clock (larger than any age seen before), so they need no common time
 //! and no chain stays the youngest for ever. A deferred revoke also ends by its own deadline: an
