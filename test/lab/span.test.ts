@@ -73,12 +73,11 @@ describe.skipIf(reason !== undefined)("several engines on one host", () => {
 
   for (let turn = 1; turn <= boots; turn++) {
     const checks = turn === 1 ? ALL : "span_check counters && span_check mutex";
-    const memory = turn === 1 ? "192M" : "256M";
     test(
       `boot ${turn} of ${boots}: both nodes are there, ${checks}`,
       async () => {
         failed = true;
-        expectTwoNodes(await boot("one host", { memory, script: `${nodes}${checks}` }));
+        expectTwoNodes(await boot("one host", { script: `${nodes}${checks}` }));
         failed = false;
       },
       (limit + 40) * 1000,
