@@ -94,6 +94,14 @@ function allSuites(): Suite[] {
         ...["--test-runner", "zig/test_runner.zig"],
       ],
     },
+    {
+      // Optimised: a million hostile inputs, and thousands of cuts under load.
+      ...{ name: "lanes", budget: 60, dialect: "zig", fast: true, live: true },
+      command: [
+        ...[zig(), "test", "-O", "safe", "zig/tests_lanes.zig", "-lc"],
+        ...["--test-runner", "zig/test_runner.zig"],
+      ],
+    },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
     ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
     ...bunSuite("lab", 1200, false, testFiles(["test/lab"])).map((suite) => ({

@@ -126,7 +126,7 @@ pub const EventKind = enum(u32) {
     register_event = 4,
     /// A peer's state changed: a = node, b = PeerState.
     peer = 5,
-    /// A message the user should see: text bytes packed in a..e.
+    /// A message the user should see: text bytes packed in a..e; vcpu = 1: the next notice goes on.
     notice = 6,
     /// All vCPUs parked, devices reset: TypeScript reloads the images.
     reset_done = 7,
@@ -270,7 +270,19 @@ pub const EngineStats = extern struct {
     serial_bytes_out: u64,
     serial_bytes_in: u64,
     fault_latency: Histogram,
-    reserved: [31]u64,
+    /// Lanes, all peers together: bytes that wait for sockets, and that peers have not
+    /// acknowledged (now, and the most one lane ever had).
+    lane_bytes_queued: u64,
+    lane_bytes_unacked: u64,
+    lane_bytes_unacked_max: u64,
+    /// Connections after a cut, frames sent again over them, frames refused as not the peer's.
+    lane_reconnects: u64,
+    lane_frames_resent: u64,
+    lane_refusals: u64,
+    /// Times a full lane held vCPUs back, and acknowledgements that had to travel alone.
+    lane_requests_held: u64,
+    lane_acks_alone: u64,
+    reserved: [23]u64,
 };
 
 /// The shared page: one memfd per engine, mapped by the engine and by its parent.

@@ -144,6 +144,7 @@ pub const Engine = struct {
             .context = span,
             .receive = Span.receive,
             .lost = Span.lost,
+            .noticed = Span.noticed,
             .reset_done = Span.resetDone,
             .inboxes = Span.inboxAt,
         }, &self.shared.stats);

@@ -24,6 +24,7 @@ test {
     _ = @import("engine/exits.zig");
     _ = @import("engine/gate.zig");
     _ = @import("engine/inbox.zig");
+    _ = @import("engine/lanes.zig");
     _ = @import("engine/link.zig");
     _ = @import("kvm/api.zig");
     _ = @import("kvm/probe.zig");
@@ -45,7 +46,9 @@ test {
     _ = @import("irq/message.zig");
     _ = @import("irq/model_test.zig");
     _ = @import("irq/route.zig");
+    _ = @import("transport/aegis.zig");
     _ = @import("transport/frame.zig");
+    _ = @import("transport/seal.zig");
     _ = @import("transport/tcp.zig");
     _ = @import("transport/lane_test.zig");
     _ = @import("transport/handshake_test.zig");

@@ -205,8 +205,18 @@ export class EngineProcess {
       case EventKind.linked:
         return this.linked(event);
       case EventKind.notice:
-        return this.send({ type: "notice", text: noticeText(event) });
+        return this.notice(event);
     }
+  }
+
+  private noticeBegun = "";
+
+  /** A long text comes in pieces. */
+  private notice(event: EngineEvent): void {
+    this.noticeBegun += noticeText(event);
+    if (event.vcpu !== 0) return;
+    this.send({ type: "notice", text: this.noticeBegun });
+    this.noticeBegun = "";
   }
 
   private ioRequest(vcpu: number): void {

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xb76928422d9d6cc3n;
+export const ABI_HASH = 0xd142b14d13d0b99fn;
 
 export const constants = {
   abi_version: 1,
@@ -286,7 +286,15 @@ export const records = {
       serial_bytes_out: { offset: 192, type: "u64" },
       serial_bytes_in: { offset: 200, type: "u64" },
       fault_latency: { offset: 208, type: "Histogram" },
-      reserved: { offset: 552, type: "u64", count: 31 },
+      lane_bytes_queued: { offset: 552, type: "u64" },
+      lane_bytes_unacked: { offset: 560, type: "u64" },
+      lane_bytes_unacked_max: { offset: 568, type: "u64" },
+      lane_reconnects: { offset: 576, type: "u64" },
+      lane_frames_resent: { offset: 584, type: "u64" },
+      lane_refusals: { offset: 592, type: "u64" },
+      lane_requests_held: { offset: 600, type: "u64" },
+      lane_acks_alone: { offset: 608, type: "u64" },
+      reserved: { offset: 616, type: "u64", count: 23 },
     },
   },
   Shared: {

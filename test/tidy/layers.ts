@@ -44,6 +44,7 @@ export const zigLayers: readonly Layer[] = [
   { at: "zig/tests_explorer.zig", mayImport: ["zig/dsm"] },
   { at: "zig/tests_memory.zig", mayImport: ["zig/engine"] },
   { at: "zig/explore.zig", mayImport: ["std", "zig/dsm"] },
+  { at: "zig/tests_lanes.zig", mayImport: ["zig/transport"] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },
   { at: "zig/bench_lane.zig", mayImport: ["std", "zig/base", "zig/transport"] },
   { at: "zig/bench_fault.zig", mayImport: ["std", "zig/base", "zig/transport", "zig/engine"] },

@@ -47,14 +47,20 @@ pub const Events = struct {
         });
     }
 
-    /// A short text for the user; cut at 40 bytes (a..e of the event).
+    /// A text for the user, 40 bytes (a..e) an event; `vcpu` = 1 says that more of it follows.
     pub fn notice(self: *Events, text: []const u8) void {
-        var event = std.mem.zeroes(abi.Event);
-        event.kind = @backingInt(abi.EventKind.notice);
-        const room = std.mem.asBytes(&event)[@offsetOf(abi.Event, "a")..][0..40];
-        const n = @min(text.len, room.len);
-        @memcpy(room[0..n], text[0..n]);
-        self.push(event);
+        var rest = text;
+        while (true) {
+            var event = std.mem.zeroes(abi.Event);
+            event.kind = @backingInt(abi.EventKind.notice);
+            const room = std.mem.asBytes(&event)[@offsetOf(abi.Event, "a")..][0..40];
+            const n = @min(rest.len, room.len);
+            @memcpy(room[0..n], rest[0..n]);
+            rest = rest[n..];
+            event.vcpu = @intFromBool(rest.len > 0);
+            self.push(event);
+            if (rest.len == 0) return;
+        }
     }
 };
 

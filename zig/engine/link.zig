@@ -1,5 +1,6 @@
 //! Bringing a span up: lanes to every peer, then one clock, then the shard. Runs on its own thread,
-//! since peers may start later; TypeScript hears of the end by the event `linked`.
+//! since peers may start later; TypeScript hears of the end by the event `linked`. The thread then
+//! goes on as the lanes' keeper (transport/keeper.zig).
 //!
 //! Clock: guest TSC = host TSC + offset on every host. Node 0 chooses its offset so that the
 //! guest's TSC starts near zero; every other node asks node 0 for its TSC many times and takes the
@@ -12,15 +13,33 @@ const abi = @import("../abi.zig");
 const abi_hash = @import("../abi_hash.zig");
 const sys = @import("../base/sys.zig");
 const tcp = @import("../transport/tcp.zig");
+const handshake = @import("../transport/handshake.zig");
 const linkup = @import("../transport/linkup.zig");
-const Lane = @import("../transport/lane.zig").Lane;
+const lane_file = @import("../transport/lane.zig");
+const Lane = lane_file.Lane;
+const frame = @import("../transport/frame.zig");
+const Keeper = @import("../transport/keeper.zig").Keeper;
 const failure = @import("../base/failure.zig");
 const Engine = @import("../engine.zig").Engine;
 
 /// How long peers may take to appear; their hosts may still be starting their part.
 const patience_ns = 120 * std.time.ns_per_s;
 const clock_rounds = 32;
-const clock_patience_ms = 5000;
+const clock_patience_ns = 5 * std.time.ns_per_s;
+
+comptime {
+    // What answers must never wait (lane.zig). Each faulting thread of each node has one open
+    // transaction, for which one node owes another at most one page and four messages without
+    // (forward or invalidate, grant, ack, done), and as much again may have been read without being
+    // acknowledged yet. Entries of replicated page tables are not bounded by this; the rest of the
+    // reserve holds 15,000 of them.
+    const faults = @import("../memory/faults.zig");
+    const small = frame.header_bytes + frame.protocol_bytes;
+    const answers = frame.header_bytes + frame.payload_max + 4 * small;
+    const options: lane_file.Options = .{};
+    const open = abi.nodes_max * faults.threads_max;
+    std.debug.assert(options.reserve_bytes >= open * answers + options.tx_bytes / 4);
+}
 
 pub const Link = struct {
     engine: *Engine,
@@ -28,6 +47,8 @@ pub const Link = struct {
     addresses: [abi.nodes_max]?tcp.Address = @splat(null),
     cancel: std.atomic.Value(u32) = .init(0),
     outcome: linkup.Outcome = .{},
+    /// Lives as long as the process: the shard may want a connection at any time.
+    keeper: Keeper = undefined,
     words: [240]u8 = undefined,
     words_len: usize = 0,
 
@@ -38,6 +59,7 @@ pub const Link = struct {
             return;
         };
         self.engine.events.simple(.linked, 0, 0, 0, 0);
+        self.keeper.run();
     }
 
     fn say(self: *Link, comptime format: []const u8, args: anytype) void {
@@ -47,7 +69,7 @@ pub const Link = struct {
 
     fn bringUp(self: *Link) !void {
         const config = &self.engine.config;
-        linkup.connectAll(&.{
+        const wanted: linkup.Config = .{
             .node = @intCast(config.node),
             .node_count = @intCast(config.node_count),
             .listen_fd = if (self.listener) |l| l.fd else -1,
@@ -55,61 +77,86 @@ pub const Link = struct {
             .key = &config.lane_key,
             .abi_hash = abi_hash.value,
             .vm_generation = config.vm_generation,
+            .instance = try handshake.randomInstance(),
             .deadline_ns = sys.monotonicNs() + patience_ns,
             .cancel = &self.cancel,
-        }, &self.outcome);
-        if (self.listener) |l| sys.close(l.fd);
+        };
+        linkup.connectAll(&wanted, &self.outcome);
         if (self.outcome.status != .linked) {
             self.say("{s}", .{self.outcome.text()});
             return error.PeerFailed;
         }
-        try self.agreeOnClock();
         const pager = self.engine.pager.?;
+        var lanes: [abi.nodes_max]?*Lane = @splat(null);
         for (self.outcome.fds, 0..) |fd, node| {
             if (fd < 0) continue;
             const lane = try self.engine.allocator.create(Lane);
-            lane.* = try Lane.init(self.engine.allocator, fd, @intCast(node));
-            pager.setLane(@intCast(node), lane);
+            lane.* = try Lane.init(self.engine.allocator, @intCast(node), .{});
+            try lane.adopt(self.outcome.connection(node));
+            lanes[node] = lane;
         }
+        try self.agreeOnClock(&lanes);
+        self.keeper = try Keeper.init(wanted, self.outcome.instances, pager.mailbox.eventfd);
+        for (lanes, 0..) |maybe, node| {
+            if (maybe) |lane| pager.lanes.set(@intCast(node), lane);
+        }
+        pager.lanes.keeper = &self.keeper;
         try pager.start();
+        // Frames may have come with the clock's: the shard must look before it sleeps.
+        sys.eventfdSignal(pager.mailbox.eventfd);
     }
 
-    fn agreeOnClock(self: *Link) !void {
+    fn agreeOnClock(self: *Link, lanes: *const [abi.nodes_max]?*Lane) !void {
         const config = &self.engine.config;
         if (config.node != 0) {
-            config.tsc_offset = try askClock(self.outcome.fds[0]);
+            config.tsc_offset = try self.checked(lanes[0].?, askClock(lanes[0].?));
             return;
         }
         config.tsc_offset = 0 -% readTsc();
-        for (self.outcome.fds) |fd| {
-            if (fd >= 0) try answerClock(fd, config.tsc_offset);
+        for (lanes) |maybe| {
+            const lane = maybe orelse continue;
+            try self.checked(lane, answerClock(lane, config.tsc_offset));
         }
+    }
+
+    /// Adds what the lane knows about its failure.
+    fn checked(self: *Link, lane: *const Lane, result: anytype) @TypeOf(result) {
+        if (result) |_| {} else |e| {
+            var buffer: [160]u8 = undefined;
+            const why = switch (e) {
+                error.TimedOut, error.Full => @errorName(e),
+                else => |known| lane.explain(known, &buffer),
+            };
+            self.say("agreement on the clock with node {d} failed: {s}", .{ lane.peer, why });
+        }
+        return result;
     }
 };
 
 const Answer = extern struct { tsc: u64, offset: u64, boot_id: [36]u8, pad: u32 = 0 };
 
+const ClockError = lane_file.Error || error{ TimedOut, Full };
+
 /// Node 0: answers a peer's questions until it has asked them all.
-fn answerClock(fd: i32, offset: u64) !void {
+fn answerClock(lane: *Lane, offset: u64) ClockError!void {
     var answer: Answer = .{ .tsc = 0, .offset = offset, .boot_id = bootId() };
     for (0..clock_rounds) |_| {
-        var question: [1]u8 = undefined;
-        try readExactly(fd, &question);
+        _ = try takeClock(lane, 1);
         answer.tsc = readTsc();
-        try sys.writeAll(fd, std.mem.asBytes(&answer));
+        try giveClock(lane, std.mem.asBytes(&answer));
     }
 }
 
 /// Another node: the offset that makes its guest TSC equal node 0's.
-fn askClock(fd: i32) !u64 {
+fn askClock(lane: *Lane) ClockError!u64 {
     const own_boot = bootId();
     var best: u64 = std.math.maxInt(u64);
     var offset: u64 = 0;
     for (0..clock_rounds) |_| {
         const before = readTsc();
-        try sys.writeAll(fd, "?");
-        var answer: Answer = undefined;
-        try readExactly(fd, std.mem.asBytes(&answer));
+        try giveClock(lane, "?");
+        const payload = try takeClock(lane, @sizeOf(Answer));
+        const answer = std.mem.bytesToValue(Answer, payload[0..@sizeOf(Answer)]);
         const after = readTsc();
         if (std.mem.eql(u8, &own_boot, &answer.boot_id)) {
             offset = answer.offset;
@@ -123,25 +170,26 @@ fn askClock(fd: i32) !u64 {
     return offset;
 }
 
-fn readExactly(fd: i32, out: []u8) !void {
-    var done: usize = 0;
-    while (done < out.len) {
-        const r = linux.read(fd, out[done..].ptr, out.len - done);
-        switch (linux.errno(r)) {
-            .SUCCESS => {
-                if (r == 0) return error.PeerClosed;
-                done += r;
-            },
-            .INTR => {},
-            .AGAIN => {
-                var p = [1]linux.pollfd{.{ .fd = fd, .events = linux.POLL.IN, .revents = 0 }};
-                if (linux.poll(&p, 1, clock_patience_ms) == 0) return error.PeerSilent;
-            },
-            else => |e| {
-                sys.last_errno = @backingInt(e);
-                return error.SystemCall;
-            },
+fn giveClock(lane: *Lane, payload: []const u8) ClockError!void {
+    try lane.queue(@backingInt(frame.Kind.clock), &.{payload});
+    const deadline = sys.monotonicNs() + clock_patience_ns;
+    // Not sent as long as the lane is not up: then with the first thing taken.
+    while (!try lane.flush() and lane.wantsOut()) {
+        try tcp.waitFor(lane.fd, linux.POLL.OUT, deadline);
+    }
+}
+
+fn takeClock(lane: *Lane, length: usize) ClockError![]const u8 {
+    const deadline = sys.monotonicNs() + clock_patience_ns;
+    while (true) {
+        if (try lane.next()) |received| {
+            const is_clock = received.kind == .clock and received.payload.len == length;
+            return if (is_clock) received.payload else error.ProtocolViolated;
         }
+        // Up since the peer's resume, perhaps: what waited for it may go.
+        _ = try lane.flush();
+        try tcp.waitFor(lane.fd, linux.POLL.IN, deadline);
+        _ = try lane.receive();
     }
 }
 
@@ -167,16 +215,24 @@ fn readTsc() u64 {
 }
 
 test "two engines of one host get the same offset" {
+    const seal = @import("../transport/seal.zig");
     var fds: [2]i32 = undefined;
     _ = try sys.check(linux.socketpair(linux.AF.UNIX, linux.SOCK.STREAM, 0, &fds));
-    defer for (fds) |fd| sys.close(fd);
+    var lanes: [2]Lane = undefined;
+    const key: [32]u8 = @splat(1);
+    for (&lanes, fds, 0..) |*lane, fd, i| {
+        lane.* = try .init(std.testing.allocator, @intCast(1 - i), .{});
+        const keys: seal.Keys = .derive(&key, .chacha20_poly1305, "hellos", i == 0);
+        try lane.adopt(.{ .fd = fd, .keys = keys });
+    }
+    defer for (&lanes) |*lane| lane.deinit();
     const offset: u64 = 0 -% readTsc();
     const Server = struct {
-        fn run(fd: i32, value: u64) void {
-            answerClock(fd, value) catch unreachable;
+        fn run(lane: *Lane, value: u64) void {
+            answerClock(lane, value) catch unreachable;
         }
     };
-    const thread = try std.Thread.spawn(.{}, Server.run, .{ fds[0], offset });
+    const thread = try std.Thread.spawn(.{}, Server.run, .{ &lanes[0], offset });
     defer thread.join();
-    try std.testing.expectEqual(offset, try askClock(fds[1]));
+    try std.testing.expectEqual(offset, try askClock(&lanes[1]));
 }

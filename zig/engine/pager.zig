@@ -18,7 +18,7 @@ const core_file = @import("../dsm/core.zig");
 const Core = core_file.Core;
 const Actions = core_file.Actions;
 const Memory = @import("../dsm/page_array.zig").Memory;
-const Lane = @import("../transport/lane.zig").Lane;
+const Lanes = @import("lanes.zig").Lanes;
 const frame = @import("../transport/frame.zig");
 const Gate = @import("gate.zig").Gate;
 const Inbox = @import("inbox.zig").Inbox;
@@ -56,6 +56,8 @@ pub const Handler = struct {
     receive: *const fn (context: *anyopaque, from: u8, payload: []const u8) void,
     /// A peer is gone or does not keep to the protocol.
     lost: *const fn (context: *anyopaque, node: u8, why: []const u8) void,
+    /// A peer's connection was cut or resumed.
+    noticed: *const fn (context: *anyopaque, node: u8, what: []const u8) void,
     /// A reset of all page state is done.
     reset_done: *const fn (context: *anyopaque) void,
     /// The inboxes of this node's vCPUs: who may be storing right now.
@@ -100,10 +102,7 @@ pub const Pager = struct {
     replicas: Replicas,
     faults: Faults,
     mailbox: *Mailbox,
-    lanes: [abi.nodes_max]?*Lane = @splat(null),
-    /// Monotonic time each peer was last heard of.
-    heard: [abi.nodes_max]u64 = @splat(0),
-    pinged_ns: u64 = 0,
+    lanes: Lanes,
     handler: Handler,
     stats: *abi.EngineStats,
     /// Times each page came from another node: what `--report` lists.
@@ -154,6 +153,16 @@ pub const Pager = struct {
             .gate = .{ .allocator = allocator },
             .faults = .{ .stats = stats },
             .mailbox = mailbox,
+            .lanes = .{
+                .own = settings.node,
+                .peer_timeout_ns = settings.peer_timeout_ns,
+                .stats = stats,
+                .observer = .{
+                    .context = handler.context,
+                    .lost = handler.lost,
+                    .noticed = handler.noticed,
+                },
+            },
             .handler = handler,
             .stats = stats,
             .transfers = transfers,
@@ -184,11 +193,6 @@ pub const Pager = struct {
             };
         }
         return self.homes[0..self.ram.range_count];
-    }
-
-    pub fn setLane(self: *Pager, node: u8, lane: *Lane) void {
-        self.lanes[node] = lane;
-        self.heard[node] = sys.monotonicNs();
     }
 
     pub fn start(self: *Pager) Error!void {
@@ -246,11 +250,11 @@ pub const Pager = struct {
 
     /// All that is there to do now. Shard thread, or the one that has joined it.
     pub fn turn(self: *Pager) void {
-        self.takeFaults();
+        if (self.lanes.mayRequest()) self.takeFaults();
         self.takePosts();
         for (0..self.settings.node_count) |node| self.takeFrames(@intCast(node));
         self.onTime();
-        self.flush();
+        self.lanes.flush();
     }
 
     /// Ends the shard's thread. No thread may be in a fault, nor have one after this.
@@ -312,15 +316,11 @@ pub const Pager = struct {
         var fds: [2 + abi.nodes_max]linux.pollfd = undefined;
         fds[0] = .{ .fd = self.uffd.fd, .events = linux.POLL.IN, .revents = 0 };
         fds[1] = .{ .fd = self.mailbox.eventfd, .events = linux.POLL.IN, .revents = 0 };
-        var n: usize = 2;
-        for (self.lanes[0..self.settings.node_count]) |maybe| {
-            const lane = maybe orelse continue;
-            const out: i16 = if (lane.queued() > 0) linux.POLL.OUT else 0;
-            fds[n] = .{ .fd = lane.fd, .events = linux.POLL.IN | out, .revents = 0 };
-            n += 1;
-        }
-        const idle_ns: u64 = @min(self.settings.peer_timeout_ns / 4, std.time.ns_per_s);
-        var timeout_ns = @max(idle_ns, std.time.ns_per_ms);
+        const n = 2 + self.lanes.poll(fds[2..]);
+        // Faults that must wait would only end the sleep again and again.
+        if (!self.lanes.mayRequest()) fds[0].events = 0;
+        const before = sys.monotonicNs();
+        var timeout_ns = self.lanes.deadline(before) -| before;
         if (self.core.nextDeadline()) |deadline| {
             timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
         }
@@ -369,7 +369,8 @@ pub const Pager = struct {
     }
 
     fn takePosts(self: *Pager) void {
-        while (self.mailbox.take()) |p| {
+        while (self.lanes.mayRequest()) {
+            const p = self.mailbox.take() orelse return;
             if (p.nodes == 0) {
                 self.obey(p.kind, std.mem.readInt(u64, p.payload[0..8], .little));
                 continue;
@@ -405,18 +406,12 @@ pub const Pager = struct {
     }
 
     fn takeFrames(self: *Pager, node: u8) void {
-        const lane = self.lanes[node] orelse return;
-        var words: [160]u8 = undefined;
-        const got = lane.receive() catch |e| return self.lose(node, lane.explain(e, &words));
-        if (got > 0) {
-            self.heard[node] = sys.monotonicNs();
-            self.stats.bytes_received += got;
-        }
-        while (true) {
-            const received = lane.next() catch |e| return self.lose(node, lane.explain(e, &words));
-            const f = received orelse return;
-            self.onFrame(node, f.kind, f.payload) catch |e| return self.lose(node, @errorName(e));
-            if (self.lanes[node] == null) return;
+        const lane = self.lanes.receive(node) orelse return;
+        while (self.lanes.next(node, lane)) |f| {
+            self.onFrame(node, f.kind, f.payload) catch |e| {
+                return self.lanes.lose(node, @errorName(e));
+            };
+            if (self.lanes.all[node] == null) return;
         }
     }
 
@@ -443,8 +438,8 @@ pub const Pager = struct {
             .span => self.handler.receive(self.handler.context, from, payload),
             .ping => self.queue(from, frame.Kind.pong, &.{payload}),
             .pong => {},
-            .bye => self.lose(from, "the peer said goodbye"),
-            _ => return error.ProtocolViolated,
+            .bye => self.lanes.lose(from, "the peer said goodbye"),
+            .ack, .@"resume", .clock, _ => return error.ProtocolViolated,
         }
     }
 
@@ -454,35 +449,11 @@ pub const Pager = struct {
         if (self.core.nextDeadline()) |deadline| {
             if (now >= deadline) self.step(.{ .tick = .{ .now = now } }, null);
         }
-        const ping = now -| self.pinged_ns >= self.settings.peer_timeout_ns / 4;
-        if (ping) self.pinged_ns = now;
-        for (0..self.settings.node_count) |i| {
-            const node: u8 = @intCast(i);
-            if (self.lanes[node] == null) continue;
-            if (now -| self.heard[node] > self.settings.peer_timeout_ns) {
-                self.lose(node, "silent for longer than peer_timeout");
-            } else if (ping) self.queue(node, frame.Kind.ping, &.{std.mem.asBytes(&now)});
-        }
-    }
-
-    fn lose(self: *Pager, node: u8, why: []const u8) void {
-        if (self.lanes[node] == null) return;
-        self.lanes[node] = null;
-        self.handler.lost(self.handler.context, node, why);
+        self.lanes.onTime(now);
     }
 
     fn queue(self: *Pager, to: u8, kind: frame.Kind, parts: []const []const u8) void {
-        const lane = self.lanes[to] orelse return;
-        lane.queue(@backingInt(kind), parts) catch return self.lose(to, "its lane is full");
-        if (kind == .protocol) self.stats.messages_sent += 1;
-        for (parts) |p| self.stats.bytes_sent += p.len;
-    }
-
-    fn flush(self: *Pager) void {
-        for (self.lanes[0..self.settings.node_count], 0..) |maybe, node| {
-            const lane = maybe orelse continue;
-            _ = lane.flush() catch |e| self.lose(@intCast(node), @errorName(e));
-        }
+        if (self.lanes.queue(to, kind, parts) and kind == .protocol) self.stats.messages_sent += 1;
     }
 
     /// One event through the core: memory actions, scan, sends.

@@ -190,9 +190,21 @@ pub const Span = struct {
     pub fn lost(context: *anyopaque, node: u8, why: []const u8) void {
         const self: *Span = @ptrCast(@alignCast(context));
         if (self.engine.stopping()) return;
-        self.engine.events.notice(why);
+        self.laneNotice(node, "lost", why);
         self.engine.events.simple(.peer, 0, node, @backingInt(abi.PeerState.dead), 0);
         self.engine.stopWith(.vcpu_lost, 0xffff_ffff, node);
+    }
+
+    /// Pager.Handler.noticed.
+    pub fn noticed(context: *anyopaque, node: u8, what: []const u8) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        if (!self.engine.stopping()) self.laneNotice(node, "lane", what);
+    }
+
+    fn laneNotice(self: *Span, node: u8, what: []const u8, why: []const u8) void {
+        var buffer: [280]u8 = undefined;
+        const text = std.fmt.bufPrint(&buffer, "node {d} {s}: {s}", .{ node, what, why });
+        self.engine.events.notice(text catch &buffer);
     }
 
     /// Pager.Handler.inboxes.

@@ -10,7 +10,9 @@ const sys = @import("../base/sys.zig");
 const audit = @import("../dsm/audit.zig");
 const core_file = @import("../dsm/core.zig");
 const Ram = @import("../memory/ram.zig").Ram;
-const Lane = @import("../transport/lane.zig").Lane;
+const lane_file = @import("../transport/lane.zig");
+const Lane = lane_file.Lane;
+const seal = @import("../transport/seal.zig");
 const tcp = @import("../transport/tcp.zig");
 const Inbox = @import("inbox.zig").Inbox;
 const pager_file = @import("pager.zig");
@@ -72,6 +74,7 @@ pub const Cluster = struct {
             .context = node,
             .receive = ignore,
             .lost = countLost,
+            .noticed = ignoreNotice,
             .reset_done = nothing,
             .inboxes = noInbox,
         }, &node.stats);
@@ -83,10 +86,20 @@ pub const Cluster = struct {
         defer sys.close(listener.fd);
         const near = try tcp.connect(tcp.Address.local(listener.fd).?, deadline);
         const far = try tcp.accept(listener.fd, deadline);
-        self.nodes[a].lanes[b] = try Lane.init(self.allocator, near, @intCast(b));
-        self.nodes[b].lanes[a] = try Lane.init(self.allocator, far, @intCast(a));
-        self.nodes[a].pager.setLane(@intCast(b), &self.nodes[a].lanes[b].?);
-        self.nodes[b].pager.setLane(@intCast(a), &self.nodes[b].lanes[a].?);
+        // As a handshake would end, here with a key and hellos that nobody else sees.
+        const key: [32]u8 = @splat(@intCast(a));
+        const hellos = [_]u8{@intCast(b)};
+        const cipher = seal.Cipher.choose(seal.offered(), seal.offered());
+        try self.addLane(a, b, .{ .fd = near, .keys = .derive(&key, cipher, &hellos, true) });
+        try self.addLane(b, a, .{ .fd = far, .keys = .derive(&key, cipher, &hellos, false) });
+    }
+
+    fn addLane(self: *Cluster, own: usize, peer: usize, connection: lane_file.Connection) !void {
+        const node = &self.nodes[own];
+        node.lanes[peer] = try Lane.init(self.allocator, @intCast(peer), .{});
+        const lane = &node.lanes[peer].?;
+        try lane.adopt(connection);
+        node.pager.lanes.set(@intCast(peer), lane);
     }
 
     /// Ends the shards, lets what is in flight arrive, audits every page, frees everything. No
@@ -188,6 +201,7 @@ pub const Barrier = struct {
 };
 
 fn ignore(_: *anyopaque, _: u8, _: []const u8) void {}
+fn ignoreNotice(_: *anyopaque, _: u8, _: []const u8) void {}
 fn nothing(_: *anyopaque) void {}
 
 fn countLost(context: *anyopaque, _: u8, why: []const u8) void {

@@ -6,8 +6,9 @@
 //!   connecting -> accepting  proof, or a refusal
 //!   accepting -> connecting  proof, or a refusal
 //!   connecting -> accepting  verdict
-//! A refusal names its cause on both sides. It proves the peer, not the bytes that follow: on a
-//! network others can write to, lanes need a sealed tunnel below them.
+//! A refusal names its cause on both sides. What follows is sealed with keys that only these two
+//! hellos and the VM's key give (seal.zig). The magic, the version and the size of a hello stay as
+//! they are for ever, so that builds of different wire versions can still name each other's.
 //! Handshake is a step machine over a non-blocking socket; perform() is the blocking form.
 
 const std = @import("std");
@@ -15,13 +16,14 @@ const linux = std.os.linux;
 const HmacSha256 = std.crypto.auth.hmac.sha2.HmacSha256;
 const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
+const seal = @import("seal.zig");
 const tcp = @import("tcp.zig");
 
 pub const Key = [32]u8;
 /// Of frame.zig and this file: raise it with every change of their bytes.
-pub const wire_version: u32 = 1;
+pub const wire_version: u32 = 2;
 const magic = "SSIHVLAN".*;
-const proof_label = "ssi-hv lane proof 1";
+const proof_label = "ssi-hv lane proof 2";
 
 pub const Role = enum(u8) { connecting = 1, accepting = 2 };
 
@@ -32,6 +34,10 @@ pub const Identity = struct {
     abi_hash: u64,
     /// Grows with every start of the VM: engines of an earlier one are strangers.
     vm_generation: u64,
+    /// Drawn once by each engine process: whose frames a lane still holds. See randomInstance().
+    instance: u64 = 0,
+    /// Instances of peers already known, 0 = not yet (index = node); null at the first link-up.
+    peer_instances: ?*const [abi.nodes_max]u64 = null,
     /// Node ids accepted as peer, both inclusive.
     peer_min: u8 = 0,
     peer_max: u8 = abi.nodes_max - 1,
@@ -42,10 +48,12 @@ pub const Hello = extern struct {
     wire_version: u32 = wire_version,
     role: u8,
     node: u8,
-    reserved: u16 = 0,
+    /// Bits of seal.Cipher.
+    ciphers: u16,
     abi_hash: u64,
     vm_generation: u64,
-    nonce: [32]u8,
+    instance: u64,
+    nonce: [24]u8,
 };
 
 /// The second message of each side; `refusal` other than 0 says why there is no proof.
@@ -81,6 +89,8 @@ pub const Reason = enum(u8) {
     system_call = 10,
     /// The peer sent a refusal: `theirs` is its Reason.
     refused_by_peer = 11,
+    /// Another process than the one this lane was opened with.
+    wrong_instance = 12,
     _,
 };
 
@@ -123,6 +133,9 @@ pub const Refusal = struct {
             .closed => try w.print("peer closed the connection before its {t}", .{self.phase}),
             .system_call => try w.print("socket failed, errno {d}", .{self.theirs}),
             .refused_by_peer => try self.formatPeers(w),
+            .wrong_instance => try w.writeAll(
+                "peer was started anew: what its engine held of the VM is gone",
+            ),
             _ => try w.print("reason {d}", .{@backingInt(self.reason)}),
         }
     }
@@ -139,13 +152,14 @@ pub const Refusal = struct {
         switch (reason) {
             .bad_proof => try w.writeAll("its key for this VM is another"),
             .wrong_node => try w.writeAll("it expects another node id"),
+            .wrong_instance => try w.writeAll("it knows another process as this node"),
             _ => try w.print("reason {d}", .{self.theirs}),
             else => try w.print("{t}", .{reason}),
         }
     }
 };
 
-pub const Peer = struct { node: u8 };
+pub const Peer = struct { node: u8, instance: u64, keys: seal.Keys };
 
 pub const Result = union(enum) { connected: Peer, refused: Refusal };
 
@@ -177,13 +191,15 @@ pub const Handshake = struct {
     const out_max = @sizeOf(Hello) + @sizeOf(Answer) + @sizeOf(Verdict);
 
     pub fn init(role: Role, own: Identity, key: *const Key) sys.Error!Handshake {
-        var nonce: [32]u8 = undefined;
+        var nonce: [24]u8 = undefined;
         try fillRandom(&nonce);
         var self: Handshake = .{ .role = role, .own = own, .key = key, .own_hello = .{
             .role = @backingInt(role),
             .node = own.node,
             .abi_hash = own.abi_hash,
+            .ciphers = seal.offered(),
             .vm_generation = own.vm_generation,
+            .instance = own.instance,
             .nonce = nonce,
         } };
         if (role == .connecting) self.put(&self.own_hello);
@@ -233,9 +249,39 @@ pub const Handshake = struct {
             .verdict => {
                 const verdict = std.mem.bytesToValue(Verdict, self.in[0..@sizeOf(Verdict)]);
                 if (verdict.refusal != 0) return self.refusedByPeer(verdict.refusal);
-                self.result = .{ .connected = .{ .node = self.peer_hello.node } };
+                self.result = .{ .connected = self.peer() };
             },
         }
+    }
+
+    /// Plays `bytes` as if the socket had brought them; how many were taken.
+    pub fn feed(self: *Handshake, bytes: []const u8) usize {
+        var taken: usize = 0;
+        while (self.result == null and taken < bytes.len) {
+            const n = @min(self.needed() - self.in_length, bytes.len - taken);
+            @memcpy(self.in[self.in_length..][0..n], bytes[taken..][0..n]);
+            self.in_length += n;
+            taken += n;
+            if (self.in_length < self.needed()) break;
+            self.in_length = 0;
+            self.take();
+        }
+        return taken;
+    }
+
+    fn peer(self: *const Handshake) Peer {
+        const cipher = seal.Cipher.choose(self.own_hello.ciphers, self.peer_hello.ciphers);
+        const hellos = std.mem.toBytes(self.inOrder());
+        return .{
+            .node = self.peer_hello.node,
+            .instance = self.peer_hello.instance,
+            .keys = .derive(self.key, cipher, &hellos, self.role == .connecting),
+        };
+    }
+
+    fn inOrder(self: *const Handshake) [2]Hello {
+        const hellos = [2]Hello{ self.own_hello, self.peer_hello };
+        return if (self.role == .connecting) hellos else .{ hellos[1], hellos[0] };
     }
 
     fn takeHello(self: *Handshake) void {
@@ -272,6 +318,12 @@ pub const Handshake = struct {
             refusal.own_max = own.peer_max;
             return refusal;
         }
+        if (own.peer_instances) |known| {
+            const due = known[theirs.node];
+            if (due != 0 and due != theirs.instance) {
+                return refusalOf(.wrong_instance, due, theirs.instance);
+            }
+        }
         return null;
     }
 
@@ -289,7 +341,7 @@ pub const Handshake = struct {
             },
             .connecting => {
                 self.put(&Verdict{ .refusal = 0 });
-                self.result = .{ .connected = .{ .node = self.peer_hello.node } };
+                self.result = .{ .connected = self.peer() };
             },
         }
     }
@@ -299,14 +351,10 @@ pub const Handshake = struct {
     }
 
     pub fn proofOf(self: *const Handshake, role: Role) [32]u8 {
-        const is_connecting = self.role == .connecting;
-        const first = if (is_connecting) &self.own_hello else &self.peer_hello;
-        const second = if (is_connecting) &self.peer_hello else &self.own_hello;
         var mac = HmacSha256.init(self.key);
         mac.update(proof_label);
         mac.update(&.{@backingInt(role)});
-        mac.update(std.mem.asBytes(first));
-        mac.update(std.mem.asBytes(second));
+        mac.update(std.mem.asBytes(&self.inOrder()));
         return mac.finalResult();
     }
 
@@ -399,6 +447,13 @@ fn refusalOf(reason: Reason, own: u64, theirs: u64) Refusal {
 
 fn otherRole(role: Role) Role {
     return if (role == .connecting) .accepting else .connecting;
+}
+
+/// Never 0, which stands for "not known".
+pub fn randomInstance() sys.Error!u64 {
+    var bytes: [8]u8 = undefined;
+    try fillRandom(&bytes);
+    return std.mem.readInt(u64, &bytes, .little) | 1;
 }
 
 fn fillRandom(bytes: []u8) sys.Error!void {

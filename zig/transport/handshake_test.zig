@@ -6,6 +6,7 @@ const linux = std.os.linux;
 const testing = std.testing;
 const sys = @import("../base/sys.zig");
 const handshake = @import("handshake.zig");
+const seal = @import("seal.zig");
 const tcp = @import("tcp.zig");
 const lane_test = @import("lane_test.zig");
 const Handshake = handshake.Handshake;
@@ -170,7 +171,9 @@ fn helloOf(role: handshake.Role, own: handshake.Identity) Hello {
         .role = @backingInt(role),
         .node = own.node,
         .abi_hash = own.abi_hash,
+        .ciphers = 1,
         .vm_generation = own.vm_generation,
+        .instance = own.instance,
         .nonce = @splat(7),
     };
 }
@@ -196,7 +199,7 @@ test "another wire version is refused by number" {
     try puppet.say(&hello);
     var shake = try Handshake.init(.accepting, zero, &key);
     const result = resultOf(shake.advance(puppet.pair.near)).?;
-    try expectWords("peer speaks wire version 9, this node 1: install the same build on both", //
+    try expectWords("peer speaks wire version 9, this node 2: install the same build on both", //
         result);
     _ = try puppet.hear(Hello);
     const answer = try puppet.hear(Answer);
@@ -433,13 +436,67 @@ test "random bytes never get in and never crash" {
     }
 }
 
-test "a proof's bytes are fixed, and another program computes the same" {
+test "an engine that was started anew is refused by both" {
+    var known: [8]u64 = @splat(0);
+    known[1] = 77;
+    var own = zero;
+    own.peer_instances = &known;
+    var peer = one;
+    peer.instance = 77;
+    try testing.expect((try meet(.{ .own = own }, .{ .own = peer })).accepting == .connected);
+    peer.instance = 78;
+    const both = try meet(.{ .own = own }, .{ .own = peer });
+    try expectWords("peer was started anew: what its engine held of the VM is gone", //
+        both.accepting);
+    try expectWords("peer refused this node: it knows another process as this node", //
+        both.connecting);
+    try testing.expect(!both.connecting.refused.isTransient());
+}
+
+test "both ends get the same keys, each connection others" {
+    var seen: [2][32]u8 = undefined;
+    for (&seen) |*key_seen| {
+        const both = try meet(.{ .own = zero }, .{ .own = one });
+        const a = both.accepting.connected.keys;
+        const c = both.connecting.connected.keys;
+        try testing.expectEqualSlices(u8, &a.tx.key, &c.rx.key);
+        try testing.expectEqualSlices(u8, &a.rx.key, &c.tx.key);
+        try testing.expect(!std.mem.eql(u8, &a.rx.key, &a.tx.key));
+        key_seen.* = a.tx.key;
+    }
+    try testing.expect(!std.mem.eql(u8, &seen[0], &seen[1]));
+}
+
+test "bytes fed in any pieces end as bytes from a socket do" {
+    for (1..65) |piece| {
+        var a = try Handshake.init(.accepting, zero, &key);
+        var c = try Handshake.init(.connecting, one, &key);
+        while (c.result == null or a.result == null) {
+            for ([_][2]*Handshake{ .{ &c, &a }, .{ &a, &c } }) |way| {
+                const from, const to = way;
+                while (from.out_start < from.out_end) {
+                    const n = @min(piece, from.out_end - from.out_start);
+                    try testing.expectEqual(n, to.feed(from.out[from.out_start..][0..n]));
+                    from.out_start += n;
+                }
+            }
+        }
+        try testing.expect(a.result.? == .connected and c.result.? == .connected);
+    }
+}
+
+test "a proof's bytes and keys are fixed, and another program computes the same" {
     var shake = try Handshake.init(.connecting, one, &key);
     shake.own_hello.nonce = @splat(1);
+    shake.own_hello.ciphers = 1;
     shake.peer_hello = helloOf(.accepting, zero);
     const hex = std.fmt.bytesToHex(shake.proofOf(.connecting), .lower);
     // Computed with Python's hmac and struct from the layout in handshake.zig.
-    const golden = "7a29170bff0456d54c526f655cccb6fc52aa92b5b4def363b174c2db68cf7173";
+    const golden = "f66b161af0c46c542caf2d90f6ea77eb7055cd35fed34d7624e2af5b5f2375bb";
     try testing.expectEqualStrings(golden, &hex);
+    const golden_key = "ca85be59391384921cf44e5715e854363be602a7dd066247bb2b3122c8e7a091";
+    const both = std.mem.toBytes([2]Hello{ shake.own_hello, shake.peer_hello });
+    const keys: seal.Keys = .derive(&key, .chacha20_poly1305, &both, true);
+    try testing.expectEqualStrings(golden_key, &std.fmt.bytesToHex(keys.tx.key, .lower));
     try testing.expectEqualStrings("SSIHVLAN", std.mem.asBytes(&shake.own_hello)[0..8]);
 }

@@ -1,14 +1,28 @@
-//! One lane: the framed byte stream between this engine's shard and one peer. Owned by the shard
-//! thread alone, so it has no locks; no call blocks and none allocates after init.
-//! Outgoing frames wait in a fixed ring: a full ring refuses (`Full`) and the caller holds its
-//! thread back; nothing is dropped and nothing grows. Incoming bytes land in one linear buffer in
-//! which every frame lies whole, so a payload is a slice of it.
-//! A lane that has reported PeerClosed or ProtocolViolated is over: what comes later is noise.
+//! One lane: the framed, sealed stream between this engine's shard and one peer, over one TCP
+//! connection after another. Owned by the shard thread alone, so it has no locks; no call blocks
+//! and none allocates after init.
+//! Outgoing frames wait in a ring, in the clear, until the peer has acknowledged them; they are
+//! sealed on their way to the socket. So a cut costs nothing but time: on the next connection, with
+//! its own keys, each side says how many frames it has, and the other goes on from there. Every
+//! frame carries an acknowledgement; one travels alone only after a pause or a lot of frames.
+//! Incoming bytes land in one linear buffer in which every frame lies whole and is opened in place,
+//! so a payload is a slice of it.
+//! After PeerClosed, SystemCall or Refused the caller cuts the lane and adopts another connection;
+//! after ProtocolViolated the peer itself is broken.
+
+// Credit: the ring bounds what is queued and in flight together, and only acknowledgements of the
+// peer's shard make room. Whoever asks (faults, posts of other threads) must see mayRequest() first
+// and hold back while it is false. What answers (grants, acks, dones, patches) may use the whole
+// ring: there are at most as many open transactions as there are faulting threads, all of them
+// requests that were let in, so their answers fit into the part kept from requests (engine/link.zig
+// checks the sum). Hence no answer ever waits for a request to be read, and the two ends cannot
+// wait for each other.
 
 const std = @import("std");
 const linux = std.os.linux;
 const sys = @import("../base/sys.zig");
 const frame = @import("frame.zig");
+const seal = @import("seal.zig");
 
 pub const Received = struct {
     kind: frame.Kind,
@@ -16,19 +30,45 @@ pub const Received = struct {
     payload: []const u8,
 };
 
-pub const Error = error{ PeerClosed, SystemCall, ProtocolViolated };
+pub const ConnectionError = error{
+    PeerClosed,
+    SystemCall,
+    /// Bytes that the peer did not send so: this connection is worthless, the peer may be sound.
+    Refused,
+};
+/// ProtocolViolated: the peer sealed what makes no sense.
+pub const Error = ConnectionError || error{ProtocolViolated};
 
 pub const Options = struct {
-    /// A power of two. 8 MiB is 2000 page grants: more than all vCPUs of a node can have in flight.
+    /// A power of two: what may be queued and unacknowledged together.
     tx_bytes: usize = 8 << 20,
+    /// Of those, what requests must leave free for answers.
+    reserve_bytes: usize = 6 << 20,
+    /// Sealed bytes on their way to the socket: 30 pages a system call.
+    wire_bytes: usize = 128 << 10,
     /// At least one frame. 256 KiB drains a busy socket in few calls and still fits a core's cache.
     rx_bytes: usize = 256 << 10,
 };
 
+/// A connected socket and the keys that its handshake gave.
+pub const Connection = struct {
+    fd: i32,
+    keys: seal.Keys,
+};
+
+/// Silence after which an acknowledgement goes alone. Long against a page's round trip, whose next
+/// frame carries it for free; short against peer_timeout.
+pub const ack_idle_ns = 20 * std.time.ns_per_ms;
+/// Frames, or this part of the ring in bytes, after which it does not wait.
+const ack_frames = 512;
+const ack_ring_part = 16;
+/// Kept free in the wire buffer, for an acknowledgement.
+const control_bytes = frame.header_bytes + frame.tag_bytes;
+
 pub const Counters = struct {
     messages_sent: u64 = 0,
     messages_received: u64 = 0,
-    /// Bytes given to and taken from the socket, headers included.
+    /// Bytes given to and taken from the socket, headers and tags included.
     bytes_sent: u64 = 0,
     bytes_received: u64 = 0,
     /// System calls that moved bytes.
@@ -38,70 +78,164 @@ pub const Counters = struct {
     blocked: u64 = 0,
     /// queue() calls refused for want of room.
     refused: u64 = 0,
-    queued_bytes_max: u64 = 0,
+    /// Times requests were held back: mayRequest() became false.
+    held_back: u64 = 0,
+    unacked_bytes_max: u64 = 0,
+    /// Acknowledgements that travelled alone.
+    acks_alone: u64 = 0,
+    /// Connections adopted, the first included.
+    connections: u64 = 0,
+    /// Frames sent on an earlier connection too.
+    resent: u64 = 0,
+    /// Frames refused as changed, repeated or senseless.
+    violations: u64 = 0,
+    /// Frames of any kind that opened: the sign of life that counts.
+    opened: u64 = 0,
+};
+
+const Phase = enum {
+    /// No connection.
+    down,
+    /// Own resume queued, the peer's not yet here: nothing else is sent.
+    resuming,
+    up,
 };
 
 pub const Lane = struct {
-    fd: i32,
+    fd: i32 = -1,
     peer: u8,
     allocator: std.mem.Allocator,
+    options: Options,
+    phase: Phase = .down,
+    keys: seal.Keys = undefined,
 
+    /// Frames as frame.Header and payload, each in one piece: what does not fit before the end
+    /// starts anew at the front. Free-running positions, their low bits index `tx`.
     tx: []u8,
-    /// Bytes ever queued and ever taken by the socket; their low bits index `tx`.
-    tx_tail: u64 = 0,
+    /// First unacknowledged frame, first not sealed on this connection, end.
     tx_head: u64 = 0,
+    tx_sealed: u64 = 0,
+    tx_tail: u64 = 0,
+    /// The numbers of the frames at these three places.
+    acked: u64 = 0,
+    sealed: u64 = 0,
     tx_sequence: u64 = 0,
+    /// The highest `sealed` ever: from here on nobody can have seen a frame.
+    sealed_max: u64 = 0,
+    is_held_back: bool = false,
+
+    wire: []u8,
+    wire_start: usize = 0,
+    wire_end: usize = 0,
 
     rx: []u8,
     rx_start: usize = 0,
     rx_end: usize = 0,
+    /// Frames taken so far: what acknowledgements say.
     rx_sequence: u64 = 0,
+    /// Taken since the last acknowledgement left.
+    owed_frames: u64 = 0,
+    owed_bytes: u64 = 0,
+    is_ack_due: bool = false,
 
     counters: Counters = .{},
     /// Set by the caller, with its own clock, when receive() brought something.
     last_heard_ns: u64 = 0,
-    /// What next() refused, once it has returned ProtocolViolated.
+    /// What next() refused, once it has returned Refused or ProtocolViolated.
     violation: ?frame.Violation = null,
 
-    /// `fd` is connected and authenticated; the lane owns it from here, also if this fails.
-    pub fn init(allocator: std.mem.Allocator, fd: i32, peer: u8) !Lane {
-        return initSized(allocator, fd, peer, .{});
-    }
-
-    pub fn initSized(allocator: std.mem.Allocator, fd: i32, peer: u8, options: Options) !Lane {
+    /// Without a connection yet: frames may be queued all the same.
+    pub fn init(allocator: std.mem.Allocator, peer: u8, options: Options) !Lane {
         std.debug.assert(std.math.isPowerOfTwo(options.tx_bytes));
-        std.debug.assert(options.tx_bytes >= frame.frame_max);
+        std.debug.assert(options.tx_bytes - options.reserve_bytes >= 2 * frame.frame_max);
+        std.debug.assert(options.wire_bytes >= frame.frame_max + control_bytes);
         std.debug.assert(options.rx_bytes >= frame.frame_max);
-        errdefer sys.close(fd);
-        try prepare(fd);
         const tx = try allocator.alloc(u8, options.tx_bytes);
         errdefer allocator.free(tx);
-        const rx = try allocator.alloc(u8, options.rx_bytes);
+        const wire = try allocator.alloc(u8, options.wire_bytes);
+        errdefer allocator.free(wire);
         return .{
-            .fd = fd,
             .peer = peer,
             .allocator = allocator,
+            .options = options,
             .tx = tx,
-            .rx = rx,
+            .wire = wire,
+            .rx = try allocator.alloc(u8, options.rx_bytes),
         };
     }
 
     /// Closes the connection.
     pub fn deinit(self: *Lane) void {
-        sys.close(self.fd);
+        self.cut();
         self.allocator.free(self.tx);
+        self.allocator.free(self.wire);
         self.allocator.free(self.rx);
         self.* = undefined;
     }
 
-    /// Bytes that wait for the socket.
+    /// Goes on over a new connection, whose socket is the lane's from here, also if this fails.
+    pub fn adopt(self: *Lane, connection: Connection) sys.Error!void {
+        self.cut();
+        errdefer sys.close(connection.fd);
+        try prepare(connection.fd);
+        self.fd = connection.fd;
+        self.keys = connection.keys;
+        self.phase = .resuming;
+        self.counters.connections += 1;
+        self.putControl(.@"resume", 0, std.mem.asBytes(&self.rx_sequence));
+    }
+
+    /// Gives the connection up. Whole frames in the buffer that next() has not returned are not
+    /// acknowledged, so they come again.
+    pub fn cut(self: *Lane) void {
+        if (self.phase == .down) return;
+        sys.close(self.fd);
+        self.fd = -1;
+        self.keys.wipe();
+        self.phase = .down;
+        self.violation = null;
+        self.wire_start = 0;
+        self.wire_end = 0;
+        self.rx_start = 0;
+        self.rx_end = 0;
+    }
+
+    /// Bytes that wait for the socket, headers included, tags of those not sealed yet left out.
     pub fn queued(self: *const Lane) usize {
+        return @intCast(self.tx_tail - self.tx_sealed + (self.wire_end - self.wire_start));
+    }
+
+    /// Bytes kept until the peer acknowledges them, sent or not.
+    pub fn unacked(self: *const Lane) usize {
         return @intCast(self.tx_tail - self.tx_head);
     }
 
-    /// Room in the ring, headers included.
-    pub fn room(self: *const Lane) usize {
-        return self.tx.len - self.queued();
+    /// Whether to poll for POLLOUT.
+    pub fn wantsOut(self: *const Lane) bool {
+        return switch (self.phase) {
+            .down => false,
+            .resuming => self.wire_start < self.wire_end,
+            .up => self.queued() > 0,
+        };
+    }
+
+    /// False: would block. Whatever is not an answer waits until takeRoomNotice().
+    pub fn mayRequest(self: *Lane) bool {
+        const is_free = self.unacked() + 2 * frame.frame_max <=
+            self.tx.len - self.options.reserve_bytes;
+        if (!is_free and !self.is_held_back) {
+            self.is_held_back = true;
+            self.counters.held_back += 1;
+        }
+        return is_free;
+    }
+
+    /// True once when there is room again after mayRequest() was false. Room comes with
+    /// acknowledgements, so with POLLIN: look after next() has returned null.
+    pub fn takeRoomNotice(self: *Lane) bool {
+        if (!self.is_held_back or !self.mayRequest()) return false;
+        self.is_held_back = false;
+        return true;
     }
 
     /// Copies header and parts into the ring; flush() sends. A payload its kind does not allow is a
@@ -110,68 +244,132 @@ pub const Lane = struct {
         var length: usize = 0;
         for (parts) |part| length += part.len;
         std.debug.assert(frame.fits(kind, length));
-        if (self.room() < frame.header_bytes + length) {
+        const size = frame.header_bytes + length;
+        const left = self.tx.len - self.ringIndex(self.tx_tail);
+        const padding = if (left < size) left else 0;
+        if (self.unacked() + padding + size > self.tx.len) {
             self.counters.refused += 1;
             return error.Full;
         }
+        if (padding >= frame.header_bytes) self.ringHeader(self.tx_tail).* = padding_header;
+        var at = self.ringIndex(self.tx_tail + padding);
         const header: frame.Header = .{
             .length = @intCast(length),
             .kind = kind,
-            .sequence = self.tx_sequence,
+            .sequence = @truncate(self.tx_sequence),
         };
-        self.append(std.mem.asBytes(&header));
-        for (parts) |part| self.append(part);
+        @memcpy(self.tx[at..][0..frame.header_bytes], std.mem.asBytes(&header));
+        at += frame.header_bytes;
+        for (parts) |part| {
+            @memcpy(self.tx[at..][0..part.len], part);
+            at += part.len;
+        }
+        self.tx_tail += padding + size;
         self.tx_sequence += 1;
         self.counters.messages_sent += 1;
-        self.counters.queued_bytes_max = @max(self.counters.queued_bytes_max, self.queued());
+        self.counters.unacked_bytes_max = @max(self.counters.unacked_bytes_max, self.unacked());
     }
 
-    fn append(self: *Lane, bytes: []const u8) void {
-        const at: usize = @intCast(self.tx_tail & (self.tx.len - 1));
-        const first = @min(bytes.len, self.tx.len - at);
-        @memcpy(self.tx[at..][0..first], bytes[0..first]);
-        @memcpy(self.tx[0 .. bytes.len - first], bytes[first..]);
-        self.tx_tail += bytes.len;
+    /// Kind 0 is no frame: the rest of the ring is not used this time round.
+    const padding_header: frame.Header = .{ .length = 0, .kind = 0, .sequence = 0 };
+
+    fn ringIndex(self: *const Lane, position: u64) usize {
+        return @intCast(position & (self.tx.len - 1));
     }
 
-    /// Writes what the socket takes. True: the ring is empty. False: wait for POLLOUT.
-    pub fn flush(self: *Lane) error{ PeerClosed, SystemCall }!bool {
-        while (self.queued() > 0) {
-            const at: usize = @intCast(self.tx_head & (self.tx.len - 1));
-            const first = @min(self.queued(), self.tx.len - at);
-            const rest = self.queued() - first;
-            const parts = [2]std.posix.iovec_const{
-                .{ .base = self.tx.ptr + at, .len = first },
-                .{ .base = self.tx.ptr, .len = rest },
-            };
-            const count: usize = if (rest == 0) 1 else 2;
-            const sent = try self.send(parts[0..count]) orelse {
+    fn ringHeader(self: *Lane, position: u64) *align(1) frame.Header {
+        return @ptrCast(self.tx[self.ringIndex(position)..][0..frame.header_bytes]);
+    }
+
+    /// Where the frame that `position` stands before begins: there, or past the ring's unused end.
+    fn frameAt(self: *Lane, position: u64) u64 {
+        const left = self.tx.len - self.ringIndex(position);
+        if (left < frame.header_bytes) return position + left;
+        return if (self.ringHeader(position).kind == 0) position + left else position;
+    }
+
+    /// Seals and writes what the socket takes. True: nothing is left. False: wait for POLLOUT, or
+    /// for a connection.
+    pub fn flush(self: *Lane) ConnectionError!bool {
+        if (self.phase == .down) return self.tx_sealed == self.tx_tail;
+        while (true) {
+            self.fillWire();
+            if (self.wire_start == self.wire_end) return self.tx_sealed == self.tx_tail;
+            const sent = try self.send(self.wire[self.wire_start..self.wire_end]) orelse {
                 self.counters.blocked += 1;
                 return false;
             };
-            self.tx_head += sent;
+            self.wire_start += sent;
             self.counters.bytes_sent += sent;
             self.counters.writes += 1;
         }
-        return true;
     }
 
-    /// sendmsg, not writev: only it can ask for no SIGPIPE, whose handling is our host's business.
-    fn send(
-        self: *Lane,
-        parts: []const std.posix.iovec_const,
-    ) error{ PeerClosed, SystemCall }!?usize {
-        const message: linux.msghdr_const = .{
-            .name = null,
-            .namelen = 0,
-            .iov = parts.ptr,
-            .iovlen = parts.len,
-            .control = null,
-            .controllen = 0,
-            .flags = 0,
-        };
+    fn fillWire(self: *Lane) void {
+        if (self.wire_start == self.wire_end) {
+            self.wire_start = 0;
+            self.wire_end = 0;
+        }
+        if (self.phase != .up) return;
+        while (self.tx_sealed < self.tx_tail) {
+            const at = self.frameAt(self.tx_sealed);
+            const header = self.ringHeader(at).*;
+            const payload = self.tx[self.ringIndex(at) + frame.header_bytes ..][0..header.length];
+            const size = frame.header_bytes + payload.len + frame.tag_bytes;
+            if (self.wire_end + size + control_bytes > self.wire.len) return;
+            self.put(header, payload);
+            self.tx_sealed = at + frame.header_bytes + payload.len;
+            self.sealed += 1;
+            self.sealed_max = @max(self.sealed_max, self.sealed);
+        }
+        const is_much = self.owed_frames >= ack_frames or
+            self.owed_bytes >= self.tx.len / ack_ring_part;
+        if (!is_much and !self.is_ack_due) return;
+        if (self.wire_end + control_bytes > self.wire.len) return;
+        self.putControl(.ack, @truncate(self.sealed), &.{});
+        self.counters.acks_alone += 1;
+    }
+
+    fn putControl(self: *Lane, kind: frame.Kind, sequence: u32, payload: []const u8) void {
+        self.put(.{
+            .length = @intCast(payload.len),
+            .kind = @backingInt(kind),
+            .sequence = sequence,
+        }, payload);
+    }
+
+    /// Seals a frame into the wire buffer, which has room for it. The acknowledgement is of now.
+    fn put(self: *Lane, unfinished: frame.Header, payload: []const u8) void {
+        var header = unfinished;
+        header.ack = @truncate(self.rx_sequence);
+        const out = self.wire[self.wire_end..];
+        const ad = out[0..frame.header_bytes];
+        ad.* = std.mem.toBytes(header);
+        const sealed_payload = out[frame.header_bytes..][0..payload.len];
+        const tag = out[frame.header_bytes + payload.len ..][0..frame.tag_bytes];
+        self.keys.tx.seal(sealed_payload, tag, payload, ad);
+        self.wire_end += frame.header_bytes + payload.len + frame.tag_bytes;
+        self.owed_frames = 0;
+        self.owed_bytes = 0;
+        self.is_ack_due = false;
+    }
+
+    /// When an acknowledgement must go alone, unless a frame takes it along before.
+    pub fn ackDeadline(self: *const Lane) ?u64 {
+        if (self.owed_frames == 0 or self.phase != .up) return null;
+        return self.last_heard_ns + ack_idle_ns;
+    }
+
+    /// Before flush(), with the caller's clock.
+    pub fn onTime(self: *Lane, now: u64) void {
+        if (self.ackDeadline()) |deadline| self.is_ack_due = now >= deadline;
+    }
+
+    /// sendto, not write: only it can ask for no SIGPIPE, whose handling is our host's business.
+    fn send(self: *Lane, bytes: []const u8) ConnectionError!?usize {
+        const flags = linux.MSG.NOSIGNAL | linux.MSG.DONTWAIT;
         while (true) {
-            const r = linux.sendmsg(self.fd, &message, linux.MSG.NOSIGNAL | linux.MSG.DONTWAIT);
+            const r = linux.sendto(self.fd, bytes.ptr, bytes.len, flags, null, 0);
             switch (linux.errno(r)) {
                 .SUCCESS => return r,
                 .INTR => {},
@@ -183,7 +381,8 @@ pub const Lane = struct {
 
     /// Reads once what is there, as far as the buffer has room; 0 = nothing there (or no room: take
     /// frames with next() first). What came before a close is delivered before PeerClosed.
-    pub fn receive(self: *Lane) error{ PeerClosed, SystemCall }!usize {
+    pub fn receive(self: *Lane) ConnectionError!usize {
+        if (self.phase == .down) return 0;
         self.compact();
         const free = self.rx[self.rx_end..];
         if (free.len == 0) return 0;
@@ -214,22 +413,88 @@ pub const Lane = struct {
         self.rx_end = rest;
     }
 
-    /// The next whole frame, null when more bytes are needed. `violation` says what was wrong.
-    pub fn next(self: *Lane) error{ProtocolViolated}!?Received {
-        const unread = self.rx[self.rx_start..self.rx_end];
-        if (unread.len < frame.header_bytes) return null;
-        const header = std.mem.bytesToValue(frame.Header, unread[0..frame.header_bytes]);
-        if (frame.judge(header, self.rx_sequence)) |violation| {
-            self.violation = violation;
-            return error.ProtocolViolated;
+    /// The next whole frame for the caller, null when more bytes are needed. `violation` says what
+    /// was wrong.
+    pub fn next(self: *Lane) error{ Refused, ProtocolViolated }!?Received {
+        while (true) {
+            if (self.violation) |_| return error.Refused;
+            const unread = self.rx[self.rx_start..self.rx_end];
+            if (unread.len < frame.header_bytes) return null;
+            const header = std.mem.bytesToValue(frame.Header, unread[0..frame.header_bytes]);
+            const due: u32 = if (self.phase == .up) @truncate(self.rx_sequence) else 0;
+            // Before its payload has come: length is bounded from here on.
+            if (frame.judge(header, due, self.phase == .up)) |violation| {
+                return self.refuse(violation);
+            }
+            const size = frame.header_bytes + @as(usize, header.length) + frame.tag_bytes;
+            if (unread.len < size) return null;
+            const payload = unread[frame.header_bytes..][0..header.length];
+            const tag = unread[size - frame.tag_bytes ..][0..frame.tag_bytes].*;
+            if (!self.keys.rx.open(payload, tag, unread[0..frame.header_bytes])) {
+                return self.refuse(.{ .what = .seal, .header = header, .expected = due });
+            }
+            self.counters.opened += 1;
+            self.rx_start += size;
+            const kind: frame.Kind = @fromBackingInt(header.kind);
+            if (kind == .@"resume") {
+                try self.takeResume(header, std.mem.readInt(u64, payload[0..8], .little));
+                continue;
+            }
+            try self.takeAck(header);
+            if (!kind.isNumbered()) continue;
+            self.rx_sequence += 1;
+            self.owed_frames += 1;
+            self.owed_bytes += size;
+            self.counters.messages_received += 1;
+            return .{ .kind = kind, .payload = payload };
         }
-        const size = frame.header_bytes + @as(usize, header.length);
-        if (unread.len < size) return null;
-        self.rx_start += size;
-        self.rx_sequence += 1;
-        self.counters.messages_received += 1;
-        const kind: frame.Kind = @fromBackingInt(header.kind);
-        return .{ .kind = kind, .payload = unread[frame.header_bytes..size] };
+    }
+
+    fn refuse(self: *Lane, violation: frame.Violation) error{Refused} {
+        self.violation = violation;
+        self.counters.violations += 1;
+        return error.Refused;
+    }
+
+    fn broken(
+        self: *Lane,
+        what: frame.Violation.What,
+        header: frame.Header,
+    ) error{ProtocolViolated} {
+        self.violation = .{ .what = what, .header = header, .expected = @truncate(self.acked) };
+        self.counters.violations += 1;
+        return error.ProtocolViolated;
+    }
+
+    /// The peer has `received` frames: from there on they are sent, again or for the first time.
+    fn takeResume(self: *Lane, header: frame.Header, received: u64) error{ProtocolViolated}!void {
+        if (received < self.acked or received > self.sealed_max) {
+            return self.broken(.@"resume", header);
+        }
+        self.phase = .up;
+        self.forget(received);
+        self.tx_sealed = self.tx_head;
+        self.sealed = received;
+        self.counters.resent += self.sealed_max - received;
+    }
+
+    fn takeAck(self: *Lane, header: frame.Header) error{ProtocolViolated}!void {
+        const more = header.ack -% @as(u32, @truncate(self.acked));
+        if (more > self.sealed - self.acked) return self.broken(.ack, header);
+        if (more > 0) self.forget(self.acked + more);
+    }
+
+    /// Forgets frames below number `upto`, all of which are in the ring and have been sealed.
+    fn forget(self: *Lane, upto: u64) void {
+        while (self.acked < upto) : (self.acked += 1) {
+            const at = self.frameAt(self.tx_head);
+            self.tx_head = at + frame.header_bytes + self.ringHeader(at).length;
+        }
+        if (self.tx_head != self.tx_tail) return;
+        // Empty: back to the front, which is warm in the cache.
+        self.tx_head = 0;
+        self.tx_sealed = 0;
+        self.tx_tail = 0;
     }
 
     /// What an error of this lane means, in words, for the report of a lost peer.
@@ -240,6 +505,10 @@ pub const Lane = struct {
                 w.print("it broke the lane's protocol: {f}", .{violation})
             else
                 w.writeAll("it broke the lane's protocol"),
+            error.Refused => if (self.violation) |violation|
+                w.print("bytes on the lane were refused: {f}", .{violation})
+            else
+                w.writeAll("bytes on the lane were refused"),
             error.PeerClosed => if (self.midFrame())
                 w.writeAll("it closed the connection in the middle of a frame")
             else

@@ -5,6 +5,7 @@
 //! are refused and remembered for the report (anyone can connect; only a peer can prove itself).
 //! Outgoing ones are tried again until the deadline unless the peer gave a cause that will not
 //! change (another build, another key): then all ends at once.
+//! The same loop goes on as keeper.zig while the VM runs, for connections that were cut.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -12,6 +13,9 @@ const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const tcp = @import("tcp.zig");
 const handshake = @import("handshake.zig");
+const seal = @import("seal.zig");
+const Connection = @import("lane.zig").Connection;
+const Keeper = @import("keeper.zig").Keeper;
 
 const nodes_max = abi.nodes_max;
 pub const node_none: u8 = 0xff;
@@ -32,8 +36,14 @@ pub const Config = struct {
     key: *const handshake.Key,
     abi_hash: u64,
     vm_generation: u64,
+    /// See handshake.Identity.
+    instance: u64 = 0,
+    peer_instances: ?*const [nodes_max]u64 = null,
     /// Of the monotonic clock.
     deadline_ns: u64,
+    /// Pause before the second attempt to reach a peer; doubles with each, up to the other one.
+    retry_ns: u64 = tcp.retry_ns,
+    retry_max_ns: u64 = tcp.retry_ns,
     /// Another thread may end the attempt by storing other than 0.
     cancel: ?*const std.atomic.Value(u32) = null,
 };
@@ -44,6 +54,9 @@ pub const Outcome = struct {
     status: Status = .failed,
     /// Connected and proven, the caller's to close; -1 for the own node and, unless linked, all.
     fds: [nodes_max]i32 = @splat(-1),
+    /// Where there is a descriptor: what its handshake gave.
+    keys: [nodes_max]seal.Keys = undefined,
+    instances: [nodes_max]u64 = @splat(0),
     /// The peer that `text` speaks of, or node_none.
     failed_node: u8 = node_none,
     counters: Counters = .{},
@@ -55,6 +68,10 @@ pub const Outcome = struct {
     /// Why it failed, for people; empty when linked.
     pub fn text(self: *const Outcome) []const u8 {
         return self.text_buffer[0..self.text_length];
+    }
+
+    pub fn connection(self: *const Outcome, node: usize) Connection {
+        return .{ .fd = self.fds[node], .keys = self.keys[node] };
     }
 
     /// The first failure stays: later ones are its consequences.
@@ -85,9 +102,15 @@ const Outgoing = struct {
     fd: i32 = -1,
     /// Next attempt (waiting) or end of the present one.
     until_ns: u64 = 0,
+    /// Pause before the next attempt, should this one fail; 0 = the first.
+    pause_ns: u64 = 0,
+    linked_ns: u64 = 0,
     shake: handshake.Handshake = undefined,
     last: Last = .{ .errno = .SUCCESS },
 };
+
+/// A connection that lasted so long was a good one: the next attempt is a first one again.
+const good_ns = std.time.ns_per_s;
 
 /// Why the newest attempt failed.
 const Last = union(enum) {
@@ -133,14 +156,16 @@ pub fn connectAll(config: *const Config, outcome: *Outcome) void {
     }
 }
 
-const Linkup = struct {
+pub const Linkup = struct {
     config: *const Config,
     outcome: *Outcome,
+    /// Set while the VM runs: takes connections and refusals; nothing ends the loop but its stop.
+    keeper: ?*Keeper = null,
     outgoing: [nodes_max]Outgoing = @splat(.{}),
     incoming: [incoming_max]Incoming = @splat(.{}),
     newest_stranger: ?Stranger = null,
 
-    const polls_max = nodes_max + incoming_max + 1;
+    const polls_max = nodes_max + incoming_max + 2;
 
     fn run(self: *Linkup) void {
         for (0..self.config.node) |i| {
@@ -193,9 +218,34 @@ const Linkup = struct {
             .node = self.config.node,
             .abi_hash = self.config.abi_hash,
             .vm_generation = self.config.vm_generation,
+            .instance = self.config.instance,
+            .peer_instances = self.config.peer_instances,
             .peer_min = peer_min,
             .peer_max = peer_max,
         };
+    }
+
+    /// Another connection to a lower-numbered peer, unless one is being made.
+    pub fn want(self: *Linkup, node: u8, now: u64) void {
+        const out = &self.outgoing[node];
+        if (out.stage != .absent and out.stage != .linked) return;
+        if (now -| out.linked_ns >= good_ns) out.pause_ns = 0;
+        self.pauseBefore(out, now);
+    }
+
+    fn pauseBefore(self: *const Linkup, out: *Outgoing, now: u64) void {
+        out.stage = .waiting;
+        out.until_ns = now + out.pause_ns;
+        const doubled = @max(self.config.retry_ns, 2 * out.pause_ns);
+        out.pause_ns = @min(doubled, self.config.retry_max_ns);
+    }
+
+    /// One round: attempts that are due, then whatever happens first.
+    pub fn serve(self: *Linkup) void {
+        const now = sys.monotonicNs();
+        self.startAttempts(now);
+        self.expire(now);
+        self.pollOnce();
     }
 
     fn startAttempts(self: *Linkup, now: u64) void {
@@ -238,8 +288,8 @@ const Linkup = struct {
         sys.close(out.fd);
         out.fd = -1;
         out.last = why;
-        out.stage = .waiting;
-        out.until_ns = now + tcp.retry_ns;
+        if (out.pause_ns == 0) out.pause_ns = self.config.retry_ns;
+        self.pauseBefore(out, now);
     }
 
     fn advanceOutgoing(self: *Linkup, node: u8) void {
@@ -249,23 +299,50 @@ const Linkup = struct {
             .finished => |result| result,
         };
         switch (result) {
-            .connected => {
-                self.outcome.fds[node] = out.fd;
-                out.fd = -1;
+            .connected => |peer| {
                 out.stage = .linked;
+                out.linked_ns = sys.monotonicNs();
+                self.connected(out.fd, peer);
+                out.fd = -1;
             },
             .refused => |refusal| {
                 if (!refusal.isTransient()) {
                     self.outcome.fail(node, "node {d} at {f}: {f}", .{
                         node, self.config.addresses[node].?, refusal,
                     });
+                    if (self.keeper) |keeper| keeper.refused(node, self.takeText());
                 }
                 self.again(node, .{ .refusal = refusal }, sys.monotonicNs());
             },
         }
     }
 
+    fn connected(self: *Linkup, fd: i32, peer: handshake.Peer) void {
+        if (self.keeper) |keeper| {
+            return keeper.arrived(peer.node, .{ .fd = fd, .keys = peer.keys });
+        }
+        const outcome = self.outcome;
+        if (outcome.fds[peer.node] >= 0) {
+            outcome.counters.replaced += 1;
+            sys.close(outcome.fds[peer.node]);
+        }
+        outcome.fds[peer.node] = fd;
+        outcome.keys[peer.node] = peer.keys;
+        outcome.instances[peer.node] = peer.instance;
+    }
+
+    /// The words of a failure that does not end a keeper.
+    fn takeText(self: *Linkup) []const u8 {
+        const text = self.outcome.text();
+        self.outcome.text_length = 0;
+        return text;
+    }
+
     fn failSystem(self: *Linkup, node: u8, call: []const u8) void {
+        if (self.keeper != null) {
+            const e: linux.E = @fromBackingInt(@intCast(sys.last_errno));
+            return self.again(node, .{ .errno = e }, sys.monotonicNs());
+        }
         self.outcome.fail(node, "{s} for node {d} failed, errno {d}", .{
             call, node, sys.last_errno,
         });
@@ -299,20 +376,25 @@ const Linkup = struct {
         var fds: [polls_max]linux.pollfd = undefined;
         var owners: [polls_max]Owner = undefined;
         const count = self.collect(&fds, &owners);
-        _ = tcp.pollUntil(fds[0..count], self.wakeAt()) catch {
-            return self.outcome.fail(node_none, "poll failed, errno {d}", .{sys.last_errno});
-        };
+        _ = tcp.pollUntil(fds[0..count], self.wakeAt()) catch return self.failHere("poll");
         for (fds[0..count], owners[0..count]) |p, owner| {
             if (p.revents == 0) continue;
             switch (owner) {
                 .outgoing => |node| self.outgoingReady(node),
                 .incoming => |slot| self.advanceIncoming(&self.incoming[slot]),
                 .listener => self.acceptAll(),
+                .keeper => sys.eventfdDrain(p.fd),
             }
         }
     }
 
-    const Owner = union(enum) { outgoing: u8, incoming: u8, listener };
+    /// A call failed that concerns no peer: memory or descriptors are short. A keeper waits.
+    fn failHere(self: *Linkup, call: []const u8) void {
+        if (self.keeper != null) return tcp.pause(tcp.retry_ns);
+        self.outcome.fail(node_none, "{s} failed, errno {d}", .{ call, sys.last_errno });
+    }
+
+    const Owner = union(enum) { outgoing: u8, incoming: u8, listener, keeper };
 
     /// The listener comes last: what it brings takes slots whose events were looked at before.
     fn collect(self: *Linkup, fds: []linux.pollfd, owners: []Owner) usize {
@@ -328,6 +410,11 @@ const Linkup = struct {
             if (in.fd < 0) continue;
             fds[count] = .{ .fd = in.fd, .events = in.shake.events(), .revents = 0 };
             owners[count] = .{ .incoming = @intCast(i) };
+            count += 1;
+        }
+        if (self.keeper) |keeper| {
+            fds[count] = .{ .fd = keeper.eventfd, .events = linux.POLL.IN, .revents = 0 };
+            owners[count] = .keeper;
             count += 1;
         }
         if (self.acceptsAny()) {
@@ -365,18 +452,15 @@ const Linkup = struct {
     fn acceptAll(self: *Linkup) void {
         // Bounded: a flood must not keep the loop from its other work.
         for (0..incoming_max) |_| {
-            const accepted = tcp.acceptNow(self.config.listen_fd) catch {
-                return self.outcome.fail(node_none, "accept failed, errno {d}", .{sys.last_errno});
-            };
+            const accepted = tcp.acceptNow(self.config.listen_fd) catch
+                return self.failHere("accept");
             const new = accepted orelse return;
             self.outcome.counters.accepted += 1;
             const in = self.freeSlot();
             const own = self.identity(self.config.node + 1, self.config.node_count - 1);
             in.shake = handshake.Handshake.init(.accepting, own, self.config.key) catch {
                 sys.close(new.fd);
-                return self.outcome.fail(node_none, "getrandom failed, errno {d}", .{
-                    sys.last_errno,
-                });
+                return self.failHere("getrandom");
             };
             in.fd = new.fd;
             in.from = new.from;
@@ -404,11 +488,7 @@ const Linkup = struct {
         switch (result) {
             .refused => |refusal| self.refuse(in, refusal),
             .connected => |peer| {
-                if (self.outcome.fds[peer.node] >= 0) {
-                    self.outcome.counters.replaced += 1;
-                    sys.close(self.outcome.fds[peer.node]);
-                }
-                self.outcome.fds[peer.node] = in.fd;
+                self.connected(in.fd, peer);
                 in.fd = -1;
             },
         }
@@ -443,7 +523,7 @@ const Linkup = struct {
         }
     }
 
-    fn closeUnproven(self: *Linkup) void {
+    pub fn closeUnproven(self: *Linkup) void {
         for (&self.outgoing) |*out| sys.close(out.fd);
         for (&self.incoming) |*in| sys.close(in.fd);
     }

@@ -335,7 +335,7 @@ pub fn pollUntil(fds: []linux.pollfd, deadline_ns: u64) sys.Error!bool {
     return try sys.check(r) > 0;
 }
 
-fn pause(ns: u64) void {
+pub fn pause(ns: u64) void {
     const ts: linux.timespec = .{ .sec = 0, .nsec = @intCast(ns) };
     _ = linux.nanosleep(&ts, null);
 }
