@@ -57,6 +57,8 @@ pub const Chain = struct {
 
 pub const Holds = struct {
     chains: []Chain,
+    /// Chains in use, the first ones: threads that have faulted.
+    seen: u16 = 0,
     deferred: []Revoke,
     deferred_count: usize = 0,
     clock: u64 = 0,
@@ -73,6 +75,10 @@ pub const Holds = struct {
         a.free(self.deferred);
     }
 };
+
+fn used(self: anytype) []Chain {
+    return self.holds.chains[0..self.holds.seen];
+}
 
 fn enabled(self: anytype) bool {
     return self.config.hold_ns_max > 0;
@@ -93,6 +99,7 @@ pub fn ageOf(self: anytype, thread: u16) u64 {
 /// A fault opens a chain or goes on with its thread's open one.
 pub fn begin(self: anytype, thread: u16, page: Page, out: *Actions) void {
     if (!enabled(self)) return;
+    self.holds.seen = @max(self.holds.seen, thread + 1);
     const chain = &self.holds.chains[thread];
     // No instruction needs more pages than that.
     const full = chain.acquired >= pages_max;
@@ -111,7 +118,7 @@ pub fn begin(self: anytype, thread: u16, page: Page, out: *Actions) void {
 /// The page is accessible: its waiters run, and keep it for a while.
 pub fn woken(self: anytype, page: Page) void {
     if (!enabled(self)) return;
-    for (self.holds.chains) |*chain| {
+    for (used(self)) |*chain| {
         if (!chain.waiting or chain.page != page) continue;
         chain.waiting = false;
         const took = std.math.clamp(self.now - chain.since, 1, self.config.hold_ns_max);
@@ -140,7 +147,7 @@ fn isElder(self: anytype, chain: *const Chain, age: u64, asker: Node) bool {
 /// The page was just acquired here, or an older chain than the asker's needs it still.
 pub fn mustDefer(self: anytype, page: Page, age: u64, asker: Node) bool {
     if (!enabled(self)) return false;
-    for (self.holds.chains) |*chain| {
+    for (used(self)) |*chain| {
         const kept = chain.find(page) orelse continue;
         if (self.now <= kept.until) return true;
         const own = gathers(self, chain) and kept.age == chain.age;
@@ -152,7 +159,7 @@ pub fn mustDefer(self: anytype, page: Page, age: u64, asker: Node) bool {
 /// When that may change without another event; null: only by one.
 fn freeAt(self: anytype, r: Revoke) ?u64 {
     var at: u64 = self.now;
-    for (self.holds.chains) |*chain| {
+    for (used(self)) |*chain| {
         const kept = chain.find(r.page) orelse continue;
         if (self.now <= kept.until) at = @max(at, kept.until + 1);
         const own = gathers(self, chain) and kept.age == chain.age;
@@ -200,7 +207,7 @@ fn release(self: anytype, out: *Actions) void {
 }
 
 pub fn tick(self: anytype, out: *Actions) void {
-    for (self.holds.chains) |*chain| {
+    for (used(self)) |*chain| {
         if (chain.open and !gathers(self, chain)) chain.open = false;
     }
     release(self, out);
