@@ -1,7 +1,8 @@
 //! Memory of every node, written from one side and verified from the other: of what is mapped on a
 //! node, side 0 writes the first half and side 1 the second, then each reads the other's. So both
 //! sides write and read both nodes' memory, with one write and one read of every page. The sides
-//! write in turn, because concurrent faults of one process pass its mmap lock back and forth.
+//! take turns: at once they would pass the process's mmap lock and page tables back and forth, at
+//! a multiple of the page transfers.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -53,7 +54,7 @@ pub fn fill() void {
         // What was asked for in MiB is mapped at once.
         if (sides.options.share == null) break;
     }
-    sides.both(verify);
+    sides.inTurn(verify);
     for (nodes, infos[0..nodes.len]) |node, info| {
         for (0..sides.cpus) |writer| reportPart(node, @intCast(writer), info);
     }
