@@ -104,9 +104,9 @@ function allSuites(): Suite[] {
     },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
     ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
-    ...bunSuite("lab", 1200, false, testFiles(["test/lab"])).map((suite) => ({
+    ...bunSuite("lab", 1700, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,
-      limit: 2400,
+      limit: 4500,
       cleanUp: [bun, "test/lab/main.ts", "--reap", "--all"],
     })),
   ];

@@ -13,9 +13,9 @@ import { type Lab, startLab } from "./lab.ts";
 import { labMissing } from "./tools.ts";
 
 const reason = labMissing();
-const limit = 420;
+const limit = 900;
 // Two emulated hosts: a page transfer crosses the emulated segment, at 2 to 5 ms each.
-const limitTwoHosts = 700;
+const limitTwoHosts = 900;
 // These hosts stand still for seconds when the machine under them does.
 const patience = "--peer-timeout 30s";
 const boots = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 3);
