@@ -182,7 +182,8 @@ describe.skipIf(reason !== undefined)("one VM over two hosts", () => {
       expect(side?.log).toContain("status=10");
       expect(side?.log).toContain("left=0");
     }
-    expect(one?.log).toContain("vcpu_lost");
+    expect(one?.log).toContain("node 1 lost: silent for longer than peer_timeout");
+    expect(one?.log).toContain("a vCPU is lost: its node is gone");
     failed = false;
   }, 240_000);
 });
