@@ -18,7 +18,7 @@ const limit = 900;
 const limitTwoHosts = 900;
 // These hosts stand still for seconds when the machine under them does.
 const patience = "--peer-timeout 30s";
-const boots = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 3);
+const boots = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 2);
 /** Every check, and more than nine tenths of both nodes' memory filled from both sides. */
 const ALL = "span_check all --share 91";
 
