@@ -82,6 +82,10 @@ test "replicated page tables, three nodes, with a barrier" {
     }
 }
 
+test "a table that is asked for while another node drops it" {
+    _ = try sound("3 nodes, asked for while dropped", scenarios.asked_while_dropped);
+}
+
 test "holds, deadlines at any time" {
     _ = try sound("2 nodes, 2 pages, 2 operations, holds", scenarios.held);
 }

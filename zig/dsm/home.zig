@@ -81,10 +81,21 @@ pub fn close(self: anytype, page: Page, out: *Actions) void {
 }
 
 pub fn next(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
-    if (txn.queued == 0) return self.txns.remove(page);
-    txn.request = dequeue(txn, 0);
     txn.phase = .strict;
-    begin(self, page, txn, out);
+    while (txn.queued > 0) {
+        const r = dequeue(txn, 0);
+        if (self.directory[page].state == .replicated) {
+            if (r.kind == .replicate) {
+                self.replicas.active -= 1;
+                continue;
+            }
+            txn.phase = .parked;
+            return enqueue(txn, r);
+        }
+        txn.request = r;
+        return begin(self, page, txn, out);
+    }
+    self.txns.remove(page);
 }
 
 fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {

@@ -199,6 +199,7 @@ pub fn offered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     if (!msg.hasData()) {
         accepted = known and (self.local[page] == .shared or self.local[page] == .replicated);
         if (accepted and self.local[page] == .shared) makeLive(self, page, out);
+        if (accepted and self.pending.find(page) != null) self.pending.remove(page);
     } else if (accepted) {
         if (self.pending.find(page) != null) self.pending.remove(page);
         self.local[page] = .shared;
@@ -226,7 +227,6 @@ fn makeLive(self: anytype, page: Page, out: *Actions) void {
     self.local[page] = .replicated;
     self.replicas.live += 1;
     self.stats.replicated += 1;
-    if (self.pending.find(page) != null) self.pending.remove(page);
     hold.woken(self, page);
 }
 
@@ -262,6 +262,7 @@ fn advance(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     self.directory[page].state = .replicated;
     broadcast(self, .replica, .{ .kind = 0, .page = page, .old = types.page_none }, out);
     makeLive(self, page, out);
+    if (self.pending.find(page) != null) self.pending.remove(page);
     if (txn.missing == 0) finish(self, page, txn, out);
 }
 

@@ -132,6 +132,24 @@ pub const deep = [_]explorer.Options{
     deepWith(homes[2], &.{ &reuses_grandchild, &drops_both }),
 };
 
+/// One node clears the entry, another asks for the table at its home, a third one.
+pub const asked_while_dropped: explorer.Options = .{
+    .nodes = 3,
+    .pages = 3,
+    .homes = &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = child, .node = 2 } },
+    .scripts = &.{
+        &.{.{ .kind = .store, .page = parent, .word = slot, .value = 0 }},
+        &.{.{ .kind = .store, .page = child, .word = 1 }},
+        &.{.{ .kind = .store, .page = lock_page, .word = 0 }},
+    },
+    .prepare = &.{
+        .{ .kind = .store, .page = lock_page, .value = 0 },
+        .{ .kind = .store, .page = child, .word = 0, .value = 7 },
+        .{ .kind = .store, .page = parent, .word = slot, .value = link },
+    },
+    .root = parent,
+};
+
 /// The parent starts empty.
 fn linking(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
     var o = tablesWith(home, scripts);
