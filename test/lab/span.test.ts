@@ -1,9 +1,9 @@
 // One Linux on several nodes, with the default command line: engines on one emulated host, and one
 // VM over two emulated hosts joined by address and key. In the guest a program of ours (test/guest)
-// works on both sides at once: counters, mutex, futex ping-pong, fork and exit, and fills
-// memory of every node from every side (91 % of it in `make soak`). SSIHV_SPAN_BOOTS boots in a row (`make soak`: ten). The
-// guest's clock runs 50 times slower (100 over two hosts): a page transfer costs a millisecond of
-// emulation, and a tick costs page transfers. Small VMs, because every page is dear.
+// works on both sides at once: counters, mutex, futex ping-pong, fork and exit, and fills memory of
+// every node from every side (91 % of it in `make soak`, which boots ten times: SSIHV_SPAN_BOOTS).
+// The guest's clock runs 50 times slower (100 over two hosts): a page transfer costs a millisecond
+// of emulation, and a tick costs page transfers. Small VMs, because every page is dear.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { spanCheck } from "../guest/build.ts";
