@@ -315,7 +315,8 @@ export class EngineProcess {
 
   /** Goes when the console's last byte is out; a parent that does not read it kills us in time. */
   private exitWhenFlushed(): void {
-    const hasConsole = this.handle !== undefined && this.plan?.node === 0;
+    // A guest that never started has a console without the thread that would call it dead.
+    const hasConsole = this.startedAt !== 0 && this.plan?.node === 0;
     setInterval(() => {
       if (!hasConsole || this.page.state() === enums.EngineState.dead) process.exit(0);
     }, FLUSH_POLL_MS);

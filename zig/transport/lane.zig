@@ -532,6 +532,8 @@ fn ended(e: linux.E) error{ PeerClosed, SystemCall } {
         // The connection is gone: reset, timed out by the kernel, or the peer's host unreachable.
         .PIPE, .CONNRESET, .TIMEDOUT, .HOSTUNREACH, .NETUNREACH, .HOSTDOWN, .NETDOWN => //
         error.PeerClosed,
+        // By an administrator of this host (ss -K).
+        .CONNABORTED => error.PeerClosed,
         else => error.SystemCall,
     };
 }
