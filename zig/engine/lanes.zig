@@ -76,7 +76,6 @@ pub const Lanes = struct {
         var all_may = true;
         for (self.all) |maybe| {
             const lane = maybe orelse continue;
-            _ = lane.takeRoomNotice();
             all_may = lane.mayRequest() and all_may;
         }
         return all_may;
@@ -106,7 +105,13 @@ pub const Lanes = struct {
             self.opened[node] = lane.counters.opened;
             self.heard[node] = lane.last_heard_ns;
         }
+        if (received == null and lane.takeRoomNotice()) self.wakeShard();
         return received;
+    }
+
+    /// Its next sleep ends at once: posts that were held back are in a box whose signal is spent.
+    fn wakeShard(self: *const Lanes) void {
+        if (self.keeper) |keeper| sys.eventfdSignal(keeper.shard_fd);
     }
 
     /// A broken invariant if it does not fit: answers are bounded by what was asked (lane.zig).
@@ -204,6 +209,7 @@ pub const Lanes = struct {
         const lane = self.all[node] orelse return;
         self.all[node] = null;
         lane.cut();
+        self.wakeShard();
         self.observer.lost(self.observer.context, node, why);
     }
 
@@ -239,6 +245,7 @@ pub const Lanes = struct {
 
 const testing = std.testing;
 const seal = @import("../transport/seal.zig");
+const tcp = @import("../transport/tcp.zig");
 
 const Told = struct {
     lost: u32 = 0,
@@ -383,8 +390,11 @@ test "a full lane holds requests back and keeps the peer" {
             while (try bed.far.next()) |_| {}
         }
         _ = try bed.far.flush();
+        sys.eventfdDrain(bed.keeper.shard_fd);
         _ = bed.lanes.next(1, bed.lanes.receive(1).?);
     }
+    // The shard is told: what it held back would have no other signal.
+    try tcp.waitFor(bed.keeper.shard_fd, linux.POLL.IN, 0);
     try testing.expectEqual(@as(u32, 0), bed.told.lost);
 }
 
