@@ -99,7 +99,9 @@ async function canCut(): Promise<boolean> {
   return result;
 }
 
-const canCutHere = await canCut();
+const soaking = process.env["SSIHV_SOAK"] === "1";
+/** Registers nothing but in `make soak`. */
+const testIfSoaking = soaking ? test.skipIf(!(await canCut())) : () => undefined;
 
 /** RAM of node 1: the second half of 256 MiB. */
 const REMOTE = 192 << 20;
@@ -121,7 +123,8 @@ describe.skipIf(!hasKvm())("two commands, one VM (needs /dev/kvm)", () => {
     expect([lead.code, host.code]).toEqual([33, 33]);
   });
 
-  test.skipIf(!canCutHere)("lanes that are cut go on, no page lost (needs ss -K)", async () => {
+  // Time decides how many cuts meet a transfer: for `make soak`, not for a machine under load.
+  testIfSoaking("lanes that are cut go on, no page lost (needs ss -K)", async () => {
     const pages = 12_000;
     const increments = eachPage(REMOTE, pages, [0xfe, 0x00]); // inc byte ptr [rax]
     // cmp byte ptr [rax], 1; je over; ud2
