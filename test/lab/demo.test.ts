@@ -15,7 +15,7 @@ const reason = labMissing();
 const demo = [process.execPath, `${checkout}/tools/demo.ts`];
 // Another lab of this checkout may have to end first.
 const waitMs = 300_000;
-const limit = 600;
+const limit = 900;
 
 describe.skipIf(reason !== undefined)("the demo", () => {
   test(
