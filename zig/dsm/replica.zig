@@ -35,6 +35,8 @@ pub const Table = struct {
     tries: u8 = 0,
     /// In the home's queue of tables to replicate.
     wanted: bool = false,
+    /// Part of the share that is under way: a table that went and came back since is not.
+    offered: bool = false,
 };
 
 pub const Replicas = struct {
@@ -168,6 +170,7 @@ pub fn share(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     std.debug.assert(self.local[page] == .exclusive);
     const entry = &self.directory[page];
     txn.phase = .share;
+    table.offered = true;
     txn.missing = others(self);
     txn.refused = 0;
     out.add(.{ .protect = page });
@@ -197,11 +200,13 @@ pub fn offered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     const known = self.tables.find(page) != null;
     var accepted = known;
     if (!msg.hasData()) {
-        accepted = known and (self.local[page] == .shared or self.local[page] == .replicated);
+        accepted = known and self.tables.find(page).?.offered and
+            (self.local[page] == .shared or self.local[page] == .replicated);
         if (accepted and self.local[page] == .shared) makeLive(self, page, out);
         if (accepted and self.pending.find(page) != null) self.pending.remove(page);
     } else if (accepted) {
         if (self.pending.find(page) != null) self.pending.remove(page);
+        self.tables.find(page).?.offered = true;
         self.local[page] = .shared;
         self.versions[page] = msg.version;
         out.add(.{ .install = .{
@@ -248,9 +253,10 @@ pub fn answered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
 fn advance(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     if (txn.phase == .go) return finish(self, page, txn, out);
     const table = self.tables.find(page);
-    if (table == null or txn.refused != 0) {
+    if (table == null or !table.?.offered or txn.refused != 0) {
         self.stats.replications_aborted += 1;
         if (table) |t| {
+            t.offered = false;
             t.tries += 1;
             if (t.tries < tries_max) want(self, t, out);
         }
@@ -385,7 +391,8 @@ pub fn diff(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     const page = msg.page;
     if (self.tables.find(page) == null) return;
     // The peer was let write; the home's word to this node is still under way.
-    if (self.local[page] == .shared) makeLive(self, page, out);
+    const offered_here = self.tables.find(page).?.offered;
+    if (self.local[page] == .shared and offered_here) makeLive(self, page, out);
     if (self.local[page] != .replicated) return;
     out.add(.{ .patch = .{ .page = page, .index = msg.index, .old = msg.old, .new = msg.new } });
     const old_child: Page = @truncate(msg.age);
