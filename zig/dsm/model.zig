@@ -106,6 +106,8 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             twin: [pages_max]Content = @splat(@splat(0)),
             /// Level + 1 of a replica, else 0.
             replica: [pages_max]u8 = @splat(0),
+            /// A new replica: the tables below are still to be told to the core, once.
+            fresh: [pages_max]bool = @splat(false),
             thread: Thread = .{},
             held: [lane_max]Held = undefined,
             held_count: u8 = 0,
@@ -263,6 +265,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 .twin => |t| {
                     m.twin[t.page] = m.content[t.page];
                     m.replica[t.page] = t.level + 1;
+                    m.fresh[t.page] = true;
                 },
                 .forget_replica => |p| m.replica[p] = 0,
                 .patch => |p| try patch(m, p.page, p.index, p.old, p.new),
@@ -346,6 +349,8 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             if (!self.settings.replicate or event == .child) return;
             const m = &self.machines[n];
             for (0..self.settings.pages) |p| {
+                if (!m.fresh[p]) continue;
+                m.fresh[p] = false;
                 if (m.replica[p] == 0) continue;
                 const level = m.replica[p] - 1;
                 for (0..words) |w| {

@@ -150,6 +150,34 @@ pub const asked_while_dropped: explorer.Options = .{
     .root = parent,
 };
 
+/// An entry goes and comes back: the table below is dropped and found again while its home, a node
+/// that is late with both, offers it. What was offered is not the copy that came back.
+pub const relinked_while_offered: explorer.Options = .{
+    .nodes = 3,
+    .pages = 3,
+    .homes = &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = child, .node = 1 } },
+    .scripts = &.{
+        &.{
+            .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
+            .{ .kind = .load, .page = lock_page, .word = 1 },
+            .{ .kind = .store, .page = parent, .word = slot, .value = link },
+            .{ .kind = .load, .page = lock_page, .word = 1 },
+        },
+        &.{},
+        &.{
+            .{ .kind = .store, .page = lock_page, .word = 1 },
+            .{ .kind = .store, .page = lock_page, .word = 1 },
+            .{ .kind = .store, .page = child, .word = 1 },
+        },
+    },
+    .prepare = &.{
+        .{ .kind = .store, .page = lock_page, .value = 0 },
+        .{ .kind = .store, .page = child, .word = 0, .value = 7 },
+        .{ .kind = .store, .page = parent, .word = slot, .value = link },
+    },
+    .root = parent,
+};
+
 /// The parent starts empty.
 fn linking(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
     var o = tablesWith(home, scripts);
