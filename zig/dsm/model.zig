@@ -106,7 +106,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             twin: [pages_max]Content = @splat(@splat(0)),
             /// Level + 1 of a replica, else 0.
             replica: [pages_max]u8 = @splat(0),
-            /// A new replica: the tables below are still to be told to the core, once.
+            /// A new replica: the core is told of the tables below, once, by the end of the step.
             fresh: [pages_max]bool = @splat(false),
             thread: Thread = .{},
             held: [lane_max]Held = undefined,
@@ -348,14 +348,12 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
         fn learnChildren(self: *Self, n: usize, event: types.Event) Failure!void {
             if (!self.settings.replicate or event == .child) return;
             const m = &self.machines[n];
-            for (0..self.settings.pages) |p| {
-                if (!m.fresh[p]) continue;
+            while (std.mem.findScalar(bool, &m.fresh, true)) |p| {
                 m.fresh[p] = false;
                 if (m.replica[p] == 0) continue;
                 const level = m.replica[p] - 1;
                 for (0..words) |w| {
                     const child = self.childOf(level, m.twin[p][w]) orelse continue;
-                    if (self.cores[n].tables.find(child) != null) continue;
                     try self.stepOnly(n, .{ .child = .{
                         .parent = @intCast(p),
                         .index = @intCast(first_entry + w),

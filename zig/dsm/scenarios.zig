@@ -37,12 +37,13 @@ const prepare = [_]Op{
 const lock: Op = .{ .kind = .lock, .page = lock_page };
 const unlock: Op = .{ .kind = .unlock, .page = lock_page };
 const see: Op = .{ .page = parent, .word = slot };
+const unlinks: Op = .{ .kind = .store, .page = parent, .word = slot, .value = 0 };
 
 /// Takes the entry out, then uses the freed page as data.
 const frees = [_]Op{
     lock,
     see,
-    .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
+    unlinks,
     .{ .page = child, .word = 0 },
     .{ .kind = .store, .page = child, .word = 0, .value = 20 },
     unlock,
@@ -63,7 +64,7 @@ const changes = [_]Op{
 
 /// Takes the entry out, says so, then shares the freed page without a lock.
 const hands_over = [_]Op{
-    .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
+    unlinks,
     .{ .kind = .store, .page = lock_page, .word = 1, .value = 1 },
     .{ .kind = .store, .page = child, .word = 0 },
     .{ .kind = .store, .page = child, .word = 0 },
@@ -103,7 +104,7 @@ const homes = [_][]const HomeRange{
 const grandchild = 3;
 
 const drops_both = [_]Op{
-    .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
+    unlinks,
     .{ .kind = .store, .page = lock_page, .word = 1, .value = 1 },
     .{ .kind = .store, .page = grandchild, .word = 0 },
     .{ .kind = .store, .page = grandchild, .word = 0 },
@@ -133,50 +134,31 @@ pub const deep = [_]explorer.Options{
 };
 
 /// One node clears the entry, another asks for the table at its home, a third one.
-pub const asked_while_dropped: explorer.Options = .{
-    .nodes = 3,
-    .pages = 3,
-    .homes = &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = child, .node = 2 } },
-    .scripts = &.{
-        &.{.{ .kind = .store, .page = parent, .word = slot, .value = 0 }},
+pub const asked_while_dropped = ofThree(
+    &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = child, .node = 2 } },
+    &.{
+        &.{unlinks},
         &.{.{ .kind = .store, .page = child, .word = 1 }},
         &.{.{ .kind = .store, .page = lock_page, .word = 0 }},
     },
-    .prepare = &.{
-        .{ .kind = .store, .page = lock_page, .value = 0 },
-        .{ .kind = .store, .page = child, .word = 0, .value = 7 },
-        .{ .kind = .store, .page = parent, .word = slot, .value = link },
-    },
-    .root = parent,
-};
+);
 
 /// An entry goes and comes back: the table below is dropped and found again while its home, a node
 /// that is late with both, offers it. What was offered is not the copy that came back.
-pub const relinked_while_offered: explorer.Options = .{
-    .nodes = 3,
-    .pages = 3,
-    .homes = &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = child, .node = 1 } },
-    .scripts = &.{
-        &.{
-            .{ .kind = .store, .page = parent, .word = slot, .value = 0 },
-            .{ .kind = .load, .page = lock_page, .word = 1 },
-            .{ .kind = .store, .page = parent, .word = slot, .value = link },
-            .{ .kind = .load, .page = lock_page, .word = 1 },
-        },
-        &.{},
-        &.{
-            .{ .kind = .store, .page = lock_page, .word = 1 },
-            .{ .kind = .store, .page = lock_page, .word = 1 },
-            .{ .kind = .store, .page = child, .word = 1 },
-        },
-    },
-    .prepare = &.{
-        .{ .kind = .store, .page = lock_page, .value = 0 },
-        .{ .kind = .store, .page = child, .word = 0, .value = 7 },
+pub const relinked_while_offered = ofThree(homes[1], &.{
+    &.{
+        unlinks,
+        .{ .kind = .load, .page = lock_page, .word = 1 },
         .{ .kind = .store, .page = parent, .word = slot, .value = link },
+        .{ .kind = .load, .page = lock_page, .word = 1 },
     },
-    .root = parent,
-};
+    &.{},
+    &.{
+        .{ .kind = .store, .page = lock_page, .word = 1 },
+        .{ .kind = .store, .page = lock_page, .word = 1 },
+        .{ .kind = .store, .page = child, .word = 1 },
+    },
+});
 
 /// The parent starts empty.
 fn linking(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
