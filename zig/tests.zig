@@ -17,6 +17,7 @@ test {
     _ = @import("devices/uart.zig");
     _ = @import("dsm/core_test.zig");
     _ = @import("dsm/page_array.zig");
+    _ = @import("dsm/request_queue.zig");
     _ = @import("dsm/livelock_test.zig");
     _ = @import("engine/bus.zig");
     _ = @import("engine/clock.zig");

@@ -15,6 +15,7 @@ const requester = @import("requester.zig");
 const hold = @import("hold.zig");
 const replica = @import("replica.zig");
 const checks = @import("validate.zig");
+const request_queue = @import("request_queue.zig");
 const Memory = @import("page_array.zig").Memory;
 
 const Page = types.Page;
@@ -64,7 +65,7 @@ pub const Actions = struct {
     items: [capacity]types.Action = undefined,
     count: usize = 0,
 
-    pub const capacity = 192;
+    pub const capacity = 512;
     pub const empty: Actions = .{};
 
     pub fn slice(self: *const Actions) []const types.Action {
@@ -109,17 +110,18 @@ pub const Stats = struct {
 pub const State = enum(u8) { untouched = 0, shared, exclusive, replicated };
 
 /// Directory entry: who has the page. Valid at the page's home.
-pub const Entry = packed struct(u64) {
+pub const Entry = packed struct(u128) {
     state: State = .untouched,
     /// Exclusive: the owner. Shared: the last writer.
     owner: Node = 0,
-    sharers: u8 = 0,
     /// Confidence that the page migrates: read, then written, by each node in turn.
     migratory: u2 = 0,
     /// Exclusive grants to readers since the guess was last checked.
     unchecked: u6 = 0,
+    pad: u8 = 0,
     /// Grows with each exclusive grant.
     version: u32 = 0,
+    sharers: types.Nodes = 0,
 };
 
 pub const RequestKind = enum(u8) { get_shared, get_exclusive, upgrade, replicate };
@@ -143,11 +145,10 @@ pub const Txn = struct {
     request: Request = undefined,
     phase: Phase = .strict,
     /// Nodes whose replica_ack is missing; nodes that refused.
-    missing: u8 = 0,
-    refused: u8 = 0,
-    /// Every node has at most one request, the home one more to replicate.
-    queue: [types.nodes_max + 1]Request = undefined,
-    queued: u8 = 0,
+    missing: types.Nodes = 0,
+    refused: types.Nodes = 0,
+    /// Of every node at most one, of the home one more to replicate.
+    queue: request_queue.Queue = .{},
 };
 
 /// This node's outstanding request for a page.
@@ -237,6 +238,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
         directory: []Entry,
         pending: Pool(Pending),
         txns: Pool(Txn),
+        requests: request_queue.Requests,
         tables: Pool(replica.Table),
         holds: hold.Holds,
         replicas: replica.Replicas,
@@ -268,6 +270,8 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             const txns_max = @min(txn_count, std.math.maxInt(u16) - 1);
             var txns: Pool(Txn) = try .init(a, memory, txns_max, n);
             errdefer txns.deinit(a, memory);
+            var queued: request_queue.Requests = try .init(a, txns_max);
+            errdefer queued.deinit(a);
             var tables: Pool(replica.Table) = try .init(a, memory, config.tables_max, n);
             errdefer tables.deinit(a, memory);
             var replicas: replica.Replicas = try .init(a, config);
@@ -280,6 +284,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 .directory = directory,
                 .pending = pending,
                 .txns = txns,
+                .requests = queued,
                 .tables = tables,
                 .holds = try .init(a, config, requests * config.node_count),
                 .replicas = replicas,
@@ -294,6 +299,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             memory.free(Entry, self.directory);
             self.pending.deinit(a, memory);
             self.txns.deinit(a, memory);
+            self.requests.deinit(a);
             self.tables.deinit(a, memory);
             self.holds.deinit(a);
             self.replicas.deinit(a);

@@ -347,7 +347,8 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 for (core.holds.deferred[0..core.holds.deferred_count]) |d| age = @min(age, d.age);
                 for (core.txns.items) |t| if (t.page != types.page_none) {
                     age = @min(age, t.request.age);
-                    for (t.queue[0..t.queued]) |q| age = @min(age, q.age);
+                    var waiting = core.requests.iterate(t.queue);
+                    while (waiting.next()) |q| age = @min(age, q.age);
                 };
                 for (m.lanes[n]) |lane| for (lane.items[0..lane.count]) |e| {
                     if (hasAge(e.msg)) age = @min(age, e.msg.age);
@@ -391,7 +392,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 mix(hash, core.local[page]);
                 var entry = core.directory[page];
                 entry.version = 0;
-                mix(hash, @as(u64, @bitCast(entry)));
+                mix(hash, @as(u128, @bitCast(entry)));
                 mix(hash, core.pending.index[page] != 0);
                 if (core.pending.find(page)) |p| {
                     var copy = p.*;
@@ -401,8 +402,9 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 mix(hash, core.txns.index[page] != 0);
                 if (core.txns.find(page)) |t| {
                     self.mixRequest(hash, t.request);
-                    mix(hash, .{ t.phase, t.missing, t.refused, t.queued });
-                    for (t.queue[0..t.queued]) |q| self.mixRequest(hash, q);
+                    mix(hash, .{ t.phase, t.missing, t.refused, t.queue.count });
+                    var waiting = core.requests.iterate(t.queue);
+                    while (waiting.next()) |q| self.mixRequest(hash, q);
                 }
                 mix(hash, core.tables.index[page] != 0);
                 if (core.tables.find(page)) |t| mix(hash, t.*);

@@ -2,7 +2,6 @@
 //! time. A transaction opens with a request, sends the data's owner and the sharers on their way,
 //! and closes with the requester's `done`; what comes meanwhile waits, oldest chain first.
 
-const std = @import("std");
 const types = @import("types.zig");
 const core_file = @import("core.zig");
 const requester = @import("requester.zig");
@@ -17,8 +16,8 @@ const Node = types.Node;
 /// Confidence from which a read is granted exclusive.
 const migratory_min = 2;
 
-pub fn bit(node: Node) u8 {
-    return @as(u8, 1) << @intCast(node);
+pub fn bit(node: Node) types.Nodes {
+    return @as(types.Nodes, 1) << @intCast(node);
 }
 
 pub fn kindOf(kind: types.MsgKind) core_file.RequestKind {
@@ -31,44 +30,23 @@ pub fn kindOf(kind: types.MsgKind) core_file.RequestKind {
 }
 
 pub fn request(self: anytype, page: Page, r: Request, out: *Actions) void {
-    if (self.txns.find(page)) |txn| return enqueue(txn, r);
+    if (self.txns.find(page)) |txn| return self.requests.insert(&txn.queue, r);
     const txn = self.txns.put(page, .{ .request = r });
     // The page is strict again already; word of it comes on another lane (more than two nodes).
     if (self.directory[page].state == .replicated) {
         txn.phase = .parked;
-        return enqueue(txn, r);
+        return self.requests.insert(&txn.queue, r);
     }
     begin(self, page, txn, out);
 }
 
-/// Oldest age first, in order of arrival among equals.
-fn enqueue(txn: *Txn, r: Request) void {
-    std.debug.assert(txn.queued < txn.queue.len);
-    var at: usize = txn.queued;
-    while (at > 0 and older(r, txn.queue[at - 1])) at -= 1;
-    std.mem.copyBackwards(Request, txn.queue[at + 1 .. txn.queued + 1], txn.queue[at..txn.queued]);
-    txn.queue[at] = r;
-    txn.queued += 1;
-}
-
-fn older(a: Request, b: Request) bool {
-    return a.age < b.age or (a.age == b.age and a.age != 0 and a.node < b.node);
-}
-
-pub fn dequeue(txn: *Txn, at: usize) Request {
-    const r = txn.queue[at];
-    txn.queued -= 1;
-    std.mem.copyForwards(Request, txn.queue[at..txn.queued], txn.queue[at + 1 .. txn.queued + 1]);
-    return r;
-}
-
 /// Forgets what `node` asked for: it has been given a copy by other means since.
-pub fn forgetRequest(txn: *Txn, node: Node) void {
-    for (txn.queue[0..txn.queued], 0..) |q, i| {
-        if (q.node != node or q.kind == .replicate) continue;
-        _ = dequeue(txn, i);
-        return;
-    }
+pub fn forgetRequest(self: anytype, txn: *Txn, node: Node) void {
+    _ = self.requests.takeIf(&txn.queue, node, isAccessOf);
+}
+
+fn isAccessOf(node: Node, r: Request) bool {
+    return r.node == node and r.kind != .replicate;
 }
 
 /// The requester has what it asked for: the next request's turn.
@@ -82,15 +60,15 @@ pub fn close(self: anytype, page: Page, out: *Actions) void {
 
 pub fn next(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     txn.phase = .strict;
-    while (txn.queued > 0) {
-        const r = dequeue(txn, 0);
+    while (txn.queue.count > 0) {
+        const r = self.requests.takeFirst(&txn.queue);
         if (self.directory[page].state == .replicated) {
             if (r.kind == .replicate) {
                 self.replicas.active -= 1;
                 continue;
             }
             txn.phase = .parked;
-            return enqueue(txn, r);
+            return self.requests.insert(&txn.queue, r);
         }
         txn.request = r;
         return begin(self, page, txn, out);
@@ -107,7 +85,7 @@ fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
         .replicate => replica.fetch(self, page, txn, out),
     }
     if (@TypeOf(self.*).bug == .owner_change and r.node != self.config.node) {
-        if (self.txns.find(page)) |t| if (t.queued > 0) next(self, page, t, out);
+        if (self.txns.find(page)) |t| if (t.queue.count > 0) next(self, page, t, out);
     }
 }
 
@@ -253,7 +231,7 @@ fn upgrade(self: anytype, page: Page, r: Request, out: *Actions) void {
 }
 
 /// Number of acks the requester has to await. The home's own copy needs none if it goes at once.
-fn invalidate(self: anytype, nodes: u8, page: Page, r: Request, out: *Actions) u8 {
+fn invalidate(self: anytype, nodes: types.Nodes, page: Page, r: Request, out: *Actions) u8 {
     const me = self.config.node;
     var acks: u8 = 0;
     var rest = nodes;

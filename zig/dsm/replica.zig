@@ -61,8 +61,8 @@ pub const Replicas = struct {
     }
 };
 
-fn others(self: anytype) u8 {
-    const all: u8 = @intCast((@as(u16, 1) << @intCast(self.config.node_count)) - 1);
+fn others(self: anytype) types.Nodes {
+    const all = ~@as(types.Nodes, 0) >> @intCast(types.nodes_max - self.config.node_count);
     return all & ~home.bit(self.config.node);
 }
 
@@ -146,7 +146,7 @@ pub fn fetch(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     }
     if (self.local[page] == .exclusive) return share(self, page, txn, out);
     // A fault of this node that waits in the queue is served by the same grant.
-    home.forgetRequest(txn, me);
+    home.forgetRequest(self, txn, me);
     if (self.pending.find(page)) |p| {
         p.* = .{ .page = page, .kind = .replicate };
     } else {
@@ -243,7 +243,7 @@ pub fn answered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     if (msg.flags & types.flag_refused != 0) {
         txn.refused |= home.bit(from);
     } else {
-        home.forgetRequest(txn, from);
+        home.forgetRequest(self, txn, from);
         const entry = &self.directory[page];
         if (txn.phase == .share) entry.sharers |= home.bit(from);
     }
@@ -264,7 +264,7 @@ fn advance(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     }
     txn.phase = .go;
     txn.missing = others(self);
-    home.forgetRequest(txn, self.config.node);
+    home.forgetRequest(self, txn, self.config.node);
     self.directory[page].state = .replicated;
     broadcast(self, .replica, .{ .kind = 0, .page = page, .old = types.page_none }, out);
     makeLive(self, page, out);
@@ -324,7 +324,7 @@ fn link(self: anytype, parent: Page, index: u16, child: Page, out: *Actions) voi
 fn orphan(self: anytype, page: Page, depth: u8, out: *Actions) void {
     if (self.tables.find(page) == null) return;
     if (@TypeOf(self.*).bug == .keep_orphan) return;
-    if (out.count + 2 * types.nodes_max > Actions.capacity) {
+    if (out.count + 2 * @as(usize, self.config.node_count) > Actions.capacity) {
         return out.add(.{ .fatal = .{ .page = page, .code = types.fatal_unlinked } });
     }
     removeBelow(self, page, depth, orphan, out);
@@ -411,7 +411,7 @@ fn unlink(self: anytype, page: Page, depth: u8, out: *Actions) void {
     // too): the home takes it out of use.
     const settled = self.isHome(page) and self.txns.find(page) == null;
     if (settled and self.local[page] == .replicated) return orphan(self, page, depth, out);
-    if (out.count + 2 * types.nodes_max > Actions.capacity) {
+    if (out.count + 2 * @as(usize, self.config.node_count) > Actions.capacity) {
         return out.add(.{ .fatal = .{ .page = page, .code = types.fatal_unlinked } });
     }
     removeBelow(self, page, depth, unlink, out);

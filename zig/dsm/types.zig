@@ -8,8 +8,9 @@ const std = @import("std");
 pub const Page = u32;
 pub const Node = u8;
 pub const node_none: Node = 0xff;
-/// Sharer sets are one byte in a directory entry.
-pub const nodes_max = 8;
+pub const nodes_max = 64;
+/// A set of nodes: bit n = node n.
+pub const Nodes = u64;
 
 /// Entries of a root page table (level 4) from here on map the kernel's half of the address space
 /// (canonical addresses, Intel SDM vol. 3A, 4.5).

@@ -123,7 +123,8 @@ fn canAsk(self: anytype, from: Node, page: Page) bool {
     if (txn.phase == .strict and txn.request.node == from and txn.request.kind != .replicate) {
         return false;
     }
-    for (txn.queue[0..txn.queued]) |q| if (q.node == from and q.kind != .replicate) return false;
+    var waiting = self.requests.iterate(txn.queue);
+    while (waiting.next()) |q| if (q.node == from and q.kind != .replicate) return false;
     return true;
 }
 
