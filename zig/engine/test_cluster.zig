@@ -15,7 +15,7 @@ const Lane = lane_file.Lane;
 const seal = @import("../transport/seal.zig");
 const tcp = @import("../transport/tcp.zig");
 const Inbox = @import("inbox.zig").Inbox;
-const pager_file = @import("pager.zig");
+const pager_file = @import("shell.zig");
 const Pager = pager_file.Pager;
 
 pub const page_size = 4096;
