@@ -1,6 +1,6 @@
 //! The coherence core: home-based MSI with a directory, one transaction per page at a time, and
 //! replicated page tables. A pure step function: an event in, actions out; no I/O, no clock, no
-//! allocation after init, no threads. One core per node and shard; the shell (memory/pager.zig)
+//! allocation after init, no threads. One core per node and shard; the shell (engine/shell.zig)
 //! executes the actions, the explorer runs several cores against a model.
 //!
 //! Parts: home.zig (directory and transactions), requester.zig (faults, grants, revokes), hold.zig

@@ -47,6 +47,10 @@ pub const Lanes = struct {
         self.adopted[node] = lane.last_heard_ns;
     }
 
+    pub fn isLost(self: *const Lanes, node: u8) bool {
+        return self.all[node] == null;
+    }
+
     /// Appends what to wait for; poll(2) skips the descriptor -1 of a lane that is cut.
     pub fn poll(self: *const Lanes, fds: []linux.pollfd) usize {
         var n: usize = 0;

@@ -98,9 +98,9 @@ pub const Link = struct {
         try self.agreeOnClock(&lanes);
         self.keeper = try Keeper.init(wanted, self.outcome.instances, pager.mailbox.eventfd);
         for (lanes, 0..) |maybe, node| {
-            if (maybe) |lane| pager.lanes.set(@intCast(node), lane);
+            if (maybe) |lane| pager.shell.lanes.set(@intCast(node), lane);
         }
-        pager.lanes.keeper = &self.keeper;
+        pager.shell.lanes.keeper = &self.keeper;
         try pager.start();
         // Frames may have come with the clock's: the shard must look before it sleeps.
         sys.eventfdSignal(pager.mailbox.eventfd);

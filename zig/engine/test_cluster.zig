@@ -15,7 +15,7 @@ const Lane = lane_file.Lane;
 const seal = @import("../transport/seal.zig");
 const tcp = @import("../transport/tcp.zig");
 const Inbox = @import("inbox.zig").Inbox;
-const pager_file = @import("shell.zig");
+const pager_file = @import("pager.zig");
 const Pager = pager_file.Pager;
 
 pub const page_size = 4096;
@@ -99,7 +99,7 @@ pub const Cluster = struct {
         node.lanes[peer] = try Lane.init(self.allocator, @intCast(peer), .{});
         const lane = &node.lanes[peer].?;
         try lane.adopt(connection);
-        node.pager.lanes.set(@intCast(peer), lane);
+        node.pager.shell.lanes.set(@intCast(peer), lane);
     }
 
     /// Ends the shards, lets what is in flight arrive, audits every page, frees everything. No
@@ -112,7 +112,7 @@ pub const Cluster = struct {
         for (self.nodes) |*node| lost += node.lost.load(.acquire);
         if (lost != 0) return error.PeerLost;
         var cores: [nodes_max]core_file.Core = undefined;
-        for (self.nodes, 0..) |*node, n| cores[n] = node.pager.core;
+        for (self.nodes, 0..) |*node, n| cores[n] = node.pager.shell.core;
         if (audit.audit(cores[0..self.nodes.len])) |v| {
             std.debug.print("audit: page {d} on node {d} is {t}, the directory says {t}\n", .{
                 v.page, v.node, v.found, v.expected,
@@ -132,8 +132,8 @@ pub const Cluster = struct {
             if (sys.monotonicNs() > deadline) return error.NeverQuiet;
             var quiet = true;
             for (self.nodes) |*node| {
-                node.pager.turn();
-                quiet = quiet and node.pager.isQuiet();
+                node.pager.shell.turn();
+                quiet = quiet and node.pager.shell.isQuiet();
             }
             quiet_rounds = if (quiet) quiet_rounds + 1 else 0;
         }

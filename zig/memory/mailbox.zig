@@ -16,7 +16,7 @@ pub const crowded_from = capacity - 64 * 24 - 64;
 
 pub const Post = struct {
     /// Receiving nodes, bit n = node n; 0 = a command for the shard itself.
-    nodes: u32,
+    nodes: u64,
     kind: u8,
     len: u8,
     payload: [payload_max]u8,
@@ -33,7 +33,7 @@ pub const Mailbox = struct {
     head: u32 = 0,
     tail: u32 = 0,
 
-    pub fn post(self: *Mailbox, nodes: u32, kind: u8, payload: []const u8) void {
+    pub fn post(self: *Mailbox, nodes: u64, kind: u8, payload: []const u8) void {
         std.debug.assert(payload.len <= payload_max);
         while (!self.tryPost(nodes, kind, payload)) rest();
     }
@@ -49,7 +49,7 @@ pub const Mailbox = struct {
     }
 
     /// False when full.
-    pub fn tryPost(self: *Mailbox, nodes: u32, kind: u8, payload: []const u8) bool {
+    pub fn tryPost(self: *Mailbox, nodes: u64, kind: u8, payload: []const u8) bool {
         self.lock.lock();
         if (self.head -% self.tail == capacity) {
             self.lock.unlock();

@@ -15,120 +15,148 @@ pub const Message = uapi.Message;
 
 pub const Installed = enum { done, existed };
 
-pub const Uffd = struct {
+/// The system calls of a real userfaultfd, raw results; the simulator has others.
+pub const Linux = struct {
     fd: i32,
-    base: u64,
-    features: u64,
 
-    /// Opens a full-mode userfaultfd and registers the memory for missing and write-protect faults.
-    pub fn open(memory: []align(std.heap.page_size_min) u8) sys.Error!Uffd {
-        const fd = try uapi.open(.full);
-        errdefer sys.close(fd);
-        var api: uapi.Api = .{ .features = uapi.Feature.pagefault_wp | uapi.Feature.thread_id };
-        _ = try sys.ioctl(fd, uapi.UFFDIO_API, @intFromPtr(&api));
-        var register: uapi.Register = .{
-            .range = .{ .start = @intFromPtr(memory.ptr), .len = memory.len },
-            .mode = uapi.register_missing | uapi.register_wp,
-        };
-        _ = try sys.ioctl(fd, uapi.UFFDIO_REGISTER, @intFromPtr(&register));
-        return .{ .fd = fd, .base = @intFromPtr(memory.ptr), .features = api.features };
+    pub fn ioctl(self: Linux, request: u32, argument: usize) usize {
+        return linux.ioctl(self.fd, request, argument);
     }
 
-    fn address(self: *const Uffd, page: u32) u64 {
-        return self.base + @as(u64, page) * page_size;
+    pub fn read(self: Linux, buffer: []u8) usize {
+        return linux.read(self.fd, buffer.ptr, buffer.len);
     }
 
-    pub fn pageOf(self: *const Uffd, fault_address: u64) u32 {
-        return @intCast((fault_address - self.base) / page_size);
-    }
-
-    /// Up to `out.len` fault messages; 0 when there are none.
-    pub fn read(self: *const Uffd, out: []Message) usize {
-        const r = linux.read(self.fd, @ptrCast(out.ptr), out.len * @sizeOf(Message));
-        return if (linux.errno(r) == .SUCCESS) r / @sizeOf(Message) else 0;
-    }
-
-    /// Maps a page with content. `protected` leaves it read-only; without `wakes` waiters stay.
-    pub fn copy(
-        self: *const Uffd,
-        page: u32,
-        source: *const [page_size]u8,
-        protected: bool,
-        wakes: bool,
-    ) sys.Error!Installed {
-        var c: uapi.Copy = .{
-            .dst = self.address(page),
-            .src = @intFromPtr(source),
-            .len = page_size,
-            .mode = (if (protected) uapi.copy_wp else 0) |
-                (if (wakes) 0 else uapi.copy_dontwake),
-        };
-        while (true) {
-            const r = linux.ioctl(self.fd, uapi.UFFDIO_COPY, @intFromPtr(&c));
-            switch (linux.errno(r)) {
-                .SUCCESS => return .done,
-                .AGAIN, .INTR => c.copied = 0,
-                .EXIST => return .existed,
-                else => |e| {
-                    sys.last_errno = @backingInt(e);
-                    return error.SystemCall;
-                },
-            }
-        }
-    }
-
-    /// Never wakes anyone.
-    pub fn protect(self: *const Uffd, page: u32) sys.Error!void {
-        return self.writeProtect(page, uapi.wp_on);
-    }
-
-    /// Makes a present page writable and wakes its waiters.
-    pub fn unprotect(self: *const Uffd, page: u32) sys.Error!void {
-        return self.writeProtect(page, 0);
-    }
-
-    fn writeProtect(self: *const Uffd, page: u32, mode: u64) sys.Error!void {
-        var w: uapi.WriteProtect = .{
-            .range = .{ .start = self.address(page), .len = page_size },
-            .mode = mode,
-        };
-        while (true) {
-            const r = linux.ioctl(self.fd, uapi.UFFDIO_WRITEPROTECT, @intFromPtr(&w));
-            switch (linux.errno(r)) {
-                .SUCCESS => return,
-                .AGAIN, .INTR => {},
-                else => |e| {
-                    sys.last_errno = @backingInt(e);
-                    return error.SystemCall;
-                },
-            }
-        }
-    }
-
-    pub fn wake(self: *const Uffd, page: u32) sys.Error!void {
-        var range: uapi.Range = .{ .start = self.address(page), .len = page_size };
-        _ = try sys.ioctl(self.fd, uapi.UFFDIO_WAKE, @intFromPtr(&range));
-    }
-
-    pub fn drop(self: *const Uffd, page: u32) sys.Error!void {
-        return self.dropRange(page, 1);
-    }
-
-    pub fn dropRange(self: *const Uffd, page: u32, count: u32) sys.Error!void {
-        const start: [*]u8 = @ptrFromInt(self.address(page));
-        while (true) {
-            const r = linux.madvise(start, @as(usize, count) * page_size, MADV_DONTNEED);
-            switch (linux.errno(r)) {
-                .SUCCESS => return,
-                .AGAIN, .INTR => {},
-                else => |e| {
-                    sys.last_errno = @backingInt(e);
-                    return error.SystemCall;
-                },
-            }
-        }
+    pub fn madvise(_: Linux, address: usize, length: usize, advice: u32) usize {
+        return linux.madvise(@ptrFromInt(address), length, advice);
     }
 };
+
+pub fn UffdOf(comptime Kernel: type) type {
+    return struct {
+        kernel: Kernel,
+        base: u64,
+
+        const Self = @This();
+
+        /// Opens a full-mode userfaultfd and registers the memory for missing and write-protect
+        /// faults.
+        pub fn open(memory: []align(std.heap.page_size_min) u8) sys.Error!Self {
+            const fd = try uapi.open(.full);
+            errdefer sys.close(fd);
+            var api: uapi.Api = .{ .features = uapi.Feature.pagefault_wp | uapi.Feature.thread_id };
+            _ = try sys.ioctl(fd, uapi.UFFDIO_API, @intFromPtr(&api));
+            var register: uapi.Register = .{
+                .range = .{ .start = @intFromPtr(memory.ptr), .len = memory.len },
+                .mode = uapi.register_missing | uapi.register_wp,
+            };
+            _ = try sys.ioctl(fd, uapi.UFFDIO_REGISTER, @intFromPtr(&register));
+            return .{ .kernel = .{ .fd = fd }, .base = @intFromPtr(memory.ptr) };
+        }
+
+        fn address(self: *const Self, page: u32) u64 {
+            return self.base + @as(u64, page) * page_size;
+        }
+
+        pub fn pageOf(self: *const Self, fault_address: u64) u32 {
+            return @intCast((fault_address - self.base) / page_size);
+        }
+
+        /// Up to `out.len` fault messages; 0 when there are none.
+        pub fn read(self: *const Self, out: []Message) usize {
+            const r = self.kernel.read(std.mem.sliceAsBytes(out));
+            return if (linux.errno(r) == .SUCCESS) r / @sizeOf(Message) else 0;
+        }
+
+        /// Maps a page with content. `protected` leaves it read-only; without `wakes` waiters stay.
+        pub fn copy(
+            self: *const Self,
+            page: u32,
+            source: *const [page_size]u8,
+            protected: bool,
+            wakes: bool,
+        ) sys.Error!Installed {
+            var c: uapi.Copy = .{
+                .dst = self.address(page),
+                .src = @intFromPtr(source),
+                .len = page_size,
+                .mode = (if (protected) uapi.copy_wp else 0) |
+                    (if (wakes) 0 else uapi.copy_dontwake),
+            };
+            while (true) {
+                const r = self.kernel.ioctl(uapi.UFFDIO_COPY, @intFromPtr(&c));
+                switch (linux.errno(r)) {
+                    .SUCCESS => return .done,
+                    .AGAIN, .INTR => c.copied = 0,
+                    .EXIST => return .existed,
+                    else => |e| {
+                        sys.last_errno = @backingInt(e);
+                        return error.SystemCall;
+                    },
+                }
+            }
+        }
+
+        /// Never wakes anyone.
+        pub fn protect(self: *const Self, page: u32) sys.Error!void {
+            return self.writeProtect(page, uapi.wp_on);
+        }
+
+        /// Makes a present page writable and wakes its waiters.
+        pub fn unprotect(self: *const Self, page: u32) sys.Error!void {
+            return self.writeProtect(page, 0);
+        }
+
+        fn writeProtect(self: *const Self, page: u32, mode: u64) sys.Error!void {
+            var w: uapi.WriteProtect = .{
+                .range = .{ .start = self.address(page), .len = page_size },
+                .mode = mode,
+            };
+            while (true) {
+                const r = self.kernel.ioctl(uapi.UFFDIO_WRITEPROTECT, @intFromPtr(&w));
+                switch (linux.errno(r)) {
+                    .SUCCESS => return,
+                    .AGAIN, .INTR => {},
+                    else => |e| {
+                        sys.last_errno = @backingInt(e);
+                        return error.SystemCall;
+                    },
+                }
+            }
+        }
+
+        pub fn wake(self: *const Self, page: u32) sys.Error!void {
+            var range: uapi.Range = .{ .start = self.address(page), .len = page_size };
+            while (true) {
+                const r = self.kernel.ioctl(uapi.UFFDIO_WAKE, @intFromPtr(&range));
+                if (linux.errno(r) == .INTR) continue;
+                _ = try sys.check(r);
+                return;
+            }
+        }
+
+        pub fn drop(self: *const Self, page: u32) sys.Error!void {
+            return self.dropRange(page, 1);
+        }
+
+        pub fn dropRange(self: *const Self, page: u32, count: u32) sys.Error!void {
+            const size = @as(usize, count) * page_size;
+            while (true) {
+                const r = self.kernel.madvise(self.address(page), size, MADV_DONTNEED);
+                switch (linux.errno(r)) {
+                    .SUCCESS => return,
+                    .AGAIN, .INTR => {},
+                    else => |e| {
+                        sys.last_errno = @backingInt(e);
+                        return error.SystemCall;
+                    },
+                }
+            }
+        }
+    };
+}
+
+const Uffd = UffdOf(Linux);
 
 fn openForTest(memory: []align(std.heap.page_size_min) u8) !Uffd {
     return Uffd.open(memory) catch {
@@ -164,7 +192,7 @@ test "a read installs protected, a write then upgrades, a drop forgets" {
     const memory = try sys.mapAnonymous(4 * page_size);
     defer sys.unmap(memory);
     const uffd = try openForTest(memory);
-    defer sys.close(uffd.fd);
+    defer sys.close(uffd.kernel.fd);
     var content: [page_size]u8 align(page_size) = @splat(0x5a);
     var server: TestServer = .{ .uffd = &uffd, .source = &content };
     var thread = try std.Thread.spawn(.{}, TestServer.serveOne, .{&server});
