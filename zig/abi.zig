@@ -19,6 +19,8 @@ pub const apic_node_shift: u32 = 6;
 pub const ram_ranges_max: u32 = 32;
 pub const event_ring_entries: u32 = 512;
 pub const last_words_text_max: u32 = 2048;
+/// Pages that one question to the shard can be about.
+pub const page_records_max: u32 = 64;
 pub const shared_magic: u32 = 0x56495353; // "SSIV", little endian
 
 /// Result of every exported function; text and errno of the newest failure: ssihv_error_last.
@@ -134,6 +136,8 @@ pub const EventKind = enum(u32) {
     control = 8,
     /// All lanes are up: a = 0; or could not be brought up: a = 1, words in the newest notice.
     linked = 9,
+    /// The shard has answered a question about pages: a = its sequence, records in `pages`.
+    pages_answered = 10,
 };
 
 pub const StopReason = enum(u32) {
@@ -285,6 +289,58 @@ pub const EngineStats = extern struct {
     reserved: [23]u64,
 };
 
+/// A page in its home's directory. Shared: read-only copies at the sharers, `owner` wrote last.
+pub const PageState = enum(u32) { untouched = 0, shared = 1, exclusive = 2, replicated = 3 };
+
+/// How a node has a page: not at all, write-protected, as the only copy, as one of equal copies.
+pub const PageAccess = enum(u32) { invalid = 0, shared = 1, exclusive = 2, replicated = 3 };
+
+pub const PageRequest = enum(u32) {
+    none = 0,
+    get_shared = 1,
+    get_exclusive = 2,
+    upgrade = 3,
+    replicate = 4,
+};
+
+/// How far the transaction of a page is at its home (zig/dsm/core.zig, Phase).
+pub const PagePhase = enum(u32) { none = 0, strict = 1, share = 2, go = 3, parked = 4 };
+
+/// A page as one node's shard knows it: its own copy and, if it is the page's home, the directory
+/// entry and the open transaction.
+pub const PageRecord = extern struct {
+    gpa: u64,
+    /// Directory: bit n = node n has a read-only copy.
+    sharers: u64,
+    /// Directory.
+    version: u32,
+    /// Requests that wait behind the transaction.
+    queued: u32,
+    /// Version of this node's copy.
+    copy_version: u32,
+    /// Revokes of this node's copy that are put aside.
+    revokes_deferred: u32,
+    home: u8,
+    /// PageState and owner: directory.
+    state: u8,
+    owner: u8,
+    /// The transaction: for which node, PageRequest (none: no transaction), PagePhase.
+    requester: u8,
+    request: u8,
+    phase: u8,
+    /// PageAccess of this node's copy.
+    access: u8,
+    /// PageRequest that this node waits for itself.
+    waits_for: u8,
+};
+
+/// Written by the shard only between a question and the event that answers it.
+pub const PageAnswer = extern struct {
+    sequence: u32,
+    count: u32,
+    records: [page_records_max]PageRecord,
+};
+
 /// The shared page: one memfd per engine, mapped by the engine and by its parent.
 pub const Shared = extern struct {
     magic: u32,
@@ -299,6 +355,7 @@ pub const Shared = extern struct {
     ring: EventRing,
     io_slots: [io_slots_max]IoSlot,
     vcpus: [vcpus_max]VcpuStats,
+    pages: PageAnswer,
 };
 
 /// One range of guest RAM. `node` is the home of its pages.
@@ -518,16 +575,17 @@ pub const HostProbe = extern struct {
 
 /// Every record that TypeScript sees, in order: the generator and the hash walk this list.
 pub const records = .{
-    ErrorRecord, AbiInfo,      SharedInfo, LastWords,   IoSlot,  Event,           EventRing,
-    CpuDump,     VcpuStats,    Histogram,  EngineStats, Shared,  RamRange,        EngineConfig,
-    BusRegion,   RegisterFile, CpuidEntry, MsrEntry,    Segment, DescriptorTable, VcpuRecord,
-    HotPage,     ProbeResult,  HostProbe,
+    ErrorRecord, AbiInfo,      SharedInfo, LastWords,   IoSlot,    Event,           EventRing,
+    CpuDump,     VcpuStats,    Histogram,  EngineStats, Shared,    RamRange,        EngineConfig,
+    BusRegion,   RegisterFile, CpuidEntry, MsrEntry,    Segment,   DescriptorTable, VcpuRecord,
+    HotPage,     PageRecord,   PageAnswer, ProbeResult, HostProbe,
 };
 
 /// Every enum that TypeScript sees.
 pub const enums = .{
-    Status,    EngineState, LastWordsKind, IoKind,     IoState, EventKind, StopReason,
-    PeerState, PageTables,  BusTarget,     ProbeState,
+    Status,    EngineState, LastWordsKind, IoKind,     IoState,   EventKind,  StopReason,
+    PeerState, PageTables,  BusTarget,     ProbeState, PageState, PageAccess, PageRequest,
+    PagePhase,
 };
 
 comptime {

@@ -14,6 +14,7 @@ const Lapic = @import("irq/lapic.zig").Lapic;
 const Board = @import("engine/board.zig").Board;
 const Bus = @import("engine/bus.zig").Bus;
 const Clock = @import("engine/clock.zig").Clock;
+const Dumper = @import("engine/dumper.zig").Dumper;
 const Console = @import("engine/console.zig").Console;
 const Events = @import("engine/events.zig").Events;
 const Router = @import("engine/router.zig").Router;
@@ -61,6 +62,8 @@ pub const Engine = struct {
     /// The other nodes; null on a VM of one node.
     span: ?*Span = null,
     link: Link,
+    /// Answers SIGUSR1.
+    dumper: Dumper,
     console: Console,
     console_thread: ?std.Thread = null,
     vcpus: []VcpuThread,
@@ -125,6 +128,8 @@ pub const Engine = struct {
         try self.createVcpus();
         vcpu_thread.installKickHandler();
         if (config.plain_memory == 0 or config.node_count > 1) try self.createPager();
+        self.dumper = .{ .node = config.node, .pager = self.pager };
+        try self.dumper.start();
         return self;
     }
 
@@ -149,6 +154,7 @@ pub const Engine = struct {
             .inboxes = Span.inboxAt,
         }, &self.shared.stats);
         span.* = .{ .engine = self, .pager = pager };
+        pager.inspection.attach(&self.shared.pages, &self.events);
         self.pager = pager;
         self.span = span;
         self.router.remote = Span.sendInterrupt;
@@ -168,6 +174,21 @@ pub const Engine = struct {
         const pager = self.pager orelse return false;
         pager.command(pager_file.Command.reset, 0);
         return true;
+    }
+
+    /// Asks the shard about pages; event `pages_answered` follows.
+    pub fn queryPages(
+        self: *Engine,
+        gpa: u64,
+        count: u32,
+        sequence: u16,
+    ) error{ PlainMemory, NotRam, Busy }!void {
+        const pager = self.pager orelse return error.PlainMemory;
+        const start_gpa = std.mem.alignBackward(u64, gpa, std.heap.page_size_min);
+        const first = self.ram.pageOf(start_gpa) orelse return error.NotRam;
+        const bytes = @as(u64, count) * std.heap.page_size_min;
+        if (self.ram.slice(start_gpa, bytes) == null) return error.NotRam;
+        return pager.inspection.ask(first, @intCast(count), sequence);
     }
 
     /// An NMI to every vCPU of this node.

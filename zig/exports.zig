@@ -11,6 +11,7 @@ const failure = @import("base/failure.zig");
 const last_words = @import("base/last_words.zig");
 const host = @import("kvm/host.zig");
 const probe = @import("kvm/probe.zig");
+const dumper = @import("engine/dumper.zig");
 const engine_file = @import("engine.zig");
 const Engine = engine_file.Engine;
 
@@ -61,7 +62,8 @@ pub fn sharedCreate(out: *abi.SharedInfo) callconv(.c) i32 {
     return ok;
 }
 
-/// The engine's side: maps the page its parent made and leaves last words there from now on.
+/// The engine's side: maps the page its parent made and leaves last words there from now on; and
+/// from now on SIGUSR1 asks for what is open instead of ending the process.
 pub fn sharedMap(fd: i32, out: *abi.SharedInfo) callconv(.c) i32 {
     const memory = sys.mapShared(fd, @sizeOf(abi.Shared)) catch {
         return failure.fail(.io_failed, "mmap of shared page fd {d} failed", .{fd});
@@ -74,6 +76,7 @@ pub fn sharedMap(fd: i32, out: *abi.SharedInfo) callconv(.c) i32 {
     mapped = shared;
     last_words.attach(shared);
     last_words.installSignalHandlers();
+    dumper.installHandler();
     out.* = .{ .fd = fd, .address = @intFromPtr(shared), .size = @sizeOf(abi.Shared) };
     return ok;
 }
@@ -373,6 +376,27 @@ pub fn pagesHot(handle: u32, out: [*]abi.HotPage, capacity: u32, count: *u32) ca
     const engine = engineOf(handle) orelse return stale(handle);
     const pager = engine.pager orelse return failure.fail(.state_wrong, "plain memory", .{});
     count.* = pager.hottest(out[0..capacity]);
+    return ok;
+}
+
+/// Asks the shard about `count` pages from `gpa` on; event `pages_answered` with the sequence (not
+/// 0) follows, and the shared page then holds the answer.
+pub fn pagesQuery(handle: u32, gpa: u64, count: u32, sequence: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const number = std.math.cast(u16, sequence) orelse 0;
+    if (count == 0 or count > abi.page_records_max or number == 0) {
+        const what = .{ sequence, count };
+        return failure.fail(.invalid_argument, "question {d} about {d} pages", what);
+    }
+    engine.queryPages(gpa, count, number) catch |e| return switch (e) {
+        error.PlainMemory => failure.fail(.state_wrong, "plain memory", .{}),
+        error.NotRam => failure.fail(
+            .guest_range_invalid,
+            "{d} pages from 0x{x} on: not RAM",
+            .{ count, gpa },
+        ),
+        error.Busy => failure.fail(.state_wrong, "the shard has not answered yet", .{}),
+    };
     return ok;
 }
 

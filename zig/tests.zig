@@ -21,6 +21,7 @@ test {
     _ = @import("dsm/livelock_test.zig");
     _ = @import("engine/bus.zig");
     _ = @import("engine/clock.zig");
+    _ = @import("engine/dumper.zig");
     _ = @import("engine/events.zig");
     _ = @import("engine/exits.zig");
     _ = @import("engine/gate.zig");

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xd142b14d13d0b99fn;
+export const ABI_HASH = 0x04f69358de9bfb7fn;
 
 export const constants = {
   abi_version: 1,
@@ -13,6 +13,7 @@ export const constants = {
   ram_ranges_max: 32,
   event_ring_entries: 512,
   last_words_text_max: 2048,
+  page_records_max: 64,
   shared_magic: 1447646035,
   register_file_max: 64,
 } as const;
@@ -66,6 +67,7 @@ export const enums = {
     reset_done: 7,
     control: 8,
     linked: 9,
+    pages_answered: 10,
   },
   StopReason: {
     none: 0,
@@ -102,6 +104,32 @@ export const enums = {
     good: 1,
     degraded: 2,
     missing: 3,
+  },
+  PageState: {
+    untouched: 0,
+    shared: 1,
+    exclusive: 2,
+    replicated: 3,
+  },
+  PageAccess: {
+    invalid: 0,
+    shared: 1,
+    exclusive: 2,
+    replicated: 3,
+  },
+  PageRequest: {
+    none: 0,
+    get_shared: 1,
+    get_exclusive: 2,
+    upgrade: 3,
+    replicate: 4,
+  },
+  PagePhase: {
+    none: 0,
+    strict: 1,
+    share: 2,
+    go: 3,
+    parked: 4,
   },
 } as const;
 
@@ -299,7 +327,7 @@ export const records = {
   },
   Shared: {
     name: "Shared",
-    size: 51256,
+    size: 53824,
     fields: {
       magic: { offset: 0, type: "u32" },
       version: { offset: 4, type: "u32" },
@@ -313,6 +341,7 @@ export const records = {
       ring: { offset: 3112, type: "EventRing" },
       io_slots: { offset: 35896, type: "IoSlot", count: 128 },
       vcpus: { offset: 43064, type: "VcpuStats", count: 64 },
+      pages: { offset: 51256, type: "PageAnswer" },
     },
   },
   RamRange: {
@@ -479,6 +508,35 @@ export const records = {
       transfers: { offset: 8, type: "u64" },
     },
   },
+  PageRecord: {
+    name: "PageRecord",
+    size: 40,
+    fields: {
+      gpa: { offset: 0, type: "u64" },
+      sharers: { offset: 8, type: "u64" },
+      version: { offset: 16, type: "u32" },
+      queued: { offset: 20, type: "u32" },
+      copy_version: { offset: 24, type: "u32" },
+      revokes_deferred: { offset: 28, type: "u32" },
+      home: { offset: 32, type: "u8" },
+      state: { offset: 33, type: "u8" },
+      owner: { offset: 34, type: "u8" },
+      requester: { offset: 35, type: "u8" },
+      request: { offset: 36, type: "u8" },
+      phase: { offset: 37, type: "u8" },
+      access: { offset: 38, type: "u8" },
+      waits_for: { offset: 39, type: "u8" },
+    },
+  },
+  PageAnswer: {
+    name: "PageAnswer",
+    size: 2568,
+    fields: {
+      sequence: { offset: 0, type: "u32" },
+      count: { offset: 4, type: "u32" },
+      records: { offset: 8, type: "PageRecord", count: 64 },
+    },
+  },
   ProbeResult: {
     name: "ProbeResult",
     size: 16,
@@ -552,6 +610,7 @@ export const functions = {
   ssihv_span_send: { args: ["u32", "u32", "u32", "u64"], returns: "i32" },
   ssihv_pages_reset: { args: ["u32"], returns: "i32" },
   ssihv_pages_hot: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
+  ssihv_pages_query: { args: ["u32", "u64", "u32", "u32"], returns: "i32" },
   ssihv_nmi_send: { args: ["u32"], returns: "i32" },
   ssihv_crash_plant: { args: ["u32"], returns: "i32" },
 } as const;

@@ -9,6 +9,7 @@ const sys = @import("../base/sys.zig");
 const last_words = @import("../base/last_words.zig");
 const core_file = @import("../dsm/core.zig");
 const Memory = @import("../dsm/page_array.zig").Memory;
+const Inspection = @import("inspect.zig").Inspection;
 const shell_file = @import("shell.zig");
 const threads_max = @import("../memory/faults.zig").threads_max;
 const mailbox_file = @import("../memory/mailbox.zig");
@@ -18,6 +19,9 @@ const Pagemap = pagemap.Pagemap;
 const Mapping = pagemap.Mapping;
 
 const page_size = 4096;
+
+/// The age of the oldest fault in the shared page is out of date by so much at most.
+pub const oldest_fault_ns_max = 100 * std.time.ns_per_ms;
 
 pub const Command = shell_file.Command;
 pub const Handler = shell_file.Handler;
@@ -68,6 +72,8 @@ pub const Pager = struct {
     homes: [abi.ram_ranges_max]core_file.HomeRange,
     mailbox: *Mailbox,
     shell: Shell,
+    /// Questions of other threads about what the shard knows.
+    inspection: Inspection,
     thread: ?std.Thread = null,
 
     pub fn create(
@@ -93,6 +99,7 @@ pub const Pager = struct {
             .homes = undefined,
             .mailbox = mailbox,
             .shell = undefined,
+            .inspection = .{ .bell_fd = mailbox.eventfd },
         };
         self.shell = try .init(allocator, .{
             .env = .{ .mailbox = mailbox },
@@ -176,8 +183,14 @@ pub const Pager = struct {
         _ = sys.setFifoPriority(self.settings.service_priority);
         while (!self.shell.stopping.load(.acquire)) {
             self.wait();
-            self.shell.turn();
+            self.turn();
         }
+    }
+
+    /// All that is there to do now. Shard thread, or the one that has joined it.
+    pub fn turn(self: *Pager) void {
+        self.shell.turn();
+        self.inspection.serve(self);
     }
 
     /// Ends the shard's thread. No thread may be in a fault, nor have one after this.
@@ -230,11 +243,7 @@ pub const Pager = struct {
         const n = 2 + self.shell.lanes.poll(fds[2..]);
         // Faults that must wait would only end the sleep again and again.
         if (!self.shell.lanes.mayRequest()) fds[0].events = 0;
-        const before = sys.monotonicNs();
-        var timeout_ns = self.shell.lanes.deadline(before) -| before;
-        if (self.shell.core.nextDeadline()) |deadline| {
-            timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
-        }
+        const timeout_ns = self.sleepNs(sys.monotonicNs());
         if (!self.spin(fds[0..n], timeout_ns)) {
             var timeout: linux.timespec = .{
                 .sec = @intCast(timeout_ns / std.time.ns_per_s),
@@ -243,6 +252,14 @@ pub const Pager = struct {
             _ = linux.ppoll(&fds, n, &timeout, null);
         }
         if (fds[1].revents != 0) sys.eventfdDrain(self.mailbox.eventfd);
+    }
+
+    /// Longest sleep when nothing comes.
+    pub fn sleepNs(self: *const Pager, now: u64) u64 {
+        var ns = self.shell.lanes.deadline(now) -| now;
+        if (self.shell.core.nextDeadline()) |deadline| ns = @min(ns, deadline -| now);
+        // A fault that hangs with nothing else going on is seen to grow old.
+        return if (self.shell.faults.waiting > 0) @min(ns, oldest_fault_ns_max) else ns;
     }
 
     /// Polls for up to `poll_ns_max` before the thread sleeps, since what comes next often comes

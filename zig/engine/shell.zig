@@ -276,10 +276,11 @@ pub fn ShellOf(comptime Env: type) type {
 
         fn onTime(self: *Self) void {
             const now = self.env.now();
-            _ = self.faults.oldest(now);
             if (self.core.nextDeadline()) |deadline| {
                 if (now >= deadline) self.step(.{ .tick = .{ .now = now } }, null);
             }
+            // After what may end a wait.
+            _ = self.faults.oldest(now);
             self.lanes.onTime(now);
         }
 

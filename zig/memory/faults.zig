@@ -22,6 +22,8 @@ pub const Entry = struct {
 pub const Faults = struct {
     entries: [threads_max]Entry = undefined,
     count: u16 = 0,
+    /// Threads that wait now.
+    waiting: u16 = 0,
     /// Waits ended since start: each lets a thread run on.
     wakes: u64 = 0,
     stats: *abi.EngineStats,
@@ -39,6 +41,7 @@ pub const Faults = struct {
         entry.page = page;
         entry.write = write;
         entry.remote = false;
+        if (!entry.waiting) self.waiting += 1;
         entry.waiting = true;
         return index;
     }
@@ -72,6 +75,7 @@ pub const Faults = struct {
         for (self.entries[0..self.count]) |*e| {
             if (!e.waiting or e.page != page) continue;
             e.waiting = false;
+            self.waiting -= 1;
             self.wakes += 1;
             const ns = now -| e.since_ns;
             if (e.remote) {
@@ -111,6 +115,7 @@ test "a wait is counted once, from its first fault to the wake" {
     try std.testing.expect(a != b);
     try std.testing.expectEqual(a, faults.begin(100, 7, true, 1800));
     faults.markRemote(a);
+    try std.testing.expectEqual(@as(u16, 2), faults.waiting);
     try std.testing.expectEqual(@as(u64, 2000), faults.oldest(3000));
     try std.testing.expectEqual(@as(u64, 2000), faults.woken(7, 3000));
     try std.testing.expectEqual(@as(u64, 1), stats.faults_remote);
@@ -120,4 +125,5 @@ test "a wait is counted once, from its first fault to the wake" {
     try std.testing.expectEqual(@as(u64, 0), faults.woken(7, 9000));
     try std.testing.expectEqual(@as(u64, 3500), stats.stalled_ns);
     try std.testing.expectEqual(@as(u64, 0), faults.oldest(9000));
+    try std.testing.expectEqual(@as(u16, 0), faults.waiting);
 }
