@@ -5,6 +5,7 @@
 export const ERROR_CODES = [
   "abi_mismatched",
   "acpi_invalid",
+  "admin_failed",
   "address_invalid",
   "config_invalid",
   "console_failed",
@@ -13,6 +14,7 @@ export const ERROR_CODES = [
   "engine_dead",
   "engine_failed",
   "flag_invalid",
+  "gpa_invalid",
   "guest_failed",
   "host_unfit",
   "initrd_invalid",
@@ -21,11 +23,16 @@ export const ERROR_CODES = [
   "lab_failed",
   "library_unloadable",
   "memory_insufficient",
+  "memory_plain",
+  "name_taken",
   "node_unreachable",
   "page_lost",
   "peer_refused",
+  "request_invalid",
   "topology_invalid",
   "vcpu_lost",
+  "vm_silent",
+  "vm_unknown",
 ] as const;
 
 export type ErrorCode = (typeof ERROR_CODES)[number];

@@ -21,11 +21,13 @@ import { joinCommand } from "./join.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
+import { vmCommands } from "./vm.ts";
 
-const ROOT = buildRouteMap<"run" | "join" | "check" | "acpi" | "engine", CliContext>({
+const ROOT = buildRouteMap<"run" | "join" | "vm" | "check" | "acpi" | "engine", CliContext>({
   routes: {
     run: runCommand,
     join: joinCommand,
+    vm: vmCommands,
     check: checkCommand,
     acpi: acpiCommands,
     engine: engineCommand,
@@ -40,7 +42,8 @@ Examples:
   ssihv run --kernel bzImage --initrd test.cpio --nodes 2 --cpus 2 --memory 1G
   ssihv run --config cluster-config.yaml
   ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
-  ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host`,
+  ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
+  ssihv vm show                                   how is the VM that runs here?`,
     hideRoute: { engine: true },
   },
 });

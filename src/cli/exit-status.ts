@@ -40,6 +40,7 @@ const STATUS_OF_CODE: Record<ErrorCode, number> = {
   abi_mismatched: EXIT.engineDead,
   acpi_invalid: EXIT.usage,
   address_invalid: EXIT.usage,
+  admin_failed: EXIT.engineDead,
   config_invalid: EXIT.usage,
   console_failed: EXIT.engineDead,
   cpu_incompatible: EXIT.hostUnfit,
@@ -47,6 +48,7 @@ const STATUS_OF_CODE: Record<ErrorCode, number> = {
   engine_dead: EXIT.engineDead,
   engine_failed: EXIT.engineDead,
   flag_invalid: EXIT.usage,
+  gpa_invalid: EXIT.usage,
   guest_failed: EXIT.engineDead,
   host_unfit: EXIT.hostUnfit,
   initrd_invalid: EXIT.usage,
@@ -55,11 +57,16 @@ const STATUS_OF_CODE: Record<ErrorCode, number> = {
   lab_failed: EXIT.engineDead,
   library_unloadable: EXIT.hostUnfit,
   memory_insufficient: EXIT.usage,
+  memory_plain: EXIT.usage,
+  name_taken: EXIT.usage,
   node_unreachable: EXIT.engineDead,
   page_lost: EXIT.engineDead,
   peer_refused: EXIT.engineDead,
+  request_invalid: EXIT.usage,
   topology_invalid: EXIT.usage,
   vcpu_lost: EXIT.engineDead,
+  vm_silent: EXIT.engineDead,
+  vm_unknown: EXIT.usage,
 };
 
 export function exitStatusOf(error: unknown): number {

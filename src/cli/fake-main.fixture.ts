@@ -2,12 +2,20 @@
 // of `ssihv run` spawn, so that they need neither KVM nor the Zig library. Never part of the
 // product.
 
-import { closeSync, openSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { hostFacts } from "../node/host-facts.ts";
 import type { CpuDump } from "../node/last-words.ts";
 import { main } from "./app.ts";
+
+// VMs of tests are nobody else's to see, nor may they meet others of their name.
+if (process.env["SSIHV_RUNTIME_DIR"] === undefined) {
+  const folder = mkdtempSync(join(tmpdir(), "ssihv-fake-"));
+  process.env["SSIHV_RUNTIME_DIR"] = folder;
+  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+}
 
 const ENGINE = join(import.meta.dir, "..", "node", "fake-engine.fixture.ts");
 

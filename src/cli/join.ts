@@ -9,6 +9,7 @@ import { type HostPort, parseIp, parseTarget } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmOutcome } from "../node/vm.ts";
 import { checkMemory } from "../node/vm-request.ts";
+import { JoinAdmin } from "./admin.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
 import { path, requireKvm } from "./flags.ts";
@@ -64,6 +65,11 @@ class JoinOutput {
     }
   }
 
+  warn(text: string): void {
+    if (this.json) this.line(JSON.stringify({ vm: this.vm, event: "notice", text }));
+    else this.line(`ssihv: ${printable(text)}`);
+  }
+
   outcome(outcome: VmOutcome, status: number): void {
     const { json } = this;
     if (outcome.kind === "failed") this.line(formatError(outcome.error, { json }));
@@ -87,7 +93,8 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
   const facts = this.host.facts();
   const output = new JoinOutput(flags.json, (line) => this.process.stderr.write(line));
   const command = this.host.engineCommand;
-  const session = new JoinSession(
+  const admin = new JoinAdmin();
+  const session: JoinSession = new JoinSession(
     {
       lead,
       key,
@@ -98,25 +105,41 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
       createPage: await this.host.sharedPages(),
       ...(command !== undefined && { command }),
       check: ({ node, nodes }) => checkMemory(nodes.slice(node, node + 1), facts),
-      onEvent: (event) => output.event(event),
+      onEvent: (event) => {
+        output.event(event);
+        if (event.event !== "joined") return;
+        const { vm, node } = event.welcome;
+        void admin.open(vm, node, session, (text) => output.warn(text));
+      },
     },
   );
-  this.status = await runUntilSignal(session, output);
+  this.status = await runUntilSignal(session, output, admin);
 }
 
 /** A first signal leaves the VM, which ends it; the shell's status for a signal wins then. */
-async function runUntilSignal(session: JoinSession, output: JoinOutput): Promise<number> {
+async function runUntilSignal(
+  session: JoinSession,
+  output: JoinOutput,
+  admin: JoinAdmin,
+): Promise<number> {
   let endedBy: NodeJS.Signals | undefined;
   const onSignal = (signal: NodeJS.Signals) => {
     if (endedBy !== undefined) return;
     endedBy = signal;
     session.leave(`its user ended it there (${signal})`);
   };
-  const onExit = () => session.killAll();
+  const onExit = () => {
+    session.killAll();
+    admin.close();
+  };
+  const onDump = () => session.dump();
   for (const signal of ENDING) process.on(signal, onSignal);
+  process.on("SIGUSR1", onDump);
   process.on("exit", onExit);
   const outcome = await session.run();
+  admin.close();
   for (const signal of ENDING) process.off(signal, onSignal);
+  process.off("SIGUSR1", onDump);
   process.off("exit", onExit);
   const own = endedBy === undefined ? undefined : 128 + constants.signals[endedBy];
   const status = own ?? outcomeStatus(outcome);
@@ -130,11 +153,14 @@ need the same ssihv and the same key file. The guest's console stays with the le
 
 Examples:
   ssihv join 10.0.0.1:7700 --key-file vm.key
-  ssihv join lead.example:7700 --key-file vm.key --wait 10m
+  ssihv join lead.example:7700 --key-file vm.key --wait 10min
   ssihv join 10.0.0.1:7700 --key-file vm.key --lane 192.168.7.2
 
 A lead that is not there yet is waited for. Engines talk on ports of their own: the one after the
 lead's for node 0, the next for node 1, and so on; they must be reachable.
+
+Meanwhile ssihv vm list, show and pages tell of this host's node. When the VM hangs, kill -USR1 this
+command: the engine tells what is open, here and to the lead.
 
 ${EXIT_HELP}`;
 

@@ -35,6 +35,7 @@ const SUMMARY: EngineSummary = {
   faultUsP99: 400.4,
   pageTables: "replicated",
   pageTableTransfers: 7,
+  oldest_fault_us: 0,
   longestStallUs: 900,
   stalledShare: 0.0312,
   mismatches: 0,
@@ -92,6 +93,10 @@ test("the last line sums work over the nodes and takes times of the worst", () =
   );
   expect(summaryLine("demo", [{ ...SUMMARY, bootSeconds: 4, mismatches: 1 }])).toContain(
     "boot 4.0 s",
+  );
+  // Only while one hangs.
+  expect(summaryLine("demo", [SUMMARY, { ...SUMMARY, oldest_fault_us: 2_000_000.4 }])).toContain(
+    "longest stall 900 us, oldest fault in flight 2000000 us, stalled",
   );
   expect(summaryLine("demo", [])).toContain("no numbers");
 });

@@ -93,6 +93,7 @@ export function summaryLine(name: string, summaries: readonly EngineSummary[]): 
   const rare = sum(summaries, (each) => each.exitsTypescript);
   const transfers = sum(summaries, (each) => each.pageTableTransfers);
   const mismatches = sum(summaries, (each) => each.mismatches);
+  const oldest = Math.round(worst(summaries, (each) => each.oldest_fault_us));
   const parts = [
     `ran ${worst(summaries, (each) => each.runSeconds).toFixed(1)} s`,
     ...(boot === undefined ? [] : [`boot ${boot.toFixed(1)} s`]),
@@ -100,6 +101,7 @@ export function summaryLine(name: string, summaries: readonly EngineSummary[]): 
     faultWords(summaries),
     `${first.pageTables} page tables with ${count(transfers, "transfer")}`,
     `longest stall ${Math.round(worst(summaries, (each) => each.longestStallUs))} us`,
+    ...(oldest === 0 ? [] : [`oldest fault in flight ${oldest} us`]),
     `stalled ${(worst(summaries, (each) => each.stalledShare) * 100).toFixed(1)} %`,
     count(mismatches, "mismatch", "mismatches"),
   ];

@@ -20,7 +20,7 @@ export const EVENTS_HELP = `With --json, one JSON object a line on stderr (stdou
   {"event":"notice","vm":..,"node":0,"text":..}        something worth knowing
   {"event":"stderr","vm":..,"node":0,"text":..}        a line an engine wrote to stderr
   {"event":"paused"|"resumed","vm":..}
-  {"event":"summary","vm":..,"summary":{..}}           numbers of one node
+  {"event":"summary","vm":..,"summary":{..}}           numbers of a node, oldest_fault_us too
   {"event":"ended","vm":..,"reason":..,"status":0}     the last line of a run that ended by itself
   {"error":{"code":..,"message":..,"hint":..}}         the last line of a run that failed`;
 

@@ -5,6 +5,7 @@
 
 import { constants } from "node:os";
 
+import type { AdminServer } from "../node/admin-server.ts";
 import type { VmPlan } from "../node/vm.ts";
 import { Vm, type VmDeps } from "../node/vm.ts";
 import { CONSOLE_HELP, type ConsoleCommand, EscapeParser } from "./console-escape.ts";
@@ -34,9 +35,11 @@ export class RunSession {
   private readonly undo: (() => void)[] = [];
   private endedBy: Ending | undefined;
   private endedAt = 0;
+  private readonly admin: AdminServer | undefined;
 
-  constructor(plan: VmPlan, output: RunOutput, deps: VmDeps) {
+  constructor(plan: VmPlan, output: RunOutput, deps: VmDeps, admin?: AdminServer) {
     this.output = output;
+    this.admin = admin;
     this.stdout = new ConsoleOutputStream(() => this.onSignal("SIGPIPE"));
     this.vm = new Vm(
       plan,
@@ -51,10 +54,12 @@ export class RunSession {
   /** Runs the VM to its end; the exit status of the command. */
   async run(): Promise<number> {
     this.listen();
+    this.admin?.serve(this.vm);
     this.input.enterRaw();
     this.input.start((chunk) => this.onInput(chunk));
     const outcome = await this.vm.run();
     this.input.close();
+    this.admin?.close();
     for (const undo of this.undo) undo();
     const status = this.endedBy === undefined ? outcomeStatus(outcome) : signalStatus(this.endedBy);
     this.output.outcome(outcome, this.vm.summaries(), status);
@@ -68,8 +73,10 @@ export class RunSession {
     };
     for (const signal of ENDING) on(signal, () => this.onSignal(signal));
     on("SIGCONT", () => this.input.reenterRaw());
+    on("SIGUSR1", () => this.vm.dump());
     on("exit", () => {
       this.input.restore();
+      this.admin?.close();
       this.vm.killAll();
     });
   }

@@ -86,6 +86,9 @@ test("--json: events on stderr, the last one tells the end", async () => {
     code: 1,
     status: 3,
   });
+  const summed = events((await run(runArgs("summary stop=powered_off", "--json"))).stderr);
+  const { summary } = summed.find(({ event }) => event === "summary") ?? {};
+  expect(summary).toMatchObject({ node: 0, oldest_fault_us: 0 });
   const failed = await run(runArgs("fail=page_lost", "--json"));
   expect(events(failed.stderr).at(-1)).toEqual({
     error: { code: "page_lost", message: "VM vm: scripted failure", hint: "scripted hint" },

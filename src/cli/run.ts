@@ -4,8 +4,10 @@
 import { buildCommand } from "@stricli/core";
 
 import { loadClusterConfig } from "../config/cluster-config.ts";
+import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
 import { parseListen } from "../node/join-address.ts";
 import { planVm, warnings } from "../node/vm-request.ts";
+import { openAdmin } from "./admin.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
@@ -25,8 +27,11 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
   const config = flags.config === undefined ? undefined : loadClusterConfig(flags.config);
   const request = runRequest(flags, config);
   const facts = this.host.facts();
-  const plan = planVm(request, facts);
+  const wanted = planVm(request, facts);
   requireKvm(this.host);
+  const chosen = flags.name !== undefined || config?.cluster !== undefined;
+  const admin = await openAdmin({ vm: wanted.name, chosen });
+  const plan = { ...wanted, name: admin.server?.vm ?? wanted.name };
   const output = new RunOutput({
     name: plan.name,
     json: flags.json,
@@ -34,12 +39,13 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
     debug: process.env["SSIHV_DEBUG"] !== undefined,
     write: (line) => this.process.stderr.write(line),
   });
-  for (const warning of warnings(plan, facts)) output.say(warning);
+  for (const warning of [...admin.warnings, ...warnings(plan, facts)]) output.say(warning);
   const command = this.host.engineCommand;
-  const session = new RunSession(plan, output, {
+  const deps = {
     createPage: await this.host.sharedPages(),
     ...(command !== undefined && { command }),
-  });
+  };
+  const session = new RunSession(plan, output, deps, admin.server);
   this.status = await session.run();
 }
 
@@ -56,6 +62,10 @@ Examples:
 
 Keys, when stdin is a terminal:
 ${CONSOLE_HELP.replace(/^/gm, "  ")}
+
+Meanwhile, from another shell: ssihv vm list, ssihv vm show, ssihv vm pages. When the VM hangs,
+kill -USR1 this command: every engine tells on stderr what is open (faults with their age, requests,
+transactions, lanes). ${ADMIN_FOLDER_HELP}
 
 ${EXIT_HELP}
 
@@ -117,7 +127,7 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         kind: "parsed",
         parse: text,
         optional: true,
-        brief: `name of the VM in messages [${RUN_DEFAULTS.name}]`,
+        brief: `name of the VM, which no other may have [${RUN_DEFAULTS.name}, or vm-2, ...]`,
         placeholder: "NAME",
       },
       listen: {

@@ -19,14 +19,17 @@ import { readSystemMap, type SymbolMap, symbolAt } from "../telemetry/system-map
 import { type MachinePlan, planMachine } from "../vmm/machine.ts";
 import { hostCapabilities } from "./capabilities.ts";
 import {
+  type Answer,
   ENGINE_FDS,
   type EnginePlan,
   type EngineSummary,
   type FromEngine,
   isToEngine,
+  type Question,
   type StoppedReason,
   type ToEngine,
 } from "./messages.ts";
+import { PageQueries } from "./page-queries.ts";
 import { type Decision, PowerDevices } from "./power.ts";
 import { ResetBarrier } from "./reset.ts";
 import { summarise } from "./summary.ts";
@@ -69,6 +72,7 @@ export class EngineProcess {
   private droppedTold = 0;
   private symbols: SymbolMap | undefined;
   private barrier: ResetBarrier | undefined;
+  private pages: PageQueries | undefined;
   private ended = false;
 
   constructor(sharedFd: number, send: Send) {
@@ -100,6 +104,25 @@ export class EngineProcess {
         return this.handle?.sendNmi();
       case "report":
         return this.sendSummary();
+      case "ask":
+        void this.answer(message.question).then((answer) => {
+          this.send({ type: "answer", id: message.id, answer });
+        });
+        return;
+    }
+  }
+
+  private async answer(question: Question): Promise<Answer> {
+    try {
+      if (this.plan === undefined) throw new SsihvError("engine_failed", "it has no VM yet");
+      if (question.kind === "summary") {
+        return { kind: "summary", summary: this.summary(this.plan) };
+      }
+      if (this.pages === undefined) throw plainMemory(this.plan);
+      return { kind: "pages", pages: await this.pages.ask(question.gpa, question.count) };
+    } catch (error) {
+      const { code, message, hint } = asSsihvError(error);
+      return { kind: "refused", code, message, ...(hint !== undefined && { hint }) };
     }
   }
 
@@ -129,6 +152,7 @@ export class EngineProcess {
       this.handle?.setCpuid(vcpu, entries);
     });
     this.barrier = this.resetBarrier(plan);
+    if (isPaged(plan)) this.pages = this.pageQueries(plan.node, this.handle);
     // Loads touch pages whose homes may be elsewhere: lanes first.
     if (plan.lane === undefined) this.run();
     else this.handle.link(plan.lane);
@@ -141,11 +165,18 @@ export class EngineProcess {
     this.send({ type: "started" });
   }
 
+  private pageQueries(node: number, handle: EngineHandle): PageQueries {
+    return new PageQueries(node, {
+      query: (gpa, count, sequence) => handle.queryPages(gpa, count, sequence),
+      answer: () => this.page.pageAnswer(),
+    });
+  }
+
   private resetBarrier(plan: EnginePlan): ResetBarrier {
     const nodes = plan.nodes.length;
     const everyone = 2 ** nodes - 1;
     return new ResetBarrier(
-      { node: plan.node, nodes, paged: nodes > 1 || !plan.options.plainMemory },
+      { node: plan.node, nodes, paged: isPaged(plan) },
       {
         pause: () => this.handle?.pause(),
         forgetPages: () => this.handle?.forgetPages(),
@@ -204,6 +235,8 @@ export class EngineProcess {
         return this.barrier?.control(Number(event.b));
       case EventKind.linked:
         return this.linked(event);
+      case EventKind.pages_answered:
+        return this.pages?.answered(Number(event.a));
       case EventKind.notice:
         return this.notice(event);
     }
@@ -286,9 +319,12 @@ export class EngineProcess {
 
   private sendSummary(): void {
     if (this.plan === undefined) return;
+    this.send({ type: "summary", ...this.summary(this.plan), ...this.hotPages() });
+  }
+
+  private summary(plan: EnginePlan): EngineSummary {
     const seconds = this.startedAt === 0 ? 0 : (performance.now() - this.startedAt) / 1000;
-    const summary = summarise(this.page, this.plan, seconds);
-    this.send({ type: "summary", ...summary, ...this.hotPages() });
+    return summarise(this.page, plan, seconds);
   }
 
   /** For --report: the pages that came here most often, named where a map was given. */
@@ -361,11 +397,24 @@ export async function runEngineProcess(): Promise<void> {
   await engine.open();
 }
 
-function failed(error: unknown): FromEngine {
-  if (error instanceof SsihvError) {
-    const hint = error.hint === undefined ? {} : { hint: error.hint };
-    return { type: "failed", code: error.code, message: error.message, ...hint };
-  }
+function isPaged(plan: EnginePlan): boolean {
+  return plan.nodes.length > 1 || !plan.options.plainMemory;
+}
+
+function plainMemory(plan: EnginePlan): SsihvError {
+  const message = `VM ${plan.name} has plain memory: no page of it moves, none has an entry`;
+  return new SsihvError("memory_plain", message, {
+    hint: "start it with more --nodes, or with --pager",
+  });
+}
+
+function asSsihvError(error: unknown): SsihvError {
+  if (error instanceof SsihvError) return error;
   const message = error instanceof Error ? (error.stack ?? error.message) : String(error);
-  return { type: "failed", code: "engine_failed", message };
+  return new SsihvError("engine_failed", message);
+}
+
+function failed(error: unknown): FromEngine {
+  const { code, message, hint } = asSsihvError(error);
+  return { type: "failed", code, message, ...(hint !== undefined && { hint }) };
 }

@@ -59,13 +59,74 @@ export interface EnginePlan {
   readonly options: EngineOptions;
 }
 
+/** What one may ask a running engine; the answer carries the same id. */
+export type Question =
+  | { readonly kind: "summary" }
+  /** `count` pages (at most PAGES_ASKED_MAX) from the one with `gpa` on. */
+  | { readonly kind: "pages"; readonly gpa: number; readonly count: number };
+
+/** A reply about so many pages stays far below what a sealed frame between hosts may hold. */
+export const PAGES_ASKED_MAX = 1024;
+
+export type Answer =
+  | { readonly kind: "summary"; readonly summary: EngineSummary }
+  | { readonly kind: "pages"; readonly pages: readonly PageReport[] }
+  /** `code`: an ErrorCode of src/base/errors.ts. */
+  | {
+      readonly kind: "refused";
+      readonly code: string;
+      readonly message: string;
+      readonly hint?: string;
+    };
+
+/** A page as one engine knows it. */
+export interface PageReport {
+  readonly gpa: number;
+  readonly home: number;
+  /** Its directory entry: from the engine of its home only. */
+  readonly entry?: PageEntry;
+  readonly copy: PageCopy;
+}
+
+export interface PageEntry {
+  readonly state: "untouched" | "shared" | "exclusive" | "replicated";
+  /** Exclusive: the node that has it. Shared: the one that wrote it last. */
+  readonly owner?: number;
+  /** Nodes with a read-only copy, while it is shared. */
+  readonly sharers: readonly number[];
+  readonly version: number;
+  readonly transaction?: PageTransaction;
+}
+
+export type PageRequest = "get_shared" | "get_exclusive" | "upgrade" | "replicate";
+
+/** What is under way with a page at its home: only one thing at a time. */
+export interface PageTransaction {
+  readonly requester: number;
+  readonly request: PageRequest;
+  readonly phase: "strict" | "share" | "go" | "parked";
+  /** Requests that wait behind it. */
+  readonly queued: number;
+}
+
+/** How the engine's own node has the page. */
+export interface PageCopy {
+  readonly access: "invalid" | "shared" | "exclusive" | "replicated";
+  readonly version: number;
+  /** The node's own open request. */
+  readonly waitsFor?: PageRequest;
+  /** Revokes that the node has put aside. */
+  readonly revokesDeferred: number;
+}
+
 export type ToEngine =
   | { readonly type: "start"; readonly plan: EnginePlan }
   | { readonly type: "pause" }
   | { readonly type: "resume" }
   | { readonly type: "stop" }
   | { readonly type: "nmi" }
-  | { readonly type: "report" };
+  | { readonly type: "report" }
+  | { readonly type: "ask"; readonly id: string; readonly question: Question };
 
 /** What the child found on its host before it builds anything. */
 export interface EngineCapabilities {
@@ -115,6 +176,9 @@ export interface EngineSummary {
   readonly pageTables: PageTablesMode;
   readonly pageTableTransfers: number;
   readonly longestStallUs: number;
+  /** Age of the oldest fault in flight, 0 without one: where to look when a guest hangs. The one
+   * name here with underscores: it is called so everywhere. */
+  readonly oldest_fault_us: number;
   /** Of the vCPUs' time, 0..1. */
   readonly stalledShare: number;
   readonly mismatches: number;
@@ -138,6 +202,7 @@ export type FromEngine =
     }
   | { readonly type: "notice"; readonly text: string }
   | ({ readonly type: "summary" } & EngineSummary)
+  | { readonly type: "answer"; readonly id: string; readonly answer: Answer }
   | {
       readonly type: "failed";
       /** An ErrorCode of src/base/errors.ts. */
@@ -146,8 +211,10 @@ export type FromEngine =
       readonly hint?: string;
     };
 
-const FROM_TYPES = new Set(["ready", "started", "stopped", "notice", "summary", "failed"]);
-const TO_TYPES = new Set(["start", "pause", "resume", "stop", "nmi", "report"]);
+const FROM_TYPES = new Set([
+  ...["ready", "started", "stopped", "notice", "summary", "answer", "failed"],
+]);
+const TO_TYPES = new Set(["start", "pause", "resume", "stop", "nmi", "report", "ask"]);
 
 function typeOf(value: unknown): string | undefined {
   if (typeof value !== "object" || value === null || !("type" in value)) return undefined;

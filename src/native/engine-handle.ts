@@ -157,6 +157,11 @@ export class EngineHandle {
     );
   }
 
+  /** Asks the shard; event `pages_answered` with the sequence (1 to 65535) follows. */
+  queryPages(gpa: bigint, count: number, sequence: number): void {
+    checked(library().ssihv_pages_query(this.handle, gpa, count, sequence));
+  }
+
   completeIo(vcpu: number, value: bigint): void {
     checked(library().ssihv_io_complete(this.handle, vcpu, value));
   }

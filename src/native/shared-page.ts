@@ -11,6 +11,7 @@ import { decode, type RecordOf } from "./record.ts";
 export type EngineEvent = RecordOf<typeof records.Event>;
 export type IoSlot = RecordOf<typeof records.IoSlot>;
 export type LastWords = RecordOf<typeof records.LastWords>;
+export type PageRecord = RecordOf<typeof records.PageRecord>;
 
 const layout = records.Shared.fields;
 const ring = records.EventRing.fields;
@@ -72,6 +73,21 @@ export class SharedPage {
   ioSlot(vcpu: number): IoSlot {
     const offset = layout.io_slots.offset + vcpu * records.IoSlot.size;
     return decode(records.IoSlot, this.bytes.slice(offset, offset + records.IoSlot.size));
+  }
+
+  /** The shard's newest answer about pages: read it after its event, before the next question. */
+  pageAnswer(): { readonly sequence: number; readonly records: readonly PageRecord[] } {
+    const base = layout.pages.offset;
+    const { count, records: list, sequence } = records.PageAnswer.fields;
+    const { size } = records.PageRecord;
+    const n = Math.min(this.view.getUint32(base + count.offset, true), list.count);
+    return {
+      sequence: this.view.getUint32(base + sequence.offset, true),
+      records: Array.from({ length: n }, (_, i) => {
+        const offset = base + list.offset + i * size;
+        return decode(records.PageRecord, this.bytes.slice(offset, offset + size));
+      }),
+    };
   }
 
   state(): number {

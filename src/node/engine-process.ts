@@ -39,6 +39,8 @@ export interface Engine {
   /** False when it can no longer hear; `exited` then tells the rest. */
   send(message: ToEngine): boolean;
   kill(): void;
+  /** It tells on stderr what is open; nothing before it is ready. */
+  dump(): void;
   writeConsole(bytes: Uint8Array): Promise<void>;
   lastWords(): string | undefined;
   /** Registers of the vCPU that stopped, where the engine recorded them. */
@@ -93,6 +95,7 @@ export class EngineProcess implements Engine {
   private readonly child: Child;
   private readonly noise = new CrashNoiseFilter();
   private connected = true;
+  private ready = false;
 
   constructor(options: EngineSpawn) {
     this.node = options.node;
@@ -108,7 +111,9 @@ export class EngineProcess implements Engine {
       detached: true,
       serialization: "json",
       ipc: (message: unknown) => {
-        if (isFromEngine(message)) options.hooks.onMessage(message);
+        if (!isFromEngine(message)) return;
+        if (message.type === "ready") this.ready = true;
+        options.hooks.onMessage(message);
       },
       onDisconnect: () => {
         this.connected = false;
@@ -150,6 +155,11 @@ export class EngineProcess implements Engine {
 
   kill(): void {
     this.child.kill("SIGKILL");
+  }
+
+  dump(): void {
+    // By signal, since its JavaScript may hang in a fault; earlier than `ready` it would die of it.
+    if (this.ready && this.connected) this.child.kill("SIGUSR1");
   }
 
   lastWords(): string | undefined {

@@ -2,11 +2,18 @@
 // the kernel command line says, so that each test scripts its own engine. Never part of the
 // product.
 // Words: echo (console in to out), say=TEXT (_ is a space), summary, stop=REASON[:CODE], fail=CODE,
-// segv, exit=N, hang, deaf (ignores stop), only=NODE (the rest of the line is for that node alone).
+// segv, exit=N, hang, deaf (ignores stop), mute (answers no question), only=NODE (the rest of the
+// line is for that node alone).
 
 import { readSync, writeSync } from "node:fs";
 
-import { type FromEngine, isToEngine, type StoppedReason } from "../engine/messages.ts";
+import {
+  type FromEngine,
+  isToEngine,
+  type PageReport,
+  type Question,
+  type StoppedReason,
+} from "../engine/messages.ts";
 
 function tell(message: FromEngine): void {
   process.send?.(message);
@@ -23,11 +30,54 @@ const SUMMARY = {
   pageTables: "strict",
   pageTableTransfers: 0,
   longestStallUs: 0,
+  oldest_fault_us: 0,
   stalledShare: 0,
   mismatches: 0,
 } as const;
 
 let deaf = false;
+let mute = false;
+let own = 0;
+
+/** Every page is home at node 0, which says so; node 1 has it and asks for more. */
+function pagesFrom(gpa: number, count: number): PageReport[] {
+  return Array.from({ length: count }, (_, i) => ({
+    gpa: gpa + i * 4096,
+    home: 0,
+    ...(own === 0 && {
+      entry: {
+        state: "shared" as const,
+        owner: 1,
+        sharers: [0, 1],
+        version: 7,
+        transaction: {
+          requester: 1,
+          request: "upgrade" as const,
+          phase: "strict" as const,
+          queued: 0,
+        },
+      },
+    }),
+    copy: {
+      access: "shared" as const,
+      version: 7,
+      ...(own === 1 && { waitsFor: "upgrade" as const }),
+      revokesDeferred: own === 0 ? 1 : 0,
+    },
+  }));
+}
+
+function answer(id: string, question: Question): void {
+  if (mute) return;
+  if (question.kind === "summary") {
+    const summary = { ...SUMMARY, node: own, oldest_fault_us: 1234 };
+    return tell({ type: "answer", id, answer: { kind: "summary", summary } });
+  }
+  const pages = pagesFrom(question.gpa, question.count);
+  tell({ type: "answer", id, answer: { kind: "pages", pages } });
+}
+
+process.on("SIGUSR1", () => writeSync(2, `node ${own}: nothing is open\n`));
 
 /** Blocks until one chunk came, as a UART thread would. */
 function echoOnce(): void {
@@ -72,6 +122,9 @@ function act(word: string): void {
     case "deaf":
       deaf = true;
       return;
+    case "mute":
+      mute = true;
+      return;
     default:
       return;
   }
@@ -81,9 +134,12 @@ process.on("message", (message: unknown) => {
   if (!isToEngine(message)) return;
   if (message.type === "stop") {
     if (!deaf) process.exit(0);
+  } else if (message.type === "ask") {
+    answer(message.id, message.question);
   } else if (message.type === "start") {
     tell({ type: "started" });
     const { cmdline, node } = message.plan;
+    own = node;
     let mine = true;
     for (const word of cmdline.split(" ")) {
       if (word.startsWith("only=")) mine = word === `only=${node}`;

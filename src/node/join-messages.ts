@@ -59,6 +59,8 @@ export type FromLead =
   | Refused
   | { readonly type: "engine"; readonly message: ToEngine }
   | { readonly type: "kill" }
+  /** The engine tells on stderr what is open. */
+  | { readonly type: "dump" }
   | { readonly type: "ended"; readonly outcome: EndedOutcome }
   | { readonly type: "alive" };
 
@@ -76,7 +78,9 @@ export type FromJoined =
   | { readonly type: "leave"; readonly why: string }
   | { readonly type: "alive" };
 
-const LEAD_TAGS = new Set(["hello", "welcome", "refused", "engine", "kill", "ended", "alive"]);
+const LEAD_TAGS = new Set([
+  ...["hello", "welcome", "refused", "engine", "kill", "dump", "ended", "alive"],
+]);
 const JOINED_TAGS = new Set(["hello", "engine", "stderr", "exit", "leave", "alive"]);
 
 function tagged(value: unknown, tags: ReadonlySet<string>): { type: string } | undefined {

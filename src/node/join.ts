@@ -6,7 +6,7 @@
 import { hostname } from "node:os";
 
 import { SsihvError } from "../base/errors.ts";
-import type { FromEngine } from "../engine/messages.ts";
+import type { FromEngine, Question } from "../engine/messages.ts";
 import { buildInfo } from "./build-info.ts";
 import { type EngineExit, EngineProcess, type ParentPage } from "./engine-process.ts";
 import { formatAddress, type HostPort } from "./join-address.ts";
@@ -23,7 +23,9 @@ import {
   parseHello,
   type Welcome,
 } from "./join-messages.ts";
+import { type Asked, Questions } from "./questions.ts";
 import { GRACE_MS, type VmOutcome } from "./vm.ts";
+import type { VmFacts, VmObserved, VmState } from "./vm-view.ts";
 
 /** Pause between attempts to reach a lead that is not there yet. */
 const RETRY_MS = 500;
@@ -61,7 +63,7 @@ export interface JoinDeps {
   onEvent(event: JoinEvent): void;
 }
 
-export class JoinSession {
+export class JoinSession implements VmObserved {
   private readonly options: JoinOptions;
   private readonly deps: JoinDeps;
   private readonly ended = Promise.withResolvers<VmOutcome>();
@@ -74,6 +76,10 @@ export class JoinSession {
   /** How our engine ended by its own account. */
   private stopped: Extract<VmOutcome, { kind: "stopped" }> | undefined;
   private over = false;
+  private readonly questions = new Questions("host");
+  private ready = false;
+  private paused = false;
+  private startedAt: number | undefined;
 
   constructor(options: JoinOptions, deps: JoinDeps) {
     this.options = options;
@@ -105,6 +111,42 @@ export class JoinSession {
       detail: undefined,
       registers: undefined,
     });
+  }
+
+  /** The engine here tells on stderr what is open. */
+  dump(): void {
+    if (!this.engineGone) this.engine?.dump();
+  }
+
+  /** This host's part; only once it has joined. */
+  facts(): VmFacts {
+    const { welcome, engine, startedAt } = this;
+    if (welcome === undefined) {
+      throw new SsihvError("vm_silent", "this host has not joined a VM yet");
+    }
+    const pid = engine === undefined ? {} : { pid: engine.pid };
+    const up = startedAt === undefined ? undefined : (performance.now() - startedAt) / 1000;
+    return {
+      name: welcome.vm,
+      role: "node",
+      state: this.state(),
+      ...(up !== undefined && { uptimeSeconds: up }),
+      shape: welcome.nodes,
+      nodes: [{ node: welcome.node, ...pid }],
+    };
+  }
+
+  async ask(_node: number, question: Question): Promise<Asked> {
+    if (this.engine !== undefined && this.ready) return this.questions.ask(this.engine, question);
+    throw new SsihvError("vm_silent", "its engine is not up yet", {
+      hint: "ask again when the VM runs",
+    });
+  }
+
+  private state(): VmState {
+    if (this.over || this.engineGone) return "stopping";
+    if (this.startedAt === undefined) return "starting";
+    return this.paused ? "paused" : "running";
   }
 
   /** At once and for good; for the last moments of this process. */
@@ -191,10 +233,14 @@ export class JoinSession {
       case "refused":
         return this.refused(message.message, message.hint);
       case "engine":
+        if (message.message.type === "pause") this.paused = true;
+        if (message.message.type === "resume") this.paused = false;
         this.engine?.send(message.message);
         return;
       case "kill":
         return this.killAll();
+      case "dump":
+        return this.dump();
       case "ended":
         return this.finish(decodeOutcome(message.outcome));
       case "hello":
@@ -261,6 +307,9 @@ export class JoinSession {
   }
 
   private onEngine(message: FromEngine): void {
+    if (message.type === "answer" && this.questions.answered(message)) return;
+    if (message.type === "ready") this.ready = true;
+    if (message.type === "started") this.startedAt ??= performance.now();
     const registers = message.type === "stopped" ? this.engine?.registers() : undefined;
     this.tell({ type: "engine", message, ...(registers !== undefined && { registers }) });
     if (message.type !== "stopped" || this.welcome === undefined) return;

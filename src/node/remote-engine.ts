@@ -31,7 +31,7 @@ export class RemoteEngine implements Engine {
   private gone = false;
   private remotePid = 0;
   private words: string | undefined;
-  private dump: string | undefined;
+  private registersTold: string | undefined;
 
   constructor(vm: string, node: number, hooks: EngineHooks) {
     this.vm = vm;
@@ -69,7 +69,7 @@ export class RemoteEngine implements Engine {
       case "engine": {
         const told = message.message;
         if (told.type === "ready") this.remotePid = told.capabilities.pid;
-        if (told.type === "stopped") this.dump = message.registers;
+        if (told.type === "stopped") this.registersTold = message.registers;
         return this.hooks.onMessage(told);
       }
       case "stderr":
@@ -106,6 +106,10 @@ export class RemoteEngine implements Engine {
     this.finish({ ...NO_EXIT, signal: "SIGKILL" });
   }
 
+  dump(): void {
+    this.pass({ type: "dump" });
+  }
+
   async writeConsole(): Promise<void> {
     // The console is node 0's, and node 0 is never remote.
   }
@@ -115,7 +119,7 @@ export class RemoteEngine implements Engine {
   }
 
   registers(): string | undefined {
-    return this.dump;
+    return this.registersTold;
   }
 
   release(): void {

@@ -20,6 +20,7 @@ import type {
   LanePlan,
   NodePlan,
   PageTablesMode,
+  Question,
   StoppedReason,
   ToEngine,
 } from "../engine/messages.ts";
@@ -35,8 +36,10 @@ import {
 import type { HostPort } from "./join-address.ts";
 import { type LanePlace, remoteLane } from "./join-lane.ts";
 import { JoinListener, joinCommand } from "./join-listener.ts";
+import { type Asked, Questions } from "./questions.ts";
 import { RemoteEngine } from "./remote-engine.ts";
 import { agreeOnCpu } from "./vm-cpu.ts";
+import type { VmFacts, VmObserved, VmState } from "./vm-view.ts";
 
 /** How long an engine may take to stop when told to. */
 export const GRACE_MS = 5000;
@@ -109,7 +112,7 @@ interface Member {
   gone: boolean;
 }
 
-export class Vm {
+export class Vm implements VmObserved {
   private readonly members: Member[] = [];
   private readonly ended = Promise.withResolvers<VmOutcome>();
   private readonly deps: VmDeps;
@@ -124,6 +127,8 @@ export class Vm {
   private cpuModel: unknown;
   private readonly boot = new BootClock();
   private readonly latest = new Map<number, EngineSummary>();
+  private readonly questions = new Questions("lead");
+  private startedAt: number | undefined;
 
   constructor(plan: VmPlan, hooks: VmHooks, deps: VmDeps) {
     this.plan = plan;
@@ -168,6 +173,40 @@ export class Vm {
 
   report(): void {
     this.broadcast({ type: "report" });
+  }
+
+  /** Every engine tells on stderr what is open. */
+  dump(): void {
+    for (const { engine, gone } of this.members) if (!gone) engine.dump();
+  }
+
+  facts(): VmFacts {
+    const up = this.startedAt;
+    return {
+      name: this.plan.name,
+      role: "lead",
+      state: this.state(),
+      ...(up !== undefined && { uptimeSeconds: (performance.now() - up) / 1000 }),
+      shape: this.plan.nodes,
+      nodes: this.members.map(({ engine: { node, pid } }) => {
+        const host = this.remote.get(node)?.host?.name;
+        return { node, ...(host !== undefined && { host }), ...(pid !== 0 && { pid }) };
+      }),
+    };
+  }
+
+  async ask(node: number, question: Question): Promise<Asked> {
+    const member = this.members.find(({ engine }) => engine.node === node);
+    if (member?.capabilities !== undefined) return this.questions.ask(member.engine, question);
+    const free = this.remote.get(node)?.free === true;
+    const why = free ? "no host has joined with it yet" : "its engine is not up yet";
+    throw new SsihvError("vm_silent", why, { hint: "ask again when the VM runs" });
+  }
+
+  private state(): VmState {
+    if (this.stopping) return "stopping";
+    if (this.startedAt !== undefined) return this.paused ? "paused" : "running";
+    return [...this.remote.values()].some(({ free }) => free) ? "waiting" : "starting";
   }
 
   /** Ends the VM as its user asked; `run` resolves with reason "requested". */
@@ -291,6 +330,7 @@ export class Vm {
       case "started":
         member.started = true;
         if (this.members.every((each) => each.started)) {
+          this.startedAt ??= performance.now();
           this.hooks.onEvent({ event: "started", pageTables: this.pageTables() });
         }
         return;
@@ -303,6 +343,9 @@ export class Vm {
         this.hooks.onEvent({ event: "summary", summary });
         return;
       }
+      case "answer":
+        this.questions.answered(message);
+        return;
       case "stopped":
         member.spoke = true;
         this.end({

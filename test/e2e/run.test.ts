@@ -109,7 +109,11 @@ describe.skipIf(!kvm)("a guest (needs /dev/kvm)", () => {
     const kernel = `${folder.path}/bzImage`;
     writeGuest(kernel, say("up"), asm.spin);
     const command = [binary, "run", "--kernel", kernel, "--memory", "128M", "--name", "tiny"];
-    const child = Bun.spawn([...command, "--json"], { stdout: "pipe", stderr: "pipe" });
+    const child = Bun.spawn([...command, "--json"], {
+      stdout: "pipe",
+      stderr: "pipe",
+      env: process.env,
+    });
     await child.stdout.getReader().read();
     const reader = child.stderr.getReader();
     const first = new TextDecoder().decode((await reader.read()).value).split("\n")[0] ?? "";

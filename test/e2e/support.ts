@@ -7,6 +7,12 @@ import { join, resolve } from "node:path";
 export const checkout: string = resolve(import.meta.dir, "../..");
 export const binary: string = `${checkout}/dist/ssihv`;
 
+// VMs of tests are nobody else's to see, nor may they meet others of their name. What this process
+// starts inherits it.
+const runtime = mkdtempSync(join(tmpdir(), "ssihv-e2e-run-"));
+process.env["SSIHV_RUNTIME_DIR"] = runtime;
+process.on("exit", () => rmSync(runtime, { recursive: true, force: true }));
+
 export interface Finished {
   readonly code: number;
   readonly out: string;

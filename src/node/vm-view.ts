@@ -1,0 +1,222 @@
+// What one sees of a running VM from outside: its state, its nodes with their numbers, and where
+// its pages are. Made from what the command that runs it knows and from what its engines answer;
+// the lead asks the engines of all nodes, a host that joined asks its own.
+// The nodes' answers come one after another while the guest runs: each is exact, but together they
+// are no snapshot of one instant.
+
+import { SsihvError } from "../base/errors.ts";
+import {
+  type EngineSummary,
+  type NodePlan,
+  PAGES_ASKED_MAX,
+  type PageCopy,
+  type PageEntry,
+  type PageReport,
+  type PageTransaction,
+  type Question,
+} from "../engine/messages.ts";
+import { layoutMemory } from "../vmm/memory-map.ts";
+import type { Asked } from "./questions.ts";
+
+export type VmState =
+  /** Hosts have yet to join. */
+  "waiting" | "starting" | "running" | "paused" | "stopping";
+
+/** A node that the command looks after. */
+export interface NodeFacts {
+  readonly node: number;
+  /** The host that joined with it; absent: this host. */
+  readonly host?: string;
+  /** Absent: no engine yet. */
+  readonly pid?: number;
+}
+
+export interface VmFacts {
+  readonly name: string;
+  /** The command is `run` and knows all nodes, or `join` and knows its own. */
+  readonly role: "lead" | "node";
+  readonly state: VmState;
+  /** Absent before the guest runs. */
+  readonly uptimeSeconds?: number;
+  /** Every node of the VM. */
+  readonly shape: readonly NodePlan[];
+  readonly nodes: readonly NodeFacts[];
+}
+
+/** A VM as its command lets it be looked at. */
+export interface VmObserved {
+  facts(): VmFacts;
+  /** Throws what went wrong in words that begin with the engine ("its engine ..."). */
+  ask(node: number, question: Question): Promise<Asked>;
+}
+
+export interface VmListing {
+  readonly name: string;
+  readonly role: VmFacts["role"];
+  /** The joined host's node. */
+  readonly node: number | null;
+  readonly state: VmState;
+  readonly nodes: number;
+  readonly vcpus: number;
+  readonly memoryBytes: number;
+  readonly uptimeSeconds: number | null;
+  readonly pid: number;
+}
+
+export interface NodeShown {
+  readonly node: number;
+  readonly host: string | null;
+  readonly pid: number | null;
+  readonly vcpus: number;
+  readonly memoryBytes: number;
+  readonly stats: EngineSummary | null;
+  /** Why there are no stats. */
+  readonly silent: string | null;
+}
+
+export interface VmShown extends Omit<VmListing, "nodes" | "node"> {
+  readonly node: number | null;
+  readonly nodes: readonly NodeShown[];
+}
+
+export interface CopyShown extends PageCopy {
+  readonly node: number;
+}
+
+/** What belongs to the directory is null, and `sharers` empty, when the home did not answer. */
+export interface PageShown {
+  readonly gpa: number;
+  readonly home: number;
+  readonly state: PageEntry["state"] | null;
+  readonly owner: number | null;
+  readonly sharers: readonly number[];
+  readonly version: number | null;
+  readonly transaction: PageTransaction | null;
+  readonly copies: readonly CopyShown[];
+}
+
+export interface PagesShown {
+  readonly vm: string;
+  readonly pages: readonly PageShown[];
+  /** Nodes that the command asked in vain. */
+  readonly silent: readonly { readonly node: number; readonly why: string }[];
+}
+
+const PAGE_BYTES = 4096;
+export const PAGES_AT_ONCE_MAX: number = PAGES_ASKED_MAX;
+
+export function listVm(vm: VmObserved): VmListing {
+  const { name, role, state, uptimeSeconds, shape, nodes } = vm.facts();
+  return {
+    name,
+    role,
+    node: role === "node" ? (nodes[0]?.node ?? null) : null,
+    state,
+    nodes: shape.length,
+    vcpus: shape.reduce((sum, { vcpus }) => sum + vcpus, 0),
+    memoryBytes: shape.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0),
+    uptimeSeconds: uptimeSeconds ?? null,
+    pid: process.pid,
+  };
+}
+
+export async function showVm(vm: VmObserved): Promise<VmShown> {
+  const { shape, nodes } = vm.facts();
+  const shown = await Promise.all(nodes.map((facts) => showNode(vm, facts, shape[facts.node])));
+  return { ...listVm(vm), nodes: shown };
+}
+
+async function showNode(
+  vm: VmObserved,
+  { node, host, pid }: NodeFacts,
+  plan: NodePlan | undefined,
+): Promise<NodeShown> {
+  const head = {
+    node,
+    host: host ?? null,
+    pid: pid ?? null,
+    vcpus: plan?.vcpus ?? 0,
+    memoryBytes: plan?.memoryBytes ?? 0,
+  };
+  try {
+    const answer = await vm.ask(node, { kind: "summary" });
+    const stats = answer.kind === "summary" ? answer.summary : null;
+    return { ...head, stats, silent: null };
+  } catch (error) {
+    return { ...head, stats: null, silent: wordsOf(error) };
+  }
+}
+
+function wordsOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** `count` pages from the one that holds `gpa` on. */
+export async function showPages(vm: VmObserved, gpa: number, count: number): Promise<PagesShown> {
+  const { name, shape, nodes } = vm.facts();
+  const first = Math.floor(gpa / PAGE_BYTES) * PAGE_BYTES;
+  checkRange(name, shape, first, count);
+  const asked = await Promise.allSettled(
+    nodes.map(({ node }) => vm.ask(node, { kind: "pages", gpa: first, count })),
+  );
+  const reports = new Map<number, readonly PageReport[]>();
+  const silent: { node: number; why: string }[] = [];
+  asked.forEach((result, i) => {
+    const node = nodes[i]?.node ?? 0;
+    if (result.status === "rejected") silent.push({ node, why: wordsOf(result.reason) });
+    else if (result.value.kind === "pages") reports.set(node, result.value.pages);
+  });
+  const failed = asked.find((result) => result.status === "rejected");
+  if (reports.size === 0 && failed !== undefined) throw failed.reason;
+  const pages = Array.from({ length: count }, (_, i) => mergePage(reports, i));
+  return { vm: name, pages, silent };
+}
+
+function hex(gpa: number | bigint): string {
+  return `0x${gpa.toString(16)}`;
+}
+
+function checkRange(vm: string, shape: readonly NodePlan[], first: number, count: number): void {
+  if (count < 1 || count > PAGES_ASKED_MAX) {
+    const message = `${count} pages: 1 to ${PAGES_ASKED_MAX} can be asked for at a time`;
+    throw new SsihvError("request_invalid", message);
+  }
+  const { ram } = layoutMemory(
+    shape.map(({ id, vcpus, memoryBytes }) => ({ id, vcpus, memoryBytes: BigInt(memoryBytes) })),
+  );
+  const end = BigInt(first) + BigInt(count * PAGE_BYTES);
+  let at = BigInt(first);
+  for (const { gpa, size } of ram) if (at >= gpa && at < gpa + size) at = gpa + size;
+  if (at >= end) return;
+  const ranges = ram.map(({ gpa, size, node }) => {
+    return `${hex(gpa)} to ${hex(gpa + size - 1n)} (node ${node})`;
+  });
+  throw new SsihvError("gpa_invalid", `VM ${vm}: guest address ${hex(at)} is not RAM`, {
+    hint: `its RAM is ${ranges.join(", ")}`,
+  });
+}
+
+/** The i-th page of every node's report. */
+function mergePage(reports: ReadonlyMap<number, readonly PageReport[]>, i: number): PageShown {
+  let entry: PageEntry | undefined;
+  let gpa = 0;
+  let home = 0;
+  const copies: CopyShown[] = [];
+  for (const [node, pages] of reports) {
+    const page = pages[i];
+    if (page === undefined) continue;
+    ({ gpa, home } = page);
+    entry ??= page.entry;
+    copies.push({ node, ...page.copy });
+  }
+  return {
+    gpa,
+    home,
+    state: entry?.state ?? null,
+    owner: entry?.owner ?? null,
+    sharers: entry?.sharers ?? [],
+    version: entry?.version ?? null,
+    transaction: entry?.transaction ?? null,
+    copies,
+  };
+}
