@@ -29,6 +29,7 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
   const facts = this.host.facts();
   const wanted = planVm(request, facts);
   requireKvm(this.host);
+  const createPage = await this.host.sharedPages();
   const chosen = flags.name !== undefined || config?.cluster !== undefined;
   const admin = await openAdmin({ vm: wanted.name, chosen });
   const plan = { ...wanted, name: admin.server?.vm ?? wanted.name };
@@ -41,10 +42,7 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
   });
   for (const warning of [...admin.warnings, ...warnings(plan, facts)]) output.say(warning);
   const command = this.host.engineCommand;
-  const deps = {
-    createPage: await this.host.sharedPages(),
-    ...(command !== undefined && { command }),
-  };
+  const deps = { createPage, ...(command !== undefined && { command }) };
   const session = new RunSession(plan, output, deps, admin.server);
   this.status = await session.run();
 }

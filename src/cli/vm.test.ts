@@ -107,7 +107,8 @@ async function until(holds: () => Promise<boolean>): Promise<void> {
 
 test("list, show and pages of a VM that runs", async () => {
   await using place = new Place();
-  const demo = await place.run("--name", "demo", "--nodes", "2");
+  const booted = "only=0 say=Run_/init_as_init_process";
+  const demo = await place.run("--name", "demo", "--nodes", "2", "--cmdline", booted);
   expect((await place.vm("list")).out).toMatch(/^NAME .*\ndemo +running +2 +2 +64 +\d+ s +\d+\n$/);
   expect(await place.json("list")).toMatchObject([
     { name: "demo", vm: "demo", role: "lead", state: "running", nodes: 2, pid: demo.pid },
@@ -117,6 +118,7 @@ test("list, show and pages of a VM that runs", async () => {
     state: "running",
     nodes: [0, 1].map((node) => ({ node, silent: null, stats: { node, oldest_fault_us: 1234 } })),
   });
+  expect(shown).toMatchObject({ nodes: [{ stats: { bootSeconds: expect.any(Number) } }, {}] });
   expect((await place.vm("show")).out).toMatch(/OLDEST-FAULT-US\n +0 .* 1234\n +1 .* 1234\n$/);
   const pages = await place.vm("pages", "--gpa", "0x1000", "--count", "2");
   expect(pages.out.split("\n")[1]).toMatch(

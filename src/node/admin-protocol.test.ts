@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import fc from "fast-check";
 
 import { SsihvError } from "../base/errors.ts";
 import {
@@ -89,3 +90,37 @@ test("replies carry answers, errors with their code, and their version", () => {
   expect(errorOf(() => parseReply('{"protocol":2,"id":1,"ok":{}}')).message).toContain("version");
   expect(errorOf(() => parseReply("noise")).code).toBe("request_invalid");
 });
+
+test("however bytes are cut, the same lines come out", () => {
+  const cut = fc.array(fc.uint8Array({ maxLength: 40 }), { maxLength: 20 });
+  fc.assert(
+    fc.property(cut, (chunks) => {
+      const reader = new LineReader(10_000);
+      const lines = chunks.flatMap((chunk) => reader.push(chunk));
+      const whole = new LineReader(10_000).push(Buffer.concat(chunks));
+      expect(lines).toEqual(whole);
+    }),
+  );
+});
+
+test("whatever a line holds, it is a request or an error of ours", () => {
+  const field = fc.constantFrom("id", "op", "gpa", "count", "more");
+  const value = fc.oneof(fc.json(), fc.constantFrom('"list"', '"pages"', "1", "4096", "-1"));
+  const object = fc
+    .array(fc.tuple(field, value), { maxLength: 5 })
+    .map((fields) => `{${fields.map(([name, text]) => `"${name}":${text}`).join(",")}}`);
+  fc.assert(
+    fc.property(fc.oneof(fc.string(), fc.json(), object), (line) => {
+      try {
+        expect(["list", "show", "pages"]).toContain(parseRequest(line).op);
+      } catch (error) {
+        expect(error).toBeInstanceOf(SsihvError);
+        expect(parseReplyCode(errorReply(requestId(line), error))).toBe("request_invalid");
+      }
+    }),
+  );
+});
+
+function parseReplyCode(reply: string): string {
+  return errorOf(() => parseReply(reply.trimEnd())).code;
+}

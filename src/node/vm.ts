@@ -152,9 +152,13 @@ export class Vm implements VmObserved {
   /** The newest numbers of every engine that gave some; node 0 has the console, so the boot too. */
   summaries(): EngineSummary[] {
     const sorted = [...this.latest.values()].sort((a, b) => a.node - b.node);
+    return sorted.map((each) => this.withBoot(each));
+  }
+
+  private withBoot(summary: EngineSummary): EngineSummary {
     const { seconds } = this.boot;
-    if (seconds === undefined) return sorted;
-    return sorted.map((each) => (each.node === 0 ? { ...each, bootSeconds: seconds } : each));
+    if (seconds === undefined || summary.node !== 0) return summary;
+    return { ...summary, bootSeconds: seconds };
   }
 
   async writeConsole(bytes: Uint8Array): Promise<void> {
@@ -197,7 +201,11 @@ export class Vm implements VmObserved {
 
   async ask(node: number, question: Question): Promise<Asked> {
     const member = this.members.find(({ engine }) => engine.node === node);
-    if (member?.capabilities !== undefined) return this.questions.ask(member.engine, question);
+    if (member?.capabilities !== undefined) {
+      const answer = await this.questions.ask(member.engine, question);
+      if (answer.kind !== "summary") return answer;
+      return { kind: "summary", summary: this.withBoot(answer.summary) };
+    }
     const free = this.remote.get(node)?.free === true;
     const why = free ? "no host has joined with it yet" : "its engine is not up yet";
     throw new SsihvError("vm_silent", why, { hint: "ask again when the VM runs" });

@@ -11,6 +11,7 @@ const Cluster = cluster_file.Cluster;
 const page_size = cluster_file.page_size;
 const dump = @import("dump.zig");
 const Events = @import("events.zig").Events;
+const Revoke = @import("../dsm/requester.zig").Revoke;
 const pager_file = @import("pager.zig");
 const Pager = pager_file.Pager;
 
@@ -246,9 +247,11 @@ test "a dump tells what is in flight, and a shard that does not answer is found 
         "node 0: lane to node 2: up, 0 bytes queued, * unacknowledged, heard * us ago",
     });
     const home = cluster.nodes[1].pager;
-    home.shell.core.holds.deferred[0] = .{ .page = 3, .kind = .invalidate, .requester = 2, .age = 5 };
+    const revoke: Revoke = .{ .page = 3, .kind = .invalidate, .requester = 2, .age = 5 };
+    home.shell.core.holds.deferred[0] = revoke;
     home.shell.core.holds.deferred_count = 1;
     try home.shell.gate.hold(2, .span, 1, &.{"held"});
+    home.settings.replicate = true;
     try expectLines(buffer[0..dump.write(home, &buffer, sys.monotonicNs())], &.{
         "node 1: open: 0 faults, 0 requests, 1 transactions at home, 1 revokes put aside, " ++
             "1 messages at the gate, 0 posts in the mailbox",
@@ -256,6 +259,7 @@ test "a dump tells what is in flight, and a shard that does not answer is found 
             "entry exclusive owner 0 sharers 0x0 version 1; " ++
             "1 queued: get_exclusive by node 2 (age *)",
         "node 1: revoke 0x3000 invalidate for node 2 (age 5) put aside for 0 us more",
+        "node 1: page tables: 0 replicated, 0 being replicated, 0 wait for it",
         "node 1: gate: the first message is for node 2, waits for diff 1 of 0",
         "node 1: gate: node 0 has taken diffs up to 0",
         "node 1: gate: node 2 has taken diffs up to 0",
@@ -264,6 +268,7 @@ test "a dump tells what is in flight, and a shard that does not answer is found 
     });
     home.shell.core.holds.deferred_count = 0;
     home.shell.gate.clear();
+    home.settings.replicate = false;
 
     // Nobody turns this shard: the question is taken back.
     try testing.expect(asker.inspection.takeDump(&buffer, std.time.ns_per_ms) == null);
