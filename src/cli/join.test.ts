@@ -37,7 +37,13 @@ class Command {
   private readonly stdoutText: Promise<string>;
 
   constructor(args: string[]) {
-    this.child = Bun.spawn([...MAIN, ...args], { stdin: "pipe", stdout: "pipe", stderr: "pipe" });
+    this.child = Bun.spawn([...MAIN, ...args], {
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "pipe",
+      // What a killed command leaves behind goes with the folder.
+      env: { ...process.env, TMPDIR: folder },
+    });
     this.stdoutText = this.child.stdout.text();
     this.done = this.read().then(() => this.child.exited);
   }

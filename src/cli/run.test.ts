@@ -1,7 +1,8 @@
 // `ssihv run` end to end over fake engines: pipes, terminals, signals, statuses, JSON.
 
 import { expect, test } from "bun:test";
-import { existsSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expectCooked, inShell } from "../../test/pseudo-terminal.ts";
 
@@ -124,10 +125,12 @@ test("a signal ends the VM in order, with the shell's status for it", async () =
 });
 
 test("when the parent is killed no engine stays", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "ssihv-killed-"));
   const child = Bun.spawn(runArgs("say=up", "--json"), {
     stdin: "pipe",
     stdout: "pipe",
     stderr: "pipe",
+    env: { ...process.env, TMPDIR: folder },
   });
   const { value } = await child.stdout.getReader().read();
   expect(new TextDecoder().decode(value)).toBe("up");
@@ -136,6 +139,7 @@ test("when the parent is killed no engine stays", async () => {
   const pid = Number(ready?.["pid"]);
   expect(pid).toBeGreaterThan(0);
   while (existsSync(`/proc/${pid}`)) await Bun.sleep(5);
+  rmSync(folder, { recursive: true });
 });
 
 test("a console that nobody reads ends the VM", async () => {

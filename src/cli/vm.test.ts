@@ -67,12 +67,17 @@ class Place implements AsyncDisposable {
     return JSON.parse(out);
   }
 
-  /** A VM that runs until the end of the block; returns once its guest speaks. */
+  /** A VM that runs until the end of the block; returns once its guest has spoken and all nodes
+   * have started: which is first is nobody's to say. */
   async run(...flags: string[]) {
     const script = flags.includes("--cmdline") ? [] : ["--cmdline", "only=0 say=up"];
     const shape = ["run", "--kernel", KERNEL, "--memory", "64M", ...script];
     const child = this.start([...shape, ...flags]);
     await child.stdout.getReader().read();
+    await until(async () => {
+      const vms = (await this.json("list")) as { pid: number; state: string }[];
+      return vms.some(({ pid, state }) => pid === child.pid && state === "running");
+    });
     return child;
   }
 
@@ -216,10 +221,6 @@ test("a command that is stopped does not hold up the list", async () => {
 test("SIGUSR1: every engine tells what is open, and the VM goes on", async () => {
   await using place = new Place();
   const demo = await place.run("--name", "demo", "--nodes", "2", "--json");
-  await until(async () => {
-    const [first] = (await place.json("list")) as { state: string }[];
-    return first?.state === "running";
-  });
   demo.kill("SIGUSR1");
   const reader = demo.stderr.getReader();
   let err = "";

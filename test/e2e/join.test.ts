@@ -2,9 +2,9 @@
 // 127.0.0.1: the guest's end and an engine's death reach both commands. The guests are a few
 // instructions long, so shadow paging is enough; a Linux boot is the lab's to show.
 
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { accessSync, constants, writeFileSync } from "node:fs";
-import { binary, type Finished, run, temporaryFolder } from "./support.ts";
+import { binary, type Finished, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
 import { asm, say, writeGuest } from "./tiny-guest.ts";
 
 function hasKvm(): boolean {
@@ -15,6 +15,8 @@ function hasKvm(): boolean {
     return false;
   }
 }
+
+afterAll(removeRuntimeFolder);
 
 /** The first of a few ports that are free now: one to join, the next for lanes. */
 function freePort(): number {

@@ -2,9 +2,9 @@
 // end, its console in both directions, and planted crashes of the engine. The guests are a few
 // instructions long, so shadow paging is enough; a Linux boot is the lab's to show.
 
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { accessSync, constants } from "node:fs";
-import { binary, type Finished, run, temporaryFolder } from "./support.ts";
+import { binary, type Finished, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
 import { asm, say, writeGuest } from "./tiny-guest.ts";
 
 const COM1 = 0x3f8;
@@ -21,6 +21,7 @@ function hasKvm(): boolean {
   }
 }
 const kvm = hasKvm();
+afterAll(removeRuntimeFolder);
 
 interface Options {
   readonly flags?: readonly string[];

@@ -7,11 +7,15 @@ import { join, resolve } from "node:path";
 export const checkout: string = resolve(import.meta.dir, "../..");
 export const binary: string = `${checkout}/dist/ssihv`;
 
-// VMs of tests are nobody else's to see, nor may they meet others of their name. What this process
-// starts inherits it.
-const runtime = mkdtempSync(join(tmpdir(), "ssihv-e2e-run-"));
+// VMs of tests are nobody else's to see, nor may they meet others of their name. What is started
+// with process.env has it; the first VM makes the folder.
+const runtime = join(tmpdir(), `ssihv-e2e-run-${process.pid}`);
 process.env["SSIHV_RUNTIME_DIR"] = runtime;
-process.on("exit", () => rmSync(runtime, { recursive: true, force: true }));
+
+/** After all tests of a file that runs VMs. */
+export function removeRuntimeFolder(): void {
+  rmSync(runtime, { recursive: true, force: true });
+}
 
 export interface Finished {
   readonly code: number;

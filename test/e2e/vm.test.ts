@@ -2,9 +2,9 @@
 // pages of a guest are after it touched them, and what is told of a guest that hangs because
 // another node's engine is stopped. The guests are a few instructions long; a Linux is the lab's.
 
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { accessSync, constants, writeFileSync } from "node:fs";
-import { binary, run, temporaryFolder } from "./support.ts";
+import { binary, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
 import { asm, say, writeGuest } from "./tiny-guest.ts";
 
 function hasKvm(): boolean {
@@ -15,6 +15,8 @@ function hasKvm(): boolean {
     return false;
   }
 }
+
+afterAll(removeRuntimeFolder);
 
 /** RAM of node 1: the second half of 256 MiB. */
 const REMOTE = 192 << 20;
@@ -125,7 +127,8 @@ describe.skipIf(!hasKvm())("a VM that runs (needs /dev/kvm)", () => {
     expect(await vm("pages", "--gpa", "0x1000000")).toMatch(
       /\n0x1000000 +0 +exclusive +0 +- +1 +0:rw 1:- +-\n$/,
     );
-    expect(await vm("list")).toMatch(/\ntiny +running +2 +2 +256 /);
+    // Node 1 may say that it has started after the guest has spoken.
+    while (!/\ntiny +running +2 +2 +256 /.test(await vm("list"))) await Bun.sleep(10);
     const { nodes } = await show();
     for (const node of nodes) expect(node.stats?.oldest_fault_us).toBe(0);
     await type("x");
