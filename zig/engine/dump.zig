@@ -94,7 +94,8 @@ const Lines = struct {
 
     fn thread(self: *Lines, pager: anytype, tid: u32) Error!void {
         var index: usize = 0;
-        while (pager.shell.handler.inboxes(pager.shell.handler.context, index)) |inbox| : (index += 1) {
+        const handler = &pager.shell.handler;
+        while (handler.inboxes(handler.context, index)) |inbox| : (index += 1) {
             const own: u32 = @bitCast(inbox.tid.load(.monotonic));
             if (own == tid) return self.writer.print("vCPU {d} (thread {d})", .{ index, tid });
         }

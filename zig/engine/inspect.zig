@@ -92,7 +92,8 @@ pub const Inspection = struct {
     fn describe(self: *Inspection, pager: anytype, query: Query) void {
         const answer = self.answer.?;
         for (answer.records[0..query.count], query.page..) |*out, page| {
-            out.* = record(&pager.shell.core, @intCast(page), pager.shell.ram.gpaOf(@intCast(page)));
+            const gpa = pager.shell.ram.gpaOf(@intCast(page));
+            out.* = record(&pager.shell.core, @intCast(page), gpa);
         }
         answer.count = query.count;
         answer.sequence = query.sequence;
