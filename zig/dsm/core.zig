@@ -16,7 +16,7 @@ const hold = @import("hold.zig");
 const replica = @import("replica.zig");
 const checks = @import("validate.zig");
 const request_queue = @import("request_queue.zig");
-const Memory = @import("page_array.zig").Memory;
+const Memory = @import("../base/page_array.zig").Memory;
 
 const Page = types.Page;
 const Node = types.Node;

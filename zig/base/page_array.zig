@@ -3,6 +3,7 @@
 //! host's page size.
 
 const std = @import("std");
+const sys = @import("sys.zig");
 
 pub const Memory = struct {
     allocator: std.mem.Allocator,
@@ -28,19 +29,6 @@ pub const Memory = struct {
     }
 };
 
-fn residentBytes(memory: []const u8) !usize {
-    const page = std.heap.pageSize();
-    const seen = try std.testing.allocator.alloc(u8, memory.len / page);
-    defer std.testing.allocator.free(seen);
-    const start: [*]align(std.heap.page_size_min) u8 = @ptrCast(@alignCast(@constCast(memory.ptr)));
-    if (std.os.linux.errno(std.os.linux.mincore(start, memory.len, seen.ptr)) != .SUCCESS) {
-        return error.SystemCall;
-    }
-    var resident: usize = 0;
-    for (seen) |flags| resident += if (flags & 1 != 0) page else 0;
-    return resident;
-}
-
 test "an array for a tebibyte of guest costs what is used of it" {
     const pages = 1 << 28;
     const array = try Memory.kernel.alloc(u64, pages);
@@ -49,7 +37,8 @@ test "an array for a tebibyte of guest costs what is used of it" {
     array[pages - 1] = 9;
     try std.testing.expectEqual(@as(u64, 0), array[pages / 2]);
     // Transparent huge pages may round each touch up to 2 MiB.
-    try std.testing.expect(try residentBytes(std.mem.sliceAsBytes(array)) <= 6 << 20);
+    const bytes: []align(std.heap.page_size_min) u8 = @alignCast(std.mem.sliceAsBytes(array));
+    try std.testing.expect(try sys.residentBytes(bytes) <= 6 << 20);
 }
 
 test "memory that is used again is cleared" {
