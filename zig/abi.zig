@@ -309,6 +309,12 @@ pub const RamRange = extern struct {
     pad: u32 = 0,
 };
 
+/// Frames of a memory node that one compute node may use.
+pub const FrameRange = extern struct {
+    first: u32,
+    count: u32,
+};
+
 pub const EngineConfig = extern struct {
     /// Shared page fd, already mapped by ssihv_shared_map.
     shared_fd: i32,
@@ -348,6 +354,18 @@ pub const EngineConfig = extern struct {
     lane_key: [32]u8,
     tsc_offset: u64,
     vm_generation: u64,
+    /// Nodes with vCPUs and guest RAM (bit n = node n); the others are memory nodes.
+    compute_nodes: u64,
+    /// Most pages of other nodes that may be here; 0: any number.
+    cache_pages_max: u32,
+    /// Most own pages that may be here; 0: all.
+    resident_pages_max: u32,
+    /// Memory nodes that keep each page which its home has not.
+    frame_copies: u32,
+    /// Memory node: frames that it lends.
+    frames_lent: u32,
+    /// Compute node: its frames on each memory node. Memory node: those of each compute node.
+    frames: [nodes_max]FrameRange,
     reserved: [15]u64,
 };
 
@@ -518,10 +536,10 @@ pub const HostProbe = extern struct {
 
 /// Every record that TypeScript sees, in order: the generator and the hash walk this list.
 pub const records = .{
-    ErrorRecord, AbiInfo,      SharedInfo, LastWords,   IoSlot,  Event,           EventRing,
-    CpuDump,     VcpuStats,    Histogram,  EngineStats, Shared,  RamRange,        EngineConfig,
-    BusRegion,   RegisterFile, CpuidEntry, MsrEntry,    Segment, DescriptorTable, VcpuRecord,
-    HotPage,     ProbeResult,  HostProbe,
+    ErrorRecord,  AbiInfo,   SharedInfo,   LastWords,   IoSlot,   Event,    EventRing,
+    CpuDump,      VcpuStats, Histogram,    EngineStats, Shared,   RamRange, FrameRange,
+    EngineConfig, BusRegion, RegisterFile, CpuidEntry,  MsrEntry, Segment,  DescriptorTable,
+    VcpuRecord,   HotPage,   ProbeResult,  HostProbe,
 };
 
 /// Every enum that TypeScript sees.

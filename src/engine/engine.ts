@@ -16,7 +16,8 @@ import {
 } from "../native/engine-handle.ts";
 import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
 import { readSystemMap, type SymbolMap, symbolAt } from "../telemetry/system-map.ts";
-import { type MachinePlan, planMachine } from "../vmm/machine.ts";
+import { type MachinePlan, planLender, planMachine } from "../vmm/machine.ts";
+import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { hostCapabilities } from "./capabilities.ts";
 import {
   ENGINE_FDS,
@@ -78,12 +79,12 @@ export class EngineProcess {
   }
 
   /** Reports what this host has and listens for events. */
-  async open(): Promise<void> {
+  async open(memoryOnly: boolean): Promise<void> {
     await Bun.connect({
       fd: this.doorbell.read,
       socket: { data: () => this.drain() },
     } as unknown as Parameters<typeof Bun.connect>[0]);
-    this.send({ type: "ready", capabilities: hostCapabilities() });
+    this.send({ type: "ready", capabilities: hostCapabilities(memoryOnly) });
   }
 
   receive(message: ToEngine): void {
@@ -105,6 +106,25 @@ export class EngineProcess {
 
   private start(plan: EnginePlan): void {
     this.plan = plan;
+    if (isMemoryNode(plan.nodes[plan.node])) this.buildLender(plan);
+    else this.buildMachine(plan);
+    this.barrier = this.resetBarrier(plan);
+    // Loads touch pages whose homes may be elsewhere: lanes first.
+    if (plan.lane === undefined) this.run();
+    else this.handle?.link(plan.lane);
+  }
+
+  private buildLender(plan: EnginePlan): void {
+    this.handle = new EngineHandle({
+      ...planLender(plan, availableParallelism()),
+      shared_fd: this.page.fd,
+      console_in_fd: -1,
+      console_out_fd: -1,
+      doorbell_fd: this.doorbell.write,
+    });
+  }
+
+  private buildMachine(plan: EnginePlan): void {
     const { systemMap } = plan.options;
     // Read before anything runs: a report must not fail at the end of a long one.
     if (systemMap !== undefined) this.symbols = readSystemMap(systemMap);
@@ -128,10 +148,6 @@ export class EngineProcess {
     machine.cpuid.forEach((entries, vcpu) => {
       this.handle?.setCpuid(vcpu, entries);
     });
-    this.barrier = this.resetBarrier(plan);
-    // Loads touch pages whose homes may be elsewhere: lanes first.
-    if (plan.lane === undefined) this.run();
-    else this.handle.link(plan.lane);
   }
 
   private run(): void {
@@ -333,8 +349,8 @@ function noticeText(event: EngineEvent): string {
   return new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
 }
 
-/** Main of `ssihv engine`: fds as ENGINE_FDS, control by IPC. */
-export async function runEngineProcess(): Promise<void> {
+/** Main of `ssihv engine`: fds as ENGINE_FDS, control by IPC. A memory node's needs no KVM. */
+export async function runEngineProcess(memoryOnly: boolean): Promise<void> {
   const send: Send = (message) => {
     process.send?.(message);
   };
@@ -358,7 +374,7 @@ export async function runEngineProcess(): Promise<void> {
   });
   // The parent is gone, or does not want to hear any more.
   process.on("disconnect", () => process.exit(0));
-  await engine.open();
+  await engine.open(memoryOnly);
 }
 
 function failed(error: unknown): FromEngine {

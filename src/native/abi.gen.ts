@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xd142b14d13d0b99fn;
+export const ABI_HASH = 0xa3e640062e427bfcn;
 
 export const constants = {
   abi_version: 1,
@@ -325,9 +325,17 @@ export const records = {
       pad: { offset: 20, type: "u32" },
     },
   },
+  FrameRange: {
+    name: "FrameRange",
+    size: 8,
+    fields: {
+      first: { offset: 0, type: "u32" },
+      count: { offset: 4, type: "u32" },
+    },
+  },
   EngineConfig: {
     name: "EngineConfig",
-    size: 1072,
+    size: 1160,
     fields: {
       shared_fd: { offset: 0, type: "i32" },
       console_in_fd: { offset: 4, type: "i32" },
@@ -353,7 +361,13 @@ export const records = {
       lane_key: { offset: 904, type: "u8", count: 32 },
       tsc_offset: { offset: 936, type: "u64" },
       vm_generation: { offset: 944, type: "u64" },
-      reserved: { offset: 952, type: "u64", count: 15 },
+      compute_nodes: { offset: 952, type: "u64" },
+      cache_pages_max: { offset: 960, type: "u32" },
+      resident_pages_max: { offset: 964, type: "u32" },
+      frame_copies: { offset: 968, type: "u32" },
+      frames_lent: { offset: 972, type: "u32" },
+      frames: { offset: 976, type: "FrameRange", count: 8 },
+      reserved: { offset: 1040, type: "u64", count: 15 },
     },
   },
   BusRegion: {

@@ -2,7 +2,8 @@
 // the kernel command line says, so that each test scripts its own engine. Never part of the
 // product.
 // Words: echo (console in to out), say=TEXT (_ is a space), summary, stop=REASON[:CODE], fail=CODE,
-// segv, exit=N, hang, deaf (ignores stop), only=NODE (the rest of the line is for that node alone).
+// segv, exit=N, hang, deaf (ignores stop), dies=MESSAGE (exits with 9 when it comes), unstarted
+// (never says that it started), only=NODE (the rest of the line is for that node alone).
 
 import { readSync, writeSync } from "node:fs";
 
@@ -28,6 +29,7 @@ const SUMMARY = {
 } as const;
 
 let deaf = false;
+let deadly = "";
 
 /** Blocks until one chunk came, as a UART thread would. */
 function echoOnce(): void {
@@ -72,6 +74,9 @@ function act(word: string): void {
     case "deaf":
       deaf = true;
       return;
+    case "dies":
+      deadly = value;
+      return;
     default:
       return;
   }
@@ -79,16 +84,20 @@ function act(word: string): void {
 
 process.on("message", (message: unknown) => {
   if (!isToEngine(message)) return;
+  if (message.type === deadly) process.exit(9);
   if (message.type === "stop") {
     if (!deaf) process.exit(0);
   } else if (message.type === "start") {
-    tell({ type: "started" });
     const { cmdline, node } = message.plan;
     let mine = true;
-    for (const word of cmdline.split(" ")) {
+    const words = cmdline.split(" ").filter((word) => {
       if (word.startsWith("only=")) mine = word === `only=${node}`;
-      else if (word === "plan" && mine) writeSync(1, `${JSON.stringify(message.plan)}\n`);
-      else if (mine) act(word);
+      return mine && !word.startsWith("only=");
+    });
+    if (!words.includes("unstarted")) tell({ type: "started" });
+    for (const word of words) {
+      if (word === "plan") writeSync(1, `${JSON.stringify(message.plan)}\n`);
+      else act(word);
     }
   } else {
     tell({ type: "notice", text: `got ${message.type}` });

@@ -43,6 +43,8 @@ export interface JoinOptions {
   readonly waitMs: number;
   /** The address that other nodes reach this host at, where the lead does not see it. */
   readonly laneHost?: string;
+  /** Lend memory, run no vCPUs. */
+  readonly memoryOnly: boolean;
 }
 
 export type JoinEvent =
@@ -159,12 +161,13 @@ export class JoinSession {
     });
     socket.data = channel;
     this.channel = channel;
-    const { laneHost } = this.options;
+    const { laneHost, memoryOnly } = this.options;
     this.tell({
       type: "hello",
       build: buildInfo(),
       host: hostname(),
       leadHost: channel.remoteHost,
+      memoryOnly,
       ...(laneHost !== undefined && { laneHost }),
     });
     setTimeout(() => {
@@ -242,6 +245,7 @@ export class JoinSession {
         node,
         page,
         console: false,
+        memoryOnly: this.options.memoryOnly,
         hooks: {
           onMessage: (message) => this.onEngine(message),
           onStderr: (text) => {

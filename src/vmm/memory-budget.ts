@@ -51,6 +51,38 @@ export interface MemoryBudget {
   readonly memory: readonly bigint[];
 }
 
+/** A node as plans name it: sizes as numbers, budgets only where something is short. */
+export interface NodeSizes {
+  readonly memoryBytes: number;
+  readonly residentBytes?: number | undefined;
+  readonly cacheBytes?: number | undefined;
+  readonly lentBytes?: number | undefined;
+}
+
+export function isMemoryNode(node: NodeSizes | undefined): boolean {
+  return node?.lentBytes !== undefined;
+}
+
+/** What a node's host needs for guest pages. */
+export function givenBytes(node: NodeSizes): number {
+  const { memoryBytes, residentBytes = memoryBytes, cacheBytes = 0, lentBytes = 0 } = node;
+  return residentBytes + cacheBytes + lentBytes;
+}
+
+/** The budget that a plan's nodes tell. */
+export function budgetOf(nodes: readonly NodeSizes[]): MemoryBudget {
+  const total = nodes.reduce((bytes, { memoryBytes }) => bytes + memoryBytes, 0);
+  const compute = nodes.filter((node) => !isMemoryNode(node));
+  return {
+    compute: compute.map(({ memoryBytes, residentBytes, cacheBytes }) => ({
+      homeBytes: BigInt(memoryBytes),
+      residentBytes: BigInt(residentBytes ?? memoryBytes),
+      cacheBytes: BigInt(cacheBytes ?? total - memoryBytes),
+    })),
+    memory: nodes.flatMap(({ lentBytes }) => (lentBytes === undefined ? [] : BigInt(lentBytes))),
+  };
+}
+
 /** "340 MiB", rounded down: for messages. */
 function mib(bytes: bigint): string {
   return bytes >= MIB ? `${bytes / MIB} MiB` : `${bytes / KIB} KiB`;

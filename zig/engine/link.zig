@@ -86,7 +86,7 @@ pub const Link = struct {
             self.say("{s}", .{self.outcome.text()});
             return error.PeerFailed;
         }
-        const pager = self.engine.pager.?;
+        const shard = self.engine.span.?.shard;
         var lanes: [abi.nodes_max]?*Lane = @splat(null);
         for (self.outcome.fds, 0..) |fd, node| {
             if (fd < 0) continue;
@@ -96,14 +96,14 @@ pub const Link = struct {
             lanes[node] = lane;
         }
         try self.agreeOnClock(&lanes);
-        self.keeper = try Keeper.init(wanted, self.outcome.instances, pager.mailbox.eventfd);
+        self.keeper = try Keeper.init(wanted, self.outcome.instances, shard.eventfd());
         for (lanes, 0..) |maybe, node| {
-            if (maybe) |lane| pager.shell.lanes.set(@intCast(node), lane);
+            if (maybe) |lane| shard.lanes().set(@intCast(node), lane);
         }
-        pager.shell.lanes.keeper = &self.keeper;
-        try pager.start();
+        shard.lanes().keeper = &self.keeper;
+        try shard.start();
         // Frames may have come with the clock's: the shard must look before it sleeps.
-        sys.eventfdSignal(pager.mailbox.eventfd);
+        sys.eventfdSignal(shard.eventfd());
     }
 
     fn agreeOnClock(self: *Link, lanes: *const [abi.nodes_max]?*Lane) !void {

@@ -1,6 +1,6 @@
 //! The pager: the shell (shell.zig) in its production environment, with the thread that runs it.
 //! That thread, the shard, owns one userfaultfd, the core, its page states and its lane to every
-//! peer; other threads reach it through the mailbox. It polls for a bounded time before it sleeps.
+//! peer; other threads reach it through the mailbox.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -10,6 +10,7 @@ const last_words = @import("../base/last_words.zig");
 const core_file = @import("../dsm/core.zig");
 const Memory = @import("../base/page_array.zig").Memory;
 const shell_file = @import("shell.zig");
+const sleep = @import("sleep.zig").sleep;
 const threads_max = @import("../memory/faults.zig").threads_max;
 const mailbox_file = @import("../memory/mailbox.zig");
 const Mailbox = mailbox_file.Mailbox;
@@ -235,28 +236,7 @@ pub const Pager = struct {
         if (self.shell.core.nextDeadline()) |deadline| {
             timeout_ns = @min(timeout_ns, deadline -| sys.monotonicNs());
         }
-        if (!self.spin(fds[0..n], timeout_ns)) {
-            var timeout: linux.timespec = .{
-                .sec = @intCast(timeout_ns / std.time.ns_per_s),
-                .nsec = @intCast(timeout_ns % std.time.ns_per_s),
-            };
-            _ = linux.ppoll(&fds, n, &timeout, null);
-        }
+        sleep(fds[0..n], timeout_ns, self.settings.poll_ns_max);
         if (fds[1].revents != 0) sys.eventfdDrain(self.mailbox.eventfd);
-    }
-
-    /// Polls for up to `poll_ns_max` before the thread sleeps, since what comes next often comes
-    /// soon and a wake costs more than the page. True: something is there, or a deadline is.
-    fn spin(self: *Pager, fds: []linux.pollfd, timeout_ns: u64) bool {
-        if (self.settings.poll_ns_max == 0) return false;
-        const began = sys.monotonicNs();
-        while (true) {
-            var none: linux.timespec = .{ .sec = 0, .nsec = 0 };
-            const r = linux.ppoll(fds.ptr, @intCast(fds.len), &none, null);
-            if (linux.errno(r) == .SUCCESS and r > 0) return true;
-            const spent = sys.monotonicNs() - began;
-            if (spent >= timeout_ns) return true;
-            if (spent >= self.settings.poll_ns_max) return false;
-        }
     }
 };
