@@ -542,6 +542,8 @@ pub const Pager = struct {
                 self.stats.replicated_pages = self.replicas.list.items.len;
             },
             .patch => |p| self.patch(p.page, p.index, p.old, p.new),
+            // slots_max is 0: nothing is evicted.
+            .save => unreachable,
             .send => |s| self.stage(s.to, s.msg),
             .fatal => |f| last_words.fatal(
                 "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
@@ -571,6 +573,7 @@ pub const Pager = struct {
     fn contentOf(source: types.Source, data: ?*const PageBytes) ?*const PageBytes {
         return switch (source) {
             .zero => &zero_page,
+            .slot => unreachable,
             .message => data,
         };
     }
