@@ -15,6 +15,7 @@ pub const Memory = struct {
     /// All-zero bytes must be a valid T. Free with free() only.
     pub fn alloc(self: Memory, comptime T: type, n: usize) error{OutOfMemory}![]T {
         const size = std.math.mul(usize, n, @sizeOf(T)) catch return error.OutOfMemory;
+        if (size == 0) return &.{};
         // Raw: the plain form fills what it gives out, which would touch every byte.
         const bytes = self.allocator.rawAlloc(size, .of(T), @returnAddress()) orelse {
             return error.OutOfMemory;
@@ -25,6 +26,7 @@ pub const Memory = struct {
     }
 
     pub fn free(self: Memory, comptime T: type, array: []T) void {
+        if (array.len == 0) return;
         self.allocator.rawFree(std.mem.sliceAsBytes(array), .of(T), @returnAddress());
     }
 };

@@ -374,6 +374,8 @@ pub fn ShellOf(comptime Env: type) type {
                     self.stats.replicated_pages = self.replicas.list.items.len;
                 },
                 .patch => |p| self.patch(p.page, p.index, p.old, p.new),
+                // slots_max is 0: nothing is evicted.
+                .save => unreachable,
                 .send => |s| self.stage(s.to, s.msg),
                 .fatal => |f| self.env.fatal(
                     "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
@@ -404,6 +406,7 @@ pub fn ShellOf(comptime Env: type) type {
         fn contentOf(source: types.Source, data: ?*const PageBytes) ?*const PageBytes {
             return switch (source) {
                 .zero => &zero_page,
+                .slot => unreachable,
                 .message => data,
             };
         }
