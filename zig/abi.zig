@@ -134,6 +134,8 @@ pub const EventKind = enum(u32) {
     control = 8,
     /// All lanes are up: a = 0; or could not be brought up: a = 1, words in the newest notice.
     linked = 9,
+    /// After pagesSettle: nothing of this node is under way.
+    settled = 10,
 };
 
 pub const StopReason = enum(u32) {
@@ -282,7 +284,22 @@ pub const EngineStats = extern struct {
     /// Times a full lane held vCPUs back, and acknowledgements that had to travel alone.
     lane_requests_held: u64,
     lane_acks_alone: u64,
-    reserved: [23]u64,
+    /// Pages here now, and the most there ever were: of other nodes, and of this node's own. Kept
+    /// only where their number is limited.
+    cache_pages: u64,
+    cache_pages_max: u64,
+    own_pages: u64,
+    own_pages_max: u64,
+    /// Pages that had to leave, and those of all that came back soon.
+    pages_evicted: u64,
+    pages_returned: u64,
+    /// Turns of the shard in which faults had to wait, for lanes or until pages had left.
+    turns_held: u64,
+    /// Memory node: frames that hold a page, and pages that came and went.
+    frames_held: u64,
+    frame_puts: u64,
+    frame_gets: u64,
+    reserved: [13]u64,
 };
 
 /// The shared page: one memfd per engine, mapped by the engine and by its parent.

@@ -166,6 +166,7 @@ pub const Engine = struct {
             .receive = Span.receive,
             .lost = Span.lost,
             .noticed = Span.noticed,
+            .settled = Span.settled,
             .reset_done = Span.resetDone,
             .inboxes = Span.inboxAt,
         };
@@ -204,6 +205,7 @@ pub const Engine = struct {
             .poll_ns_max = @as(u64, c.poll_us_max) * std.time.ns_per_us,
             .peer_timeout_ns = peerTimeoutNs(c),
             .service_priority = c.service_priority,
+            .limits = .{ .cache_pages = c.cache_pages_max, .own_pages = c.resident_pages_max },
         }, handler(span), &self.shared.stats);
         span.* = .{ .engine = self, .shard = .{ .pager = pager } };
         self.pager = pager;
@@ -218,6 +220,13 @@ pub const Engine = struct {
         const listener = try tcp.listen(address);
         self.link.listener = listener;
         return listener.port;
+    }
+
+    /// Lets arrive what is under way; event `settled` follows. False with plain memory.
+    pub fn settlePages(self: *Engine) bool {
+        const span = self.span orelse return false;
+        span.shard.command(pager_file.Command.settle, 0);
+        return true;
     }
 
     /// Forgets every page of this node; event `reset_done` follows. False with plain memory.

@@ -27,6 +27,7 @@ test {
     _ = @import("engine/inbox.zig");
     _ = @import("engine/lanes.zig");
     _ = @import("engine/link.zig");
+    _ = @import("engine/room.zig");
     _ = @import("engine/sleep.zig");
     _ = @import("kvm/api.zig");
     _ = @import("kvm/probe.zig");

@@ -1,5 +1,6 @@
 //! Root of the tests of one memory over several pagers: optimised, because races want speed.
 
 test {
+    _ = @import("engine/eviction_test.zig");
     _ = @import("engine/memory_test.zig");
 }

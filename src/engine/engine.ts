@@ -164,6 +164,7 @@ export class EngineProcess {
       { node: plan.node, nodes, paged: nodes > 1 || !plan.options.plainMemory },
       {
         pause: () => this.handle?.pause(),
+        settlePages: () => this.handle?.settlePages(),
         forgetPages: () => this.handle?.forgetPages(),
         resetMachine: () => this.handle?.reset(),
         load: () => {
@@ -214,6 +215,8 @@ export class EngineProcess {
         return this.paused();
       case EventKind.stopped:
         return this.stopped(event);
+      case EventKind.settled:
+        return this.barrier?.settled();
       case EventKind.reset_done:
         return this.barrier?.pagesForgotten();
       case EventKind.control:

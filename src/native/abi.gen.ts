@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xa3e640062e427bfcn;
+export const ABI_HASH = 0x742bed07fe24711fn;
 
 export const constants = {
   abi_version: 1,
@@ -66,6 +66,7 @@ export const enums = {
     reset_done: 7,
     control: 8,
     linked: 9,
+    settled: 10,
   },
   StopReason: {
     none: 0,
@@ -294,7 +295,17 @@ export const records = {
       lane_refusals: { offset: 592, type: "u64" },
       lane_requests_held: { offset: 600, type: "u64" },
       lane_acks_alone: { offset: 608, type: "u64" },
-      reserved: { offset: 616, type: "u64", count: 23 },
+      cache_pages: { offset: 616, type: "u64" },
+      cache_pages_max: { offset: 624, type: "u64" },
+      own_pages: { offset: 632, type: "u64" },
+      own_pages_max: { offset: 640, type: "u64" },
+      pages_evicted: { offset: 648, type: "u64" },
+      pages_returned: { offset: 656, type: "u64" },
+      turns_held: { offset: 664, type: "u64" },
+      frames_held: { offset: 672, type: "u64" },
+      frame_puts: { offset: 680, type: "u64" },
+      frame_gets: { offset: 688, type: "u64" },
+      reserved: { offset: 696, type: "u64", count: 13 },
     },
   },
   Shared: {
@@ -564,6 +575,7 @@ export const functions = {
   ssihv_engine_link: { args: ["u32"], returns: "i32" },
   ssihv_link_failure: { args: ["u32"], returns: "i32" },
   ssihv_span_send: { args: ["u32", "u32", "u32", "u64"], returns: "i32" },
+  ssihv_pages_settle: { args: ["u32"], returns: "i32" },
   ssihv_pages_reset: { args: ["u32"], returns: "i32" },
   ssihv_pages_hot: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
   ssihv_nmi_send: { args: ["u32"], returns: "i32" },

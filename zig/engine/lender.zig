@@ -149,6 +149,8 @@ pub const Lender = struct {
                 self.store.clear() catch last_words.fatal("the frames cannot be cleared", .{});
                 self.handler.reset_done(self.handler.context);
             },
+            // It begins nothing by itself.
+            Command.settle => self.handler.settled(self.handler.context),
             Command.stop => self.stopping = true,
             else => unreachable,
         }

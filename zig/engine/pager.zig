@@ -9,6 +9,7 @@ const sys = @import("../base/sys.zig");
 const last_words = @import("../base/last_words.zig");
 const core_file = @import("../dsm/core.zig");
 const Memory = @import("../base/page_array.zig").Memory;
+const room = @import("room.zig");
 const shell_file = @import("shell.zig");
 const sleep = @import("sleep.zig").sleep;
 const threads_max = @import("../memory/faults.zig").threads_max;
@@ -22,6 +23,7 @@ const page_size = 4096;
 
 pub const Command = shell_file.Command;
 pub const Handler = shell_file.Handler;
+pub const Limits = shell_file.Limits;
 pub const Shell = shell_file.ShellOf(Production);
 
 /// The shell's environment on a real machine.
@@ -56,6 +58,7 @@ pub const Settings = struct {
     poll_ns_max: u64,
     peer_timeout_ns: u64,
     service_priority: u32,
+    limits: Limits = .{},
 };
 
 pub const Error = error{ SystemCall, OutOfMemory, ThreadFailed };
@@ -107,8 +110,10 @@ pub const Pager = struct {
                 .replicate = settings.replicate,
                 .hold_ns_max = settings.hold_ns_max,
                 .threads = threads_max,
+                .slots_max = if (settings.limits.any()) room.slots_max else 0,
                 .page_memory = .kernel,
             },
+            .limits = settings.limits,
             .lanes = .{
                 .own = settings.node,
                 .peer_timeout_ns = settings.peer_timeout_ns,
@@ -230,7 +235,7 @@ pub const Pager = struct {
         fds[1] = .{ .fd = self.mailbox.eventfd, .events = linux.POLL.IN, .revents = 0 };
         const n = 2 + self.shell.lanes.poll(fds[2..]);
         // Faults that must wait would only end the sleep again and again.
-        if (!self.shell.lanes.mayRequest()) fds[0].events = 0;
+        if (!self.shell.mayTakeFaults()) fds[0].events = 0;
         const before = sys.monotonicNs();
         var timeout_ns = self.shell.lanes.deadline(before) -| before;
         if (self.shell.core.nextDeadline()) |deadline| {

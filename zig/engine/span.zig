@@ -215,6 +215,12 @@ pub const Span = struct {
         return if (index < self.engine.vcpus.len) &self.engine.vcpus[index].inbox else null;
     }
 
+    /// Pager.Handler.settled.
+    pub fn settled(context: *anyopaque) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        self.engine.events.simple(.settled, 0, 0, 0, 0);
+    }
+
     /// Pager.Handler.reset_done.
     pub fn resetDone(context: *anyopaque) void {
         const self: *Span = @ptrCast(@alignCast(context));

@@ -78,6 +78,8 @@ const Queue = struct {
 };
 
 pub const Counters = struct {
+    /// Most pages that ever were here.
+    present_max: u32 = 0,
     /// Pages that came back while their ghost was known.
     returned: u64 = 0,
     /// Candidates that could not be spared.
@@ -96,6 +98,14 @@ pub const Policy = struct {
     main_refused: bool = false,
     counters: Counters = .{},
 
+    /// No page is here, and none was.
+    pub fn clear(self: *Policy) void {
+        for ([_]*Queue{ &self.small, &self.main, &self.ghost }) |queue| {
+            while (queue.count > 0) queue.remove(self.table, queue.first - 1);
+        }
+        self.main_refused = false;
+    }
+
     pub fn present(self: *const Policy) u32 {
         return self.small.count + self.main.count;
     }
@@ -107,10 +117,12 @@ pub const Policy = struct {
     /// The page was absent and is here now.
     pub fn came(self: *Policy, page: u32) void {
         self.table.marks[page].hits = 0;
-        if (self.table.marks[page].where != .ghost) return self.small.append(self.table, page);
-        self.counters.returned += 1;
-        self.ghost.remove(self.table, page);
-        self.main.append(self.table, page);
+        if (self.table.marks[page].where == .ghost) {
+            self.counters.returned += 1;
+            self.ghost.remove(self.table, page);
+            self.main.append(self.table, page);
+        } else self.small.append(self.table, page);
+        self.counters.present_max = @max(self.counters.present_max, self.present());
     }
 
     /// A sign that the page is in use.
@@ -305,8 +317,8 @@ test "pages come and leave in any order, and the queues stay whole" {
         }
     }
     try trial.check();
-    while (policy.candidate()) |page| policy.forget(page);
-    try testing.expectEqual(@as(u32, 0), policy.present());
+    policy.clear();
+    try testing.expectEqual(@as(u32, 0), policy.present() + policy.ghost.count);
     try trial.check();
 }
 
@@ -338,6 +350,7 @@ test "two policies over one table keep their pages apart" {
     for ([_]u32{ 1, 3, 5 }) |page| trial.policy.came(page);
     for ([_]u32{ 2, 4, 6 }) |page| other.came(page);
     try testing.expectEqual(@as(u32, 1), trial.policy.excess());
+    try testing.expectEqual(@as(u32, 3), trial.policy.counters.present_max);
     try testing.expectEqual(@as(?u32, 1), trial.policy.candidate());
     try testing.expectEqual(@as(?u32, 2), other.candidate());
     other.left(2);
