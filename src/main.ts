@@ -15,9 +15,9 @@ const HOST: HostAccess = {
   probe: probeHost,
   sharedPages,
   kvmOpenError,
-  runEngine: async () => {
+  runEngine: async (memoryOnly) => {
     const { runEngineProcess } = await import("./engine/engine.ts");
-    await runEngineProcess();
+    await runEngineProcess(memoryOnly);
   },
 };
 

@@ -138,6 +138,8 @@ pub const EventKind = enum(u32) {
     linked = 9,
     /// The shard has answered a question about pages: a = its sequence, records in `pages`.
     pages_answered = 10,
+    /// After pagesSettle: nothing of this node is under way.
+    settled = 11,
 };
 
 pub const StopReason = enum(u32) {
@@ -286,7 +288,22 @@ pub const EngineStats = extern struct {
     /// Times a full lane held vCPUs back, and acknowledgements that had to travel alone.
     lane_requests_held: u64,
     lane_acks_alone: u64,
-    reserved: [23]u64,
+    /// Pages here now, and the most there ever were: of other nodes, and of this node's own. Kept
+    /// only where their number is limited.
+    cache_pages: u64,
+    cache_pages_max: u64,
+    own_pages: u64,
+    own_pages_max: u64,
+    /// Pages that had to leave, and those of all that came back soon.
+    pages_evicted: u64,
+    pages_returned: u64,
+    /// Turns of the shard in which faults had to wait, for lanes or until pages had left.
+    turns_held: u64,
+    /// Memory node: frames that hold a page, and pages that came and went.
+    frames_held: u64,
+    frame_puts: u64,
+    frame_gets: u64,
+    reserved: [13]u64,
 };
 
 /// A page in its home's directory. Shared: read-only copies at the sharers, `owner` wrote last.
@@ -366,6 +383,12 @@ pub const RamRange = extern struct {
     pad: u32 = 0,
 };
 
+/// Frames of a memory node that one compute node may use.
+pub const FrameRange = extern struct {
+    first: u32,
+    count: u32,
+};
+
 pub const EngineConfig = extern struct {
     /// Shared page fd, already mapped by ssihv_shared_map.
     shared_fd: i32,
@@ -405,6 +428,18 @@ pub const EngineConfig = extern struct {
     lane_key: [32]u8,
     tsc_offset: u64,
     vm_generation: u64,
+    /// Nodes with vCPUs and guest RAM (bit n = node n); the others are memory nodes.
+    compute_nodes: u64,
+    /// Most pages of other nodes that may be here; 0: any number.
+    cache_pages_max: u32,
+    /// Most own pages that may be here; 0: all.
+    resident_pages_max: u32,
+    /// Memory nodes that keep each page which its home has not.
+    frame_copies: u32,
+    /// Memory node: frames that it lends.
+    frames_lent: u32,
+    /// Compute node: its frames on each memory node. Memory node: those of each compute node.
+    frames: [nodes_max]FrameRange,
     reserved: [15]u64,
 };
 
@@ -575,10 +610,10 @@ pub const HostProbe = extern struct {
 
 /// Every record that TypeScript sees, in order: the generator and the hash walk this list.
 pub const records = .{
-    ErrorRecord, AbiInfo,      SharedInfo, LastWords,   IoSlot,    Event,           EventRing,
-    CpuDump,     VcpuStats,    Histogram,  EngineStats, Shared,    RamRange,        EngineConfig,
-    BusRegion,   RegisterFile, CpuidEntry, MsrEntry,    Segment,   DescriptorTable, VcpuRecord,
-    HotPage,     PageRecord,   PageAnswer, ProbeResult, HostProbe,
+    ErrorRecord,  AbiInfo,   SharedInfo,   LastWords,   IoSlot,      Event,     EventRing,
+    CpuDump,      VcpuStats, Histogram,    EngineStats, Shared,      RamRange,  FrameRange,
+    EngineConfig, BusRegion, RegisterFile, CpuidEntry,  MsrEntry,    Segment,   DescriptorTable,
+    VcpuRecord,   HotPage,   PageRecord,   PageAnswer,  ProbeResult, HostProbe,
 };
 
 /// Every enum that TypeScript sees.

@@ -22,7 +22,9 @@ const Signal = @import("engine/inbox.zig").Signal;
 const tcp = @import("transport/tcp.zig");
 const Link = @import("engine/link.zig").Link;
 const Span = @import("engine/span.zig").Span;
+const Lender = @import("engine/lender.zig").Lender;
 const Pager = @import("engine/pager.zig").Pager;
+const Shard = @import("engine/shard.zig").Shard;
 const pager_file = @import("engine/pager.zig");
 const vcpu_thread = @import("engine/vcpu_thread.zig");
 const VcpuThread = vcpu_thread.VcpuThread;
@@ -50,7 +52,8 @@ pub const Engine = struct {
     allocator: std.mem.Allocator,
     config: abi.EngineConfig,
     shared: *abi.Shared,
-    vm: Vm,
+    /// Null on a memory node, which has no vCPUs, devices or guest RAM either.
+    vm: ?Vm,
     ram: Ram,
     clock: Clock,
     events: Events,
@@ -59,7 +62,7 @@ pub const Engine = struct {
     bus: *Bus,
     /// Guest RAM under userfaultfd; null with plain memory.
     pager: ?*Pager = null,
-    /// The other nodes; null on a VM of one node.
+    /// The other nodes, and this node's shard; null with plain memory.
     span: ?*Span = null,
     link: Link,
     /// Answers SIGUSR1.
@@ -81,11 +84,7 @@ pub const Engine = struct {
         config: *const abi.EngineConfig,
         shared: *abi.Shared,
     ) Error!*Engine {
-        if (config.vcpu_count > abi.vcpus_max or config.node >= config.node_count or
-            config.node_count > abi.nodes_max or config.ram_range_count > abi.ram_ranges_max)
-        {
-            return error.ConfigInvalid;
-        }
+        if (!isValid(config)) return error.ConfigInvalid;
         const self = try allocator.create(Engine);
         errdefer allocator.destroy(self);
         self.* = undefined;
@@ -99,9 +98,9 @@ pub const Engine = struct {
         self.command = .init(Command.pause);
         self.parked = .init(0);
         self.stop_claimed = .init(false);
-        self.vm = try Vm.create();
-        errdefer self.vm.destroy();
-        self.ram = try Ram.init(config.ram[0..config.ram_range_count]);
+        self.vm = if (isCompute(config, config.node)) try Vm.create() else null;
+        errdefer if (self.vm) |*vm| vm.destroy();
+        self.ram = if (self.vm == null) .none else try .init(config.ram[0..config.ram_range_count]);
         errdefer self.ram.deinit();
         self.pager = null;
         self.span = null;
@@ -109,7 +108,7 @@ pub const Engine = struct {
         try self.addSlots();
         self.clock = Clock.init(config.clock_dilation);
         self.events = .{ .shared = shared, .doorbell_fd = config.doorbell_fd };
-        self.router = .{ .node = config.node, .node_count = config.node_count };
+        self.router = .{ .node = config.node, .node_count = self.computeCount() };
         const console_eventfd = try sys.eventfd();
         errdefer sys.close(console_eventfd);
         self.board = Board.init(&self.clock, &self.events, &self.router, console_eventfd);
@@ -127,10 +126,76 @@ pub const Engine = struct {
         errdefer allocator.free(self.vcpus);
         try self.createVcpus();
         vcpu_thread.installKickHandler();
-        if (config.plain_memory == 0 or config.node_count > 1) try self.createPager();
+        if (self.vm == null) {
+            try self.createLender();
+        } else if (config.plain_memory == 0 or config.node_count > 1) try self.createPager();
         self.dumper = .{ .node = config.node, .pager = self.pager };
         try self.dumper.start();
         return self;
+    }
+
+    /// Compute nodes are the first ones, node 0 always one of them.
+    fn isValid(c: *const abi.EngineConfig) bool {
+        if (c.vcpu_count > abi.vcpus_max or c.node >= c.node_count or
+            c.node_count > abi.nodes_max or c.ram_range_count > abi.ram_ranges_max) return false;
+        const compute = c.compute_nodes;
+        const first_ones = compute & 1 != 0 and compute & (compute +% 1) == 0;
+        if (!first_ones or compute >> @intCast(c.node_count) != 0) return false;
+        for (c.ram[0..c.ram_range_count]) |r| {
+            if (r.node >= c.node_count or !isCompute(c, r.node)) return false;
+        }
+        if (isCompute(c, c.node)) return true;
+        if (c.vcpu_count > 0 or c.frames_lent == 0) return false;
+        for (c.frames) |r| {
+            if (r.first > c.frames_lent or r.count > c.frames_lent - r.first) return false;
+        }
+        return true;
+    }
+
+    fn isCompute(c: *const abi.EngineConfig, node: u32) bool {
+        return c.compute_nodes >> @intCast(node) & 1 != 0;
+    }
+
+    /// Whether the node lends memory and runs no guest code.
+    pub fn isMemoryNode(self: *const Engine, node: u32) bool {
+        return !isCompute(&self.config, node);
+    }
+
+    fn computeCount(self: *const Engine) u32 {
+        return @popCount(self.config.compute_nodes);
+    }
+
+    fn handler(span: *Span) pager_file.Handler {
+        return .{
+            .context = span,
+            .receive = Span.receive,
+            .lost = Span.lost,
+            .noticed = Span.noticed,
+            .settled = Span.settled,
+            .reset_done = Span.resetDone,
+            .inboxes = Span.inboxAt,
+        };
+    }
+
+    fn createLender(self: *Engine) Error!void {
+        const span = try self.allocator.create(Span);
+        errdefer self.allocator.destroy(span);
+        const c = &self.config;
+        const lender = try Lender.create(self.allocator, .{
+            .node = @intCast(c.node),
+            .node_count = @intCast(c.node_count),
+            .frames_lent = c.frames_lent,
+            .ranges = c.frames,
+            .poll_ns_max = @as(u64, c.poll_us_max) * std.time.ns_per_us,
+            .peer_timeout_ns = peerTimeoutNs(c),
+            .service_priority = c.service_priority,
+        }, handler(span), &self.shared.stats);
+        span.* = .{ .engine = self, .shard = .{ .lender = lender } };
+        self.span = span;
+    }
+
+    fn peerTimeoutNs(c: *const abi.EngineConfig) u64 {
+        return @as(u64, @max(c.peer_timeout_ms, 100)) * std.time.ns_per_ms;
     }
 
     fn createPager(self: *Engine) Error!void {
@@ -143,17 +208,11 @@ pub const Engine = struct {
             .replicate = c.page_tables == @backingInt(abi.PageTables.replicated),
             .hold_ns_max = @as(u64, c.hold_us_max) * std.time.ns_per_us,
             .poll_ns_max = @as(u64, c.poll_us_max) * std.time.ns_per_us,
-            .peer_timeout_ns = @as(u64, @max(c.peer_timeout_ms, 100)) * std.time.ns_per_ms,
+            .peer_timeout_ns = peerTimeoutNs(c),
             .service_priority = c.service_priority,
-        }, .{
-            .context = span,
-            .receive = Span.receive,
-            .lost = Span.lost,
-            .noticed = Span.noticed,
-            .reset_done = Span.resetDone,
-            .inboxes = Span.inboxAt,
-        }, &self.shared.stats);
-        span.* = .{ .engine = self, .pager = pager };
+            .limits = .{ .cache_pages = c.cache_pages_max, .own_pages = c.resident_pages_max },
+        }, handler(span), &self.shared.stats);
+        span.* = .{ .engine = self, .shard = .{ .pager = pager } };
         pager.inspection.attach(&self.shared.pages, &self.events);
         self.pager = pager;
         self.span = span;
@@ -169,10 +228,17 @@ pub const Engine = struct {
         return listener.port;
     }
 
+    /// Lets arrive what is under way; event `settled` follows. False with plain memory.
+    pub fn settlePages(self: *Engine) bool {
+        const span = self.span orelse return false;
+        span.shard.command(pager_file.Command.settle, 0);
+        return true;
+    }
+
     /// Forgets every page of this node; event `reset_done` follows. False with plain memory.
     pub fn forgetPages(self: *Engine) bool {
-        const pager = self.pager orelse return false;
-        pager.command(pager_file.Command.reset, 0);
+        const span = self.span orelse return false;
+        span.shard.command(pager_file.Command.reset, 0);
         return true;
     }
 
@@ -208,7 +274,7 @@ pub const Engine = struct {
     /// replicate from.
     pub fn sampleRoot(self: *Engine, v: *VcpuThread) void {
         const pager = self.pager orelse return;
-        if (self.config.node_count == 1) return;
+        if (self.computeCount() == 1) return;
         const sregs = v.vcpu.getSregs() catch return;
         // CR3 bits 51:12 (SDM vol. 3A, 4.5.2); the low bits are a PCID or caching flags.
         pager.command(pager_file.Command.root, sregs.cr3 & 0x000f_ffff_ffff_f000);
@@ -218,7 +284,7 @@ pub const Engine = struct {
         var buffer: [abi.ram_ranges_max]@import("memory/ram.zig").Chunk = undefined;
         for (self.ram.chunks(&buffer), 0..) |chunk, i| {
             const memory = self.ram.memory[chunk.offset..][0..chunk.size];
-            try self.vm.setSlot(@intCast(i), chunk.gpa, memory);
+            try self.vm.?.setSlot(@intCast(i), chunk.gpa, memory);
         }
     }
 
@@ -231,7 +297,7 @@ pub const Engine = struct {
                 .engine = self,
                 .index = index,
                 .apic_id = apic_id,
-                .vcpu = try Vcpu.create(&self.vm, apic_id),
+                .vcpu = try Vcpu.create(&self.vm.?, apic_id),
                 .lapic = Lapic.init(apic_id, boots),
                 .stats = &self.shared.vcpus[i],
             };
@@ -315,15 +381,17 @@ pub const Engine = struct {
     /// All vCPUs are parked: a fresh KVM machine over the same RAM, devices at power-on, RAM
     /// cleared. TypeScript then loads the images again and resumes.
     pub fn reset(self: *Engine) Error!void {
+        if (self.isMemoryNode(self.config.node)) return;
         for (self.vcpus) |*v| v.vcpu.destroy();
-        self.vm.destroy();
+        self.vm.?.destroy();
+        self.vm = null;
         self.vm = try Vm.create();
         // With a pager the shard forgets the pages (Command.reset) before this.
         if (self.pager == null) try self.ram.clear();
         try self.addSlots();
         self.board.reset();
         for (self.vcpus) |*v| {
-            v.vcpu = try Vcpu.create(&self.vm, v.apic_id);
+            v.vcpu = try Vcpu.create(&self.vm.?, v.apic_id);
             v.lapic = Lapic.init(v.apic_id, v.apic_id == 0);
             v.inbox.clear();
             v.state.store(.wait_startup, .monotonic);
@@ -392,7 +460,7 @@ pub const Engine = struct {
     /// can wake the guest but an NMI nobody will send: a guest that "halted" instead of powering
     /// off.
     pub fn maskedHalt(self: *Engine, index: u32) void {
-        if (self.config.node_count > 1) return;
+        if (self.computeCount() > 1) return;
         for (self.vcpus) |*v| {
             switch (v.state.load(.monotonic)) {
                 .running => return,

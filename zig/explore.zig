@@ -1,6 +1,7 @@
 //! Longer explorations of the coherence protocol than the tests afford:
-//! `zig run -O safe zig/explore.zig -- [--nodes N] [--pages N] [--operations N] [--hold] [--tables]
-//! [--states N]`. Ends with status 1 when something was found.
+//! `zig run -O safe zig/explore.zig -- [--nodes N] [--pages N] [--operations N] [--evictions N]
+//! [--hold] [--tables] [--states N]` and more: see usage. Ends with status 1, and the way there,
+//! when something was found.
 
 const std = @import("std");
 const explorer = @import("dsm/explorer.zig");
@@ -13,6 +14,8 @@ const usage =
     \\  --operations N  free loads and stores of each node's thread (3)
     \\  --hold          chains of faults hold their pages; deadlines pass at any time
     \\  --tables        the scenarios of replicated page tables instead
+    \\  --evictions N   times each node may evict a page (0)
+    \\  --slots N       its write-back slots (1)
     \\  --states N      give up beyond so many states (20000000)
     \\
 ;
@@ -35,19 +38,34 @@ pub fn main(init: std.process.Init) !void {
                 o.pages = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--operations") and value >= 1 and value <= 20) {
                 o.operations = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--evictions") and value <= 20) {
+                o.evictions = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--slots") and value >= 1 and value <= 2) {
+                o.slots = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--states")) {
                 o.states_max = value;
             } else return refuse(arg);
         }
     }
+    o.trace = true;
     o.homes = &.{
         .{ .first_page = 0, .node = 0 },
         .{ .first_page = 1, .node = 1 },
         .{ .first_page = 2, .node = 0 },
     };
     if (!tables) return report("free operations", o);
-    for (scenarios.tables) |t| try report("two nodes", t);
-    for (scenarios.tables_of_three) |t| try report("three nodes", t);
+    for (scenarios.tables) |t| try report("two nodes", with(o, t));
+    for (scenarios.tables_of_three) |t| try report("three nodes", with(o, t));
+}
+
+/// A scenario with the evictions that were asked for.
+fn with(o: explorer.Options, scenario: explorer.Options) explorer.Options {
+    var s = scenario;
+    s.evictions = o.evictions;
+    s.slots = o.slots;
+    s.states_max = o.states_max;
+    s.trace = true;
+    return s;
 }
 
 fn number(text: ?[]const u8) ?u32 {

@@ -364,6 +364,13 @@ pub fn spanSend(handle: u32, nodes: u32, operation: u32, argument: u64) callconv
     return ok;
 }
 
+/// All vCPUs are parked: lets arrive what this node has under way. Event `settled` follows.
+pub fn pagesSettle(handle: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    if (!engine.settlePages()) return failure.fail(.state_wrong, "plain memory", .{});
+    return ok;
+}
+
 /// Forgets every page of this node; all nodes' vCPUs are parked. Event `reset_done` follows.
 pub fn pagesReset(handle: u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);

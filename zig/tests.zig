@@ -6,6 +6,7 @@ test {
     _ = @import("base/failure.zig");
     _ = @import("base/histogram.zig");
     _ = @import("base/last_words.zig");
+    _ = @import("base/page_array.zig");
     _ = @import("base/sys.zig");
     _ = @import("base/timer.zig");
     _ = @import("base/uffd_api.zig");
@@ -16,7 +17,6 @@ test {
     _ = @import("devices/rtc.zig");
     _ = @import("devices/uart.zig");
     _ = @import("dsm/core_test.zig");
-    _ = @import("dsm/page_array.zig");
     _ = @import("dsm/request_queue.zig");
     _ = @import("dsm/livelock_test.zig");
     _ = @import("engine/bus.zig");
@@ -28,12 +28,16 @@ test {
     _ = @import("engine/inbox.zig");
     _ = @import("engine/lanes.zig");
     _ = @import("engine/link.zig");
+    _ = @import("engine/room.zig");
+    _ = @import("engine/sleep.zig");
     _ = @import("kvm/api.zig");
     _ = @import("kvm/probe.zig");
     _ = @import("kvm/probe_guest.zig");
     _ = @import("kvm/probe_memory.zig");
     _ = @import("kvm/host.zig");
+    _ = @import("memory/eviction.zig");
     _ = @import("memory/faults.zig");
+    _ = @import("memory/frames.zig");
     _ = @import("memory/mailbox.zig");
     _ = @import("memory/pagemap.zig");
     _ = @import("memory/replicas.zig");

@@ -16,7 +16,7 @@ export interface HostAccess {
   /** Replaces the executable that `engine` children run. */
   readonly engineCommand?: readonly string[];
   /** Main of the hidden `engine` command. */
-  readonly runEngine: () => Promise<void>;
+  readonly runEngine: (memoryOnly: boolean) => Promise<void>;
 }
 
 export interface CliContext extends CommandContext {

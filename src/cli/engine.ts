@@ -1,18 +1,30 @@
 // `ssihv engine`: the child process that is a VM on this host. Started by `ssihv run`, never by
-// hand; its argument is only there to be seen in `ps`.
+// hand; its label is only there to be seen in `ps`.
 
 import { buildCommand } from "@stricli/core";
 
 import type { CliContext } from "./context.ts";
 
-async function engine(this: CliContext): Promise<void> {
-  await this.host.runEngine();
+interface EngineFlags {
+  readonly memoryOnly: boolean;
 }
 
-export const engineCommand = buildCommand<Record<never, never>, [label?: string], CliContext>({
+async function engine(this: CliContext, { memoryOnly }: EngineFlags): Promise<void> {
+  await this.host.runEngine(memoryOnly);
+}
+
+export const engineCommand = buildCommand<EngineFlags, [label?: string], CliContext>({
   func: engine,
   docs: { brief: "one VM on this host (internal: started by ssihv run)" },
   parameters: {
+    flags: {
+      memoryOnly: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "the engine of a memory node: no vCPUs, no KVM",
+      },
+    },
     positional: {
       kind: "tuple",
       parameters: [

@@ -100,6 +100,7 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
       key,
       waitMs: flags.wait === undefined ? WAIT_MS : Math.ceil(flags.wait / 1000),
       ...(flags.lane !== undefined && { laneHost: flags.lane }),
+      memoryOnly: false,
     },
     {
       createPage: await this.host.sharedPages(),

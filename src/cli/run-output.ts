@@ -19,6 +19,7 @@ export const EVENTS_HELP = `With --json, one JSON object a line on stderr (stdou
   {"event":"booted","vm":..,"seconds":4.2}             Linux runs init, if its console told
   {"event":"notice","vm":..,"node":0,"text":..}        something worth knowing
   {"event":"stderr","vm":..,"node":0,"text":..}        a line an engine wrote to stderr
+  {"event":"memory_lost","vm":..,"node":2,"text":..}   a memory node is gone, the VM goes on
   {"event":"paused"|"resumed","vm":..}
   {"event":"summary","vm":..,"summary":{..}}           numbers of a node, oldest_fault_us too
   {"event":"ended","vm":..,"reason":..,"status":0}     the last line of a run that ended by itself
@@ -61,12 +62,16 @@ export class RunOutput {
       case "stderr":
         this.lines(`ssihv: engine ${name}/${event.node}: ${printable(event.text)}`);
         return;
+      case "memory_lost":
+        this.say(`VM ${name}: memory node ${event.node} is lost: ${event.text}`);
+        return;
       case "paused":
       case "resumed":
         this.say(`VM ${name}: ${event.event}`);
         return;
       case "waiting": {
-        const hosts = event.missing === 1 ? "one more host" : `${event.missing} more hosts`;
+        const count = event.missing === 1 ? "one more host" : `${event.missing} more hosts`;
+        const hosts = event.memoryOnly === true ? `${count} to lend memory` : count;
         this.say(`VM ${name}: waiting for ${hosts}; type there: ${event.command}`);
         return;
       }

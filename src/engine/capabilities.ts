@@ -7,11 +7,14 @@ import { hostCpuid, hostMsrs, hostTscKhz, hostWalksWrite } from "../native/engin
 import { hostCpu } from "../vmm/machine.ts";
 import type { EngineCapabilities } from "./messages.ts";
 
-export function hostCapabilities(): EngineCapabilities {
+export function hostCapabilities(memoryOnly: boolean): EngineCapabilities {
+  const abiHash = ABI_HASH.toString(16);
+  // Without vCPUs there is no CPU to agree on, nor KVM to ask.
+  if (memoryOnly) return { pid: process.pid, abiHash, tscKhz: 0, pageTables: "strict" };
   const host = { cpuid: hostCpuid(), msrs: hostMsrs(), tscKhz: hostTscKhz() };
   return {
     pid: process.pid,
-    abiHash: ABI_HASH.toString(16),
+    abiHash,
     tscKhz: host.tscKhz,
     pageTables: hostWalksWrite() ? "replicated" : "strict",
     hostCpu: hostCpu(hostname(), host),

@@ -16,7 +16,8 @@ import {
 } from "../native/engine-handle.ts";
 import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
 import { readSystemMap, type SymbolMap, symbolAt } from "../telemetry/system-map.ts";
-import { type MachinePlan, planMachine } from "../vmm/machine.ts";
+import { type MachinePlan, planLender, planMachine } from "../vmm/machine.ts";
+import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { hostCapabilities } from "./capabilities.ts";
 import {
   type Answer,
@@ -82,12 +83,12 @@ export class EngineProcess {
   }
 
   /** Reports what this host has and listens for events. */
-  async open(): Promise<void> {
+  async open(memoryOnly: boolean): Promise<void> {
     await Bun.connect({
       fd: this.doorbell.read,
       socket: { data: () => this.drain() },
     } as unknown as Parameters<typeof Bun.connect>[0]);
-    this.send({ type: "ready", capabilities: hostCapabilities() });
+    this.send({ type: "ready", capabilities: hostCapabilities(memoryOnly) });
   }
 
   receive(message: ToEngine): void {
@@ -128,6 +129,25 @@ export class EngineProcess {
 
   private start(plan: EnginePlan): void {
     this.plan = plan;
+    if (isMemoryNode(plan.nodes[plan.node])) this.buildLender(plan);
+    else this.buildMachine(plan);
+    this.barrier = this.resetBarrier(plan);
+    // Loads touch pages whose homes may be elsewhere: lanes first.
+    if (plan.lane === undefined) this.run();
+    else this.handle?.link(plan.lane);
+  }
+
+  private buildLender(plan: EnginePlan): void {
+    this.handle = new EngineHandle({
+      ...planLender(plan, availableParallelism()),
+      shared_fd: this.page.fd,
+      console_in_fd: -1,
+      console_out_fd: -1,
+      doorbell_fd: this.doorbell.write,
+    });
+  }
+
+  private buildMachine(plan: EnginePlan): void {
     const { systemMap } = plan.options;
     // Read before anything runs: a report must not fail at the end of a long one.
     if (systemMap !== undefined) this.symbols = readSystemMap(systemMap);
@@ -151,11 +171,7 @@ export class EngineProcess {
     machine.cpuid.forEach((entries, vcpu) => {
       this.handle?.setCpuid(vcpu, entries);
     });
-    this.barrier = this.resetBarrier(plan);
     if (isPaged(plan)) this.pages = this.pageQueries(plan.node, this.handle);
-    // Loads touch pages whose homes may be elsewhere: lanes first.
-    if (plan.lane === undefined) this.run();
-    else this.handle.link(plan.lane);
   }
 
   private run(): void {
@@ -179,6 +195,7 @@ export class EngineProcess {
       { node: plan.node, nodes, paged: isPaged(plan) },
       {
         pause: () => this.handle?.pause(),
+        settlePages: () => this.handle?.settlePages(),
         forgetPages: () => this.handle?.forgetPages(),
         resetMachine: () => this.handle?.reset(),
         load: () => {
@@ -229,6 +246,8 @@ export class EngineProcess {
         return this.paused();
       case EventKind.stopped:
         return this.stopped(event);
+      case EventKind.settled:
+        return this.barrier?.settled();
       case EventKind.reset_done:
         return this.barrier?.pagesForgotten();
       case EventKind.control:
@@ -369,8 +388,8 @@ function noticeText(event: EngineEvent): string {
   return new TextDecoder().decode(bytes.subarray(0, end < 0 ? bytes.length : end));
 }
 
-/** Main of `ssihv engine`: fds as ENGINE_FDS, control by IPC. */
-export async function runEngineProcess(): Promise<void> {
+/** Main of `ssihv engine`: fds as ENGINE_FDS, control by IPC. A memory node's needs no KVM. */
+export async function runEngineProcess(memoryOnly: boolean): Promise<void> {
   const send: Send = (message) => {
     process.send?.(message);
   };
@@ -394,7 +413,7 @@ export async function runEngineProcess(): Promise<void> {
   });
   // The parent is gone, or does not want to hear any more.
   process.on("disconnect", () => process.exit(0));
-  await engine.open();
+  await engine.open(memoryOnly);
 }
 
 function isPaged(plan: EnginePlan): boolean {

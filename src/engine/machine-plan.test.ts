@@ -13,8 +13,8 @@ import { layoutMemory } from "../vmm/memory-map.ts";
 // src/vmm may not import src/native: that its plain objects are records of zig/abi.zig is shown
 // here.
 
-const nodes = [{ id: 0, vcpus: 2, memoryBytes: 1n << 28n }];
-const memory = layoutMemory(nodes);
+const nodes = [{ vcpus: 2, memoryBytes: 2 ** 28 }];
+const memory = layoutMemory([{ id: 0, vcpus: 2, memoryBytes: 1n << 28n }]);
 
 test("the engine's configuration encodes with the process's descriptors", () => {
   const config = engineConfig({

@@ -12,7 +12,14 @@ export const ENGINE_FDS = { consoleIn: 0, consoleOut: 1, stderr: 2, sharedPage: 
 export interface NodePlan {
   readonly id: number;
   readonly vcpus: number;
+  /** Guest RAM that this node is the home of; none on a memory node. */
   readonly memoryBytes: number;
+  /** Own pages here at a time; absent: all of them. */
+  readonly residentBytes?: number;
+  /** Other nodes' pages here at a time; absent: any number. */
+  readonly cacheBytes?: number;
+  /** Makes it a memory node: what it lends. Memory nodes come after all others. */
+  readonly lentBytes?: number;
 }
 
 /** How the engine reaches the engines of the other nodes; absent in a VM of one node. */
@@ -56,6 +63,8 @@ export interface EnginePlan {
   /** The CPU model of the VM as src/vmm/cpu-model.ts made it; absent: this host's own. */
   readonly cpuModel?: unknown;
   readonly lane?: LanePlan;
+  /** Memory nodes that keep each page which its home has not; absent: one. */
+  readonly frameCopies?: number;
   readonly options: EngineOptions;
 }
 

@@ -11,6 +11,7 @@ function cluster(nodes: number, paged: boolean) {
     const own = () => barriers[node] as ResetBarrier;
     const hands: Hands = {
       pause: () => later(() => (log.push(`${node} parked`), own().parked())),
+      settlePages: () => later(() => (log.push(`${node} settled`), own().settled())),
       forgetPages: () => later(() => (log.push(`${node} forgot`), own().pagesForgotten())),
       resetMachine: () => log.push(`${node} reset`),
       load: () => log.push(`${node} load`),
@@ -43,6 +44,8 @@ test("nobody forgets before all are parked, nobody resumes before all forgot", (
   const last = (what: string) => log.findLastIndex((line) => line.endsWith(what));
   const first = (what: string) => log.findIndex((line) => line.endsWith(what));
   expect(last("parked")).toBeLessThan(first("forgot"));
+  expect(last("settled")).toBeLessThan(first("forgot"));
+  expect(log.filter((line) => line.endsWith("settled")).length).toBe(3);
   expect(last("reset")).toBeLessThan(first("resume"));
   expect(log.filter((line) => line.endsWith("resume")).length).toBe(3);
   expect(log.indexOf("0 load")).toBeLessThan(first("resume"));
@@ -62,6 +65,7 @@ test("a second request during a reset changes nothing", () => {
 test("a pause that is no reset is not taken for one", () => {
   const { barriers } = cluster(1, true);
   expect(barriers[0]?.parked()).toBe(false);
+  barriers[0]?.settled();
   barriers[0]?.control(CONTROL.forgotten);
   expect(barriers[0]?.active).toBe(false);
 });

@@ -1,7 +1,7 @@
-// A guest reset over all nodes as a barrier: every vCPU parked everywhere, then every page
-// forgotten everywhere, then the images loaded again and all resumed. Node 0 leads; with one node
-// the same steps run without messages. Pure: inputs are what happened, outputs go through the
-// `Hands` given.
+// A guest reset over all nodes as a barrier: every vCPU parked and every request answered
+// everywhere, then every page forgotten everywhere, then the images loaded again and all resumed.
+// Node 0 leads; with one node the same steps run without messages. Pure: inputs are what happened,
+// outputs go through the `Hands` given.
 
 /** Operations of control messages between engines (abi EventKind.control, field b). */
 export const CONTROL = { pause: 1, parked: 2, forget: 3, forgotten: 4, resume: 5 } as const;
@@ -9,6 +9,8 @@ export const CONTROL = { pause: 1, parked: 2, forget: 3, forgotten: 4, resume: 5
 export interface Hands {
   /** Ask this engine's vCPUs to park; parked() follows. */
   pause(): void;
+  /** Let arrive what this node has under way; settled() follows. Not called with plain memory. */
+  settlePages(): void;
   /** Forget all pages; pagesForgotten() follows. Not called with plain memory. */
   forgetPages(): void;
   /** A fresh KVM machine with devices at power-on. */
@@ -52,9 +54,17 @@ export class ResetBarrier {
   /** This engine's vCPUs are parked. True if it was for a reset. */
   parked(): boolean {
     if (this.phase !== "parking") return false;
+    // A parked vCPU may have left a fault whose page is still to come.
+    if (this.paged) this.hands.settlePages();
+    else this.settled();
+    return true;
+  }
+
+  /** Nor is anything of this engine under way that others would miss. */
+  settled(): void {
+    if (this.phase !== "parking") return;
     if (this.node === 0) this.arrived();
     else this.hands.send(0, CONTROL.parked);
-    return true;
   }
 
   /** This engine has no pages any more. */

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x04f69358de9bfb7fn;
+export const ABI_HASH = 0xf6d5656b27ad87cen;
 
 export const constants = {
   abi_version: 1,
@@ -68,6 +68,7 @@ export const enums = {
     control: 8,
     linked: 9,
     pages_answered: 10,
+    settled: 11,
   },
   StopReason: {
     none: 0,
@@ -322,7 +323,17 @@ export const records = {
       lane_refusals: { offset: 592, type: "u64" },
       lane_requests_held: { offset: 600, type: "u64" },
       lane_acks_alone: { offset: 608, type: "u64" },
-      reserved: { offset: 616, type: "u64", count: 23 },
+      cache_pages: { offset: 616, type: "u64" },
+      cache_pages_max: { offset: 624, type: "u64" },
+      own_pages: { offset: 632, type: "u64" },
+      own_pages_max: { offset: 640, type: "u64" },
+      pages_evicted: { offset: 648, type: "u64" },
+      pages_returned: { offset: 656, type: "u64" },
+      turns_held: { offset: 664, type: "u64" },
+      frames_held: { offset: 672, type: "u64" },
+      frame_puts: { offset: 680, type: "u64" },
+      frame_gets: { offset: 688, type: "u64" },
+      reserved: { offset: 696, type: "u64", count: 13 },
     },
   },
   Shared: {
@@ -354,9 +365,17 @@ export const records = {
       pad: { offset: 20, type: "u32" },
     },
   },
+  FrameRange: {
+    name: "FrameRange",
+    size: 8,
+    fields: {
+      first: { offset: 0, type: "u32" },
+      count: { offset: 4, type: "u32" },
+    },
+  },
   EngineConfig: {
     name: "EngineConfig",
-    size: 1072,
+    size: 1160,
     fields: {
       shared_fd: { offset: 0, type: "i32" },
       console_in_fd: { offset: 4, type: "i32" },
@@ -382,7 +401,13 @@ export const records = {
       lane_key: { offset: 904, type: "u8", count: 32 },
       tsc_offset: { offset: 936, type: "u64" },
       vm_generation: { offset: 944, type: "u64" },
-      reserved: { offset: 952, type: "u64", count: 15 },
+      compute_nodes: { offset: 952, type: "u64" },
+      cache_pages_max: { offset: 960, type: "u32" },
+      resident_pages_max: { offset: 964, type: "u32" },
+      frame_copies: { offset: 968, type: "u32" },
+      frames_lent: { offset: 972, type: "u32" },
+      frames: { offset: 976, type: "FrameRange", count: 8 },
+      reserved: { offset: 1040, type: "u64", count: 15 },
     },
   },
   BusRegion: {
@@ -608,6 +633,7 @@ export const functions = {
   ssihv_engine_link: { args: ["u32"], returns: "i32" },
   ssihv_link_failure: { args: ["u32"], returns: "i32" },
   ssihv_span_send: { args: ["u32", "u32", "u32", "u64"], returns: "i32" },
+  ssihv_pages_settle: { args: ["u32"], returns: "i32" },
   ssihv_pages_reset: { args: ["u32"], returns: "i32" },
   ssihv_pages_hot: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
   ssihv_pages_query: { args: ["u32", "u64", "u32", "u32"], returns: "i32" },

@@ -142,6 +142,11 @@ export class EngineHandle {
     checked(library().ssihv_span_send(this.handle, nodes, operation, 0n));
   }
 
+  /** Lets arrive what this node has under way; event `settled` follows. */
+  settlePages(): void {
+    checked(library().ssihv_pages_settle(this.handle));
+  }
+
   /** Forgets every page of this node; event `reset_done` follows. */
   forgetPages(): void {
     checked(library().ssihv_pages_reset(this.handle));

@@ -63,6 +63,8 @@ export interface EngineSpawn {
   readonly page: ParentPage;
   /** This engine has the VM's console. */
   readonly console: boolean;
+  /** It lends memory and runs no vCPU. */
+  readonly memoryOnly: boolean;
   readonly hooks: EngineHooks;
   /** Replaces the executable, for tests. */
   readonly command?: readonly string[];
@@ -77,6 +79,10 @@ const COMPILED_ROOT = "/$bunfs/";
 export function ownCommand(): string[] {
   if (import.meta.dir.startsWith(COMPILED_ROOT)) return [process.execPath];
   return [process.execPath, join(import.meta.dir, "..", "main.ts")];
+}
+
+function engineCommand({ vm, node, memoryOnly }: EngineSpawn): string[] {
+  return [...ownCommand(), "engine", ...(memoryOnly ? ["--memory-only"] : []), `${vm}/${node}`];
 }
 
 function childEnvironment(): Record<string, string | undefined> {
@@ -101,7 +107,7 @@ export class EngineProcess implements Engine {
     this.node = options.node;
     this.vm = options.vm;
     this.page = options.page;
-    const command = options.command ?? [...ownCommand(), "engine", `${options.vm}/${options.node}`];
+    const command = options.command ?? engineCommand(options);
     const pipe = options.console ? "pipe" : "ignore";
     this.child = Bun.spawn([...command], {
       // The order is ENGINE_FDS: console in, console out, stderr, shared page.

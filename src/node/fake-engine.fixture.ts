@@ -2,8 +2,9 @@
 // the kernel command line says, so that each test scripts its own engine. Never part of the
 // product.
 // Words: echo (console in to out), say=TEXT (_ is a space), summary, stop=REASON[:CODE], fail=CODE,
-// segv, exit=N, hang, deaf (ignores stop), mute (answers no question), only=NODE (the rest of the
-// line is for that node alone).
+// segv, exit=N, hang, deaf (ignores stop), mute (answers no question), dies=MESSAGE (exits with 9
+// when it comes), unstarted (never says that it started), only=NODE (the rest of the line is for
+// that node alone).
 
 import { readSync, writeSync } from "node:fs";
 
@@ -37,6 +38,7 @@ const SUMMARY = {
 
 let deaf = false;
 let mute = false;
+let deadly = "";
 let own = 0;
 
 /** Every page is home at node 0, which says so; node 1 has it and asks for more. */
@@ -125,6 +127,9 @@ function act(word: string): void {
     case "mute":
       mute = true;
       return;
+    case "dies":
+      deadly = value;
+      return;
     default:
       return;
   }
@@ -132,19 +137,23 @@ function act(word: string): void {
 
 process.on("message", (message: unknown) => {
   if (!isToEngine(message)) return;
+  if (message.type === deadly) process.exit(9);
   if (message.type === "stop") {
     if (!deaf) process.exit(0);
   } else if (message.type === "ask") {
     answer(message.id, message.question);
   } else if (message.type === "start") {
-    tell({ type: "started" });
     const { cmdline, node } = message.plan;
     own = node;
     let mine = true;
-    for (const word of cmdline.split(" ")) {
+    const words = cmdline.split(" ").filter((word) => {
       if (word.startsWith("only=")) mine = word === `only=${node}`;
-      else if (word === "plan" && mine) writeSync(1, `${JSON.stringify(message.plan)}\n`);
-      else if (mine) act(word);
+      return mine && !word.startsWith("only=");
+    });
+    if (!words.includes("unstarted")) tell({ type: "started" });
+    for (const word of words) {
+      if (word === "plan") writeSync(1, `${JSON.stringify(message.plan)}\n`);
+      else act(word);
     }
   } else {
     tell({ type: "notice", text: `got ${message.type}` });

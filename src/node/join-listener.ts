@@ -9,6 +9,7 @@ import { hostname } from "node:os";
 
 import { SsihvError } from "../base/errors.ts";
 import type { NodePlan } from "../engine/messages.ts";
+import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { buildInfo } from "./build-info.ts";
 import { formatAddress, type HostPort, isAnyHost } from "./join-address.ts";
 import { CHANNEL_HANDLERS, JoinChannel } from "./join-channel.ts";
@@ -119,12 +120,15 @@ export class JoinListener {
     if (hello === undefined) return channel.end(new Error("it did not greet"));
     const mismatch = buildMismatch(buildInfo(), hello.build, hello.host);
     if (mismatch !== undefined) return this.refuse(channel, hello, mismatch, MISMATCH_HINT);
-    const place = this.options.places.find(({ free }) => free);
-    if (place === undefined) {
-      const words = `VM ${this.options.vm} is complete: all its nodes have hosts`;
-      return this.refuse(channel, hello, words, "start it with more --nodes");
-    }
     const { vm, nodes, peerTimeoutMs } = this.options;
+    const open = this.options.places.filter(({ free }) => free);
+    const place = open.find(
+      ({ node }) => isMemoryNode(nodes[node]) === (hello.memoryOnly === true),
+    );
+    if (place === undefined) {
+      const { words, hint } = noPlace(vm, open.length > 0, hello.memoryOnly === true);
+      return this.refuse(channel, hello, words, hint);
+    }
     this.strangers.delete(channel);
     this.channels.set(channel, place);
     tell(channel, { type: "welcome", vm, node: place.node, nodes, peerTimeoutMs });
@@ -152,6 +156,24 @@ export class JoinListener {
     this.channels.get(channel)?.lost(why.message);
     this.channels.delete(channel);
   }
+}
+
+function noPlace(vm: string, otherKind: boolean, memoryOnly: boolean) {
+  if (!otherKind) {
+    return {
+      words: `VM ${vm} is complete: all its nodes have hosts`,
+      hint: memoryOnly ? "start it with more --memory-nodes" : "start it with more --nodes",
+    };
+  }
+  return memoryOnly
+    ? {
+        words: `VM ${vm} has all its memory nodes, it waits for hosts that run vCPUs`,
+        hint: "leave --memory-only out, or start it with more --memory-nodes",
+      }
+    : {
+        words: `VM ${vm} has all its compute nodes, it waits for hosts that lend memory`,
+        hint: "add --memory-only, or start it with more --nodes",
+      };
 }
 
 function tell(channel: JoinChannel, message: FromLead): void {

@@ -26,6 +26,8 @@ export interface Hello {
   readonly leadHost?: string;
   /** From a joining host: the IP address that other nodes reach it at (--lane). */
   readonly laneHost?: string;
+  /** From a joining host: it lends memory and runs no vCPUs. */
+  readonly memoryOnly?: boolean;
 }
 
 export interface Welcome {
@@ -130,6 +132,7 @@ export function parseHello(value: unknown): Hello | undefined {
     host,
     ...(leadHost !== undefined && { leadHost }),
     ...(laneHost !== undefined && { laneHost }),
+    memoryOnly: raw["memoryOnly"] === true,
   };
 }
 

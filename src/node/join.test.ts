@@ -64,9 +64,15 @@ class Lead {
   readonly outcome: Promise<VmOutcome>;
   console = "";
 
-  constructor(cmdline: string, nodes = 2, onEvent?: (event: VmEvent, lead: Lead) => void) {
+  constructor(
+    cmdline: string,
+    nodes = 2,
+    onEvent?: (event: VmEvent, lead: Lead) => void,
+    lent?: VmPlan["nodes"],
+  ) {
+    const plan = planOf(this.port, cmdline, nodes);
     this.vm = new Vm(
-      planOf(this.port, cmdline, nodes),
+      { ...plan, nodes: [...plan.nodes, ...(lent ?? [])] },
       {
         onConsole: (chunk) => {
           this.console += new TextDecoder().decode(chunk);
@@ -91,12 +97,18 @@ interface JoinerExtra {
   words?: string;
   waitMs?: number;
   check?: JoinDeps["check"];
+  memoryOnly?: boolean;
 }
 
 function joiner(port: number, extra: JoinerExtra = {}) {
   const events: string[] = [];
   const session = new JoinSession(
-    { lead: { host: HOST, port }, key: extra.key ?? KEY, waitMs: extra.waitMs ?? 5000 },
+    {
+      lead: { host: HOST, port },
+      key: extra.key ?? KEY,
+      waitMs: extra.waitMs ?? 5000,
+      memoryOnly: extra.memoryOnly ?? false,
+    },
     {
       createPage: () => page(extra.words),
       command: COMMAND,
@@ -176,6 +188,36 @@ test("two hosts: the guest's power-off ends both sides alike", async () => {
   expect(lead.events[0]).toEqual({ event: "waiting", missing: 1, command });
   expect(lead.events.map(({ event }) => event)).toContain("joined");
   expect(lead.vm.summaries().length).toBe(1);
+});
+
+test("hosts that lend memory and hosts that run vCPUs take places of their kind", async () => {
+  const lent = [{ id: 2, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 }];
+  const lead = new Lead("only=1 stop=powered_off", 2, undefined, lent);
+  const lender = joiner(lead.port, { memoryOnly: true });
+  while (!lender.events.includes("joined")) await Bun.sleep(5);
+  const second = failure(await joiner(lead.port, { memoryOnly: true }).outcome);
+  expect(second.message).toContain("has all its memory nodes, it waits for hosts that run vCPUs");
+  expect(second.hint).toContain("leave --memory-only out");
+  const host = joiner(lead.port);
+  const powered = { kind: "stopped", reason: "powered_off", node: 1 };
+  expect(await lead.outcome).toMatchObject(powered);
+  expect(await host.outcome).toMatchObject(powered);
+  expect(await lender.outcome).toMatchObject(powered);
+  const command = `ssihv join ${HOST}:${lead.port} --key-file vm.key`;
+  const lending = { event: "waiting", missing: 1, command: `${command} --memory-only` };
+  expect(lead.events[0]).toEqual({ event: "waiting", missing: 1, command });
+  expect(lead.events[1]).toEqual({ ...lending, memoryOnly: true } as never);
+  expect(lead.events.find(({ event }) => event === "joined")).toMatchObject({ node: 2 });
+});
+
+test("a host that runs vCPUs does not become a memory node unasked", async () => {
+  const lent = [{ id: 1, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 }];
+  const lead = new Lead("stop=powered_off", 1, undefined, lent);
+  const error = failure(await joiner(lead.port).outcome);
+  expect(error.message).toContain("has all its compute nodes, it waits for hosts that lend memory");
+  expect(error.hint).toContain("add --memory-only");
+  lead.vm.stop();
+  await lead.outcome;
 });
 
 test("a joining host waits for a lead that is not there yet", async () => {

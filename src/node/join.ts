@@ -45,6 +45,8 @@ export interface JoinOptions {
   readonly waitMs: number;
   /** The address that other nodes reach this host at, where the lead does not see it. */
   readonly laneHost?: string;
+  /** Lend memory, run no vCPUs. */
+  readonly memoryOnly: boolean;
 }
 
 export type JoinEvent =
@@ -201,12 +203,13 @@ export class JoinSession implements VmObserved {
     });
     socket.data = channel;
     this.channel = channel;
-    const { laneHost } = this.options;
+    const { laneHost, memoryOnly } = this.options;
     this.tell({
       type: "hello",
       build: buildInfo(),
       host: hostname(),
       leadHost: channel.remoteHost,
+      memoryOnly,
       ...(laneHost !== undefined && { laneHost }),
     });
     setTimeout(() => {
@@ -288,6 +291,7 @@ export class JoinSession implements VmObserved {
         node,
         page,
         console: false,
+        memoryOnly: this.options.memoryOnly,
         hooks: {
           onMessage: (message) => this.onEngine(message),
           onStderr: (text) => {

@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { closeSync, existsSync, openSync } from "node:fs";
 import { join } from "node:path";
 
@@ -48,6 +48,17 @@ function planOf(cmdline: string, nodes = 1): VmPlan {
   };
 }
 
+/** One compute node and one memory node. */
+function lendingPlan(cmdline: string): VmPlan {
+  const [compute] = planOf(cmdline).nodes;
+  if (compute === undefined) throw new Error("a plan without nodes");
+  const nodes = [
+    { ...compute, residentBytes: 2 ** 26 },
+    { id: 1, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 },
+  ];
+  return { ...planOf(cmdline, 2), nodes, frameCopies: 1 };
+}
+
 interface Ran {
   outcome: VmOutcome;
   console: string;
@@ -57,7 +68,12 @@ interface Ran {
 
 async function run(
   plan: VmPlan,
-  extra: { words?: string; graceMs?: number; drive?: (vm: Vm, console: string) => void } = {},
+  extra: {
+    words?: string;
+    graceMs?: number;
+    drive?: (vm: Vm, console: string) => void;
+    onEvent?: (vm: Vm, event: VmEvent) => void;
+  } = {},
 ): Promise<Ran> {
   const events: VmEvent[] = [];
   let console = "";
@@ -68,7 +84,10 @@ async function run(
         console += new TextDecoder().decode(chunk);
         extra.drive?.(vm, console);
       },
-      onEvent: (event) => events.push(event),
+      onEvent: (event) => {
+        events.push(event);
+        extra.onEvent?.(vm, event);
+      },
     },
     { createPage: () => page(extra.words), command: COMMAND, graceMs: extra.graceMs ?? 5000 },
   );
@@ -181,4 +200,40 @@ test("a program that cannot be started is an outcome, not an exception", async (
   const outcome = await vm.run();
   if (outcome.kind !== "failed") throw new Error("expected a failure");
   expect(outcome.error.code).toBe("engine_failed");
+});
+
+describe("a memory node", () => {
+  test("has no CPU in the VM's model, nor a say in how page tables are shared", async () => {
+    const { console } = await run(lendingPlan("plan stop=powered_off"));
+    const plan = JSON.parse(console) as EnginePlan;
+    expect(plan.options.pageTables).toBe("strict");
+    expect(plan.cpuModel).toBeUndefined();
+    expect(plan.frameCopies).toBe(1);
+    expect(plan.nodes[1]?.lentBytes).toBe(2 ** 26);
+    expect(plan.lane?.peers.map((peer) => peer.node)).toEqual([1]);
+  });
+
+  test("that dies in a running VM is told, and the VM goes on", async () => {
+    const { outcome, events } = await run(
+      lendingPlan("only=0 echo stop=powered_off only=1 dies=pause"),
+      {
+        onEvent: (vm, { event }) => {
+          if (event === "started") vm.togglePause();
+          if (event === "memory_lost") void vm.writeConsole(new TextEncoder().encode("go on"));
+        },
+      },
+    );
+    expect(outcome).toMatchObject({ kind: "stopped", reason: "powered_off", node: 0 });
+    const lost = events.filter(({ event }) => event === "memory_lost");
+    expect(lost.length).toBe(1);
+    expect(lost[0]).toMatchObject({ node: 1 });
+    expect(JSON.stringify(lost)).toContain("the engine of node 1");
+    expect(JSON.stringify(lost)).toContain("exited with status 9");
+  });
+
+  test("that never came up ends the VM", async () => {
+    const { outcome } = await run(lendingPlan("only=1 unstarted exit=3"));
+    if (outcome.kind !== "failed") throw new Error("expected a failure");
+    expect(outcome.error.message).toContain("the engine of node 1");
+  });
 });

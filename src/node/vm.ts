@@ -24,6 +24,7 @@ import type {
   StoppedReason,
   ToEngine,
 } from "../engine/messages.ts";
+import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { BootClock } from "./boot-clock.ts";
 import {
   describeDeath,
@@ -54,7 +55,10 @@ export interface VmDoor {
 
 export interface VmPlan {
   readonly name: string;
+  /** Compute nodes first. */
   readonly nodes: readonly NodePlan[];
+  /** Memory nodes that keep each page which its home has not. */
+  readonly frameCopies?: number;
   readonly kernel: string;
   readonly initrd?: string;
   readonly cmdline: string;
@@ -67,8 +71,13 @@ export interface VmPlan {
 }
 
 export type VmEvent =
-  /** `missing` hosts have yet to join, by `command`. */
-  | { readonly event: "waiting"; readonly missing: number; readonly command: string }
+  /** `missing` hosts have yet to join, by `command`; `memoryOnly`: to lend memory. */
+  | {
+      readonly event: "waiting";
+      readonly missing: number;
+      readonly command: string;
+      readonly memoryOnly?: boolean;
+    }
   | { readonly event: "joined"; readonly node: number; readonly host: string }
   | { readonly event: "engine_ready"; readonly node: number; readonly pid: number }
   | { readonly event: "started"; readonly pageTables: PageTablesMode }
@@ -76,6 +85,8 @@ export type VmEvent =
   | { readonly event: "booted"; readonly seconds: number }
   | { readonly event: "notice"; readonly node: number; readonly text: string }
   | { readonly event: "stderr"; readonly node: number; readonly text: string }
+  /** A memory node is gone; the VM goes on where its pages have another copy. */
+  | { readonly event: "memory_lost"; readonly node: number; readonly text: string }
   | { readonly event: "paused" | "resumed" }
   | { readonly event: "summary"; readonly summary: EngineSummary };
 
@@ -104,6 +115,8 @@ export interface VmDeps {
 
 interface Member {
   readonly engine: Engine;
+  /** A memory node: it lends memory and decides nothing. */
+  readonly memoryOnly: boolean;
   capabilities: EngineCapabilities | undefined;
   started: boolean;
   /** Said `stopped` or `failed`: its exit is then no surprise. */
@@ -269,6 +282,7 @@ export class Vm implements VmObserved {
     };
     const member: Member = {
       engine: make(hooks),
+      memoryOnly: isMemoryNode(this.plan.nodes[node]),
       capabilities: undefined,
       started: false,
       spoke: false,
@@ -297,10 +311,14 @@ export class Vm implements VmObserved {
   }
 
   private tellWaiting(door: VmDoor): void {
-    const missing = [...this.remote.values()].filter(({ free }) => free).length;
-    if (missing === 0) return;
+    const free = this.members.filter(({ engine }) => this.remote.get(engine.node)?.free === true);
     const command = joinCommand(door.listen, door.keyFile);
-    this.hooks.onEvent({ event: "waiting", missing, command });
+    const compute = free.filter(({ memoryOnly }) => !memoryOnly).length;
+    if (compute > 0) this.hooks.onEvent({ event: "waiting", missing: compute, command });
+    const missing = free.length - compute;
+    if (missing === 0) return;
+    const lending = `${command} --memory-only`;
+    this.hooks.onEvent({ event: "waiting", missing, command: lending, memoryOnly: true });
   }
 
   private onConsole(chunk: Uint8Array): Promise<void> | void {
@@ -318,6 +336,7 @@ export class Vm implements VmObserved {
         node,
         page,
         console: node === 0,
+        memoryOnly: isMemoryNode(this.plan.nodes[node]),
         hooks,
         ...(command !== undefined && { command }),
       });
@@ -356,6 +375,16 @@ export class Vm implements VmObserved {
         return;
       case "stopped":
         member.spoke = true;
+        if (this.goesOnWithout(member)) {
+          // Of an end in order the compute nodes tell.
+          if (message.reason !== "requested") {
+            this.memoryLost(
+              node,
+              `${message.reason}${message.detail ? `: ${message.detail}` : ""}`,
+            );
+          }
+          return;
+        }
         this.end({
           kind: "stopped",
           node,
@@ -368,6 +397,7 @@ export class Vm implements VmObserved {
       case "failed":
         member.spoke = true;
         member.failed = true;
+        if (this.goesOnWithout(member)) return this.memoryLost(node, message.message);
         this.end({ kind: "failed", error: failure(this.plan, node, message) });
     }
   }
@@ -375,9 +405,19 @@ export class Vm implements VmObserved {
   private onExit(member: Member, exit: EngineExit): void {
     member.gone = true;
     // An engine that was told to stop may go without a word.
-    if (!member.spoke && !this.stopping) {
-      this.end({ kind: "failed", error: describeDeath(member.engine, exit) });
-    }
+    if (member.spoke || this.stopping) return;
+    const error = describeDeath(member.engine, exit);
+    if (this.goesOnWithout(member)) this.memoryLost(member.engine.node, error.message);
+    else this.end({ kind: "failed", error });
+  }
+
+  /** A memory node of a running VM: whether pages went with it, their homes find out. */
+  private goesOnWithout(member: Member): boolean {
+    return member.memoryOnly && this.members.every((each) => each.started);
+  }
+
+  private memoryLost(node: number, text: string): void {
+    this.hooks.onEvent({ event: "memory_lost", node, text });
   }
 
   private startWhenReady(): void {
@@ -397,13 +437,17 @@ export class Vm implements VmObserved {
     if (this.plan.pageTables !== "auto") return this.plan.pageTables;
     // One host whose page walks write decides for all: the protocol is one for the VM.
     const any = this.members.some((member) => member.capabilities?.pageTables === "replicated");
-    return any && this.plan.nodes.length > 1 ? "replicated" : "strict";
+    return any && this.computeCount > 1 ? "replicated" : "strict";
+  }
+
+  private get computeCount(): number {
+    return this.plan.nodes.filter((node) => !isMemoryNode(node)).length;
   }
 
   private planFor(node: number): EnginePlan {
-    const { name, nodes, kernel, initrd, cmdline, options } = this.plan;
+    const { name, nodes, kernel, initrd, cmdline, options, frameCopies } = this.plan;
     const lane = nodes.length > 1 ? this.laneFor(node) : undefined;
-    const cpuModel = nodes.length > 1 ? this.agreedCpu() : undefined;
+    const cpuModel = this.computeCount > 1 ? this.agreedCpu() : undefined;
     return {
       name,
       node,
@@ -414,11 +458,13 @@ export class Vm implements VmObserved {
       ...(initrd !== undefined && { initrd }),
       ...(cpuModel !== undefined && { cpuModel }),
       ...(lane !== undefined && { lane }),
+      ...(frameCopies !== undefined && { frameCopies }),
     };
   }
 
   private agreedCpu(): unknown {
-    this.cpuModel ??= agreeOnCpu(this.members.flatMap(({ capabilities }) => capabilities ?? []));
+    const compute = this.members.filter(({ memoryOnly }) => !memoryOnly);
+    this.cpuModel ??= agreeOnCpu(compute.flatMap(({ capabilities }) => capabilities ?? []));
     return this.cpuModel;
   }
 

@@ -2,8 +2,15 @@
 // page, console, doorbell, lanes) belong to the process that builds the engine and are added there.
 
 import { SsihvError } from "../base/errors.ts";
+import {
+  budgetOf,
+  type FrameRange,
+  frameRanges,
+  type NodeSizes,
+  PAGE_BYTES,
+} from "./memory-budget.ts";
 import type { RamRange } from "./records.ts";
-import { NODES_MAX, type NodeShape } from "./topology.ts";
+import { NODES_MAX } from "./topology.ts";
 
 /** abi.zig ram_ranges_max. */
 export const RAM_RANGES_MAX = 32;
@@ -47,6 +54,17 @@ export interface EngineConfigPlan {
   lane_key: Uint8Array;
   tsc_offset: bigint;
   vm_generation: bigint;
+  compute_nodes: bigint;
+  cache_pages_max: number;
+  resident_pages_max: number;
+  frame_copies: number;
+  frames_lent: number;
+  frames: FrameRange[];
+}
+
+/** One node; compute nodes first. src/engine/messages.ts NodePlan has this shape. */
+export interface ConfigNode extends NodeSizes {
+  readonly vcpus: number;
 }
 
 function decodeKey(key: string | undefined): Uint8Array {
@@ -62,12 +80,53 @@ function decodeKey(key: string | undefined): Uint8Array {
   return bytes;
 }
 
+type MemoryFields =
+  | "compute_nodes"
+  | "cache_pages_max"
+  | "resident_pages_max"
+  | "frame_copies"
+  | "frames_lent"
+  | "frames";
+
+/** Pages of a budget; 0, without limit, where it holds all there are. */
+function pagesMax(budget: bigint, all: bigint): number {
+  return budget >= all ? 0 : Number(budget / PAGE_BYTES);
+}
+
+function memoryFields(
+  node: number,
+  nodes: readonly ConfigNode[],
+  copies: number,
+): Pick<EngineConfigPlan, MemoryFields> {
+  const budget = budgetOf(nodes);
+  const { compute, memory } = budget;
+  const ranges = frameRanges(budget, copies);
+  const own = compute[node];
+  const total = compute.reduce((bytes, { homeBytes }) => bytes + homeBytes, 0n);
+  const frames = Array.from({ length: NODES_MAX }, (_, other): FrameRange => {
+    const range =
+      own === undefined
+        ? ranges[node - compute.length]?.[other]
+        : ranges[other - compute.length]?.[node];
+    return range ?? { first: 0, count: 0 };
+  });
+  return {
+    compute_nodes: (1n << BigInt(compute.length)) - 1n,
+    cache_pages_max: own ? pagesMax(own.cacheBytes, total - own.homeBytes) : 0,
+    resident_pages_max: own ? pagesMax(own.residentBytes, own.homeBytes) : 0,
+    frame_copies: copies,
+    frames_lent: Number((memory[node - compute.length] ?? 0n) / PAGE_BYTES),
+    frames,
+  };
+}
+
 export function engineConfig(plan: {
   node: number;
-  nodes: readonly NodeShape[];
+  nodes: readonly ConfigNode[];
   ram: readonly RamRange[];
   tscKhz: number;
   laneKey: string | undefined;
+  frameCopies?: number | undefined;
   settings: EngineSettings;
 }): EngineConfigPlan {
   const { nodes, ram, settings } = plan;
@@ -101,5 +160,6 @@ export function engineConfig(plan: {
     lane_key: decodeKey(plan.laneKey),
     tsc_offset: 0n,
     vm_generation: 0n,
+    ...memoryFields(plan.node, nodes, plan.frameCopies ?? 1),
   };
 }

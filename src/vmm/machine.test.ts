@@ -6,7 +6,13 @@ import { intersect } from "./cpu-model.ts";
 import { encodeModel } from "./cpu-model-json.ts";
 import { qemuMax, skylake, zen4 } from "./fixtures/cpuid.ts";
 import { kernelBytes } from "./fixtures/kernel.ts";
-import { hostCpu, type MachineHost, type MachineRequest, planMachine } from "./machine.ts";
+import {
+  hostCpu,
+  type MachineHost,
+  type MachineRequest,
+  planLender,
+  planMachine,
+} from "./machine.ts";
 import { splitVcpus } from "./topology.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "ssihv-machine-"));
@@ -133,6 +139,34 @@ describe("a machine on two nodes", () => {
       /needs a recorded CPU model/,
     );
     expect(() => planMachine(request(SPAN), host(qemuMax()))).toThrow(/is of CPU family 0x17/);
+  });
+});
+
+describe("a machine with memory nodes", () => {
+  const nodes = [
+    { id: 0, vcpus: 2, memoryBytes: 2 ** 28, residentBytes: 2 ** 27 },
+    { id: 1, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 },
+    { id: 2, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 },
+  ];
+
+  test("shows the guest its compute nodes alone, and needs no CPU model for the others", () => {
+    const plan = planMachine(request({ nodes }), host());
+    const alone = planMachine(request(), host());
+    expect(plan.memory).toEqual(alone.memory);
+    expect(plan.vcpus).toEqual(alone.vcpus);
+    expect(plan.boot?.loads).toEqual(alone.boot?.loads as never);
+    expect(plan.engineConfig).toMatchObject({ node_count: 3, compute_nodes: 1n });
+    expect(plan.engineConfig.resident_pages_max).toBe(32_768);
+    expect(plan.engineConfig.frames[2]).toEqual({ first: 0, count: 16_384 });
+  });
+
+  test("plans a memory node without its host's CPU", () => {
+    const config = planLender(request({ nodes, node: 2, kernel: "/nowhere" }), 4);
+    expect(config).toMatchObject({ node: 2, vcpu_count: 0, ram_range_count: 0, tsc_khz: 0 });
+    expect(config).toMatchObject({ frames_lent: 16_384, compute_nodes: 1n });
+    expect(config.frames[0]).toEqual({ first: 0, count: 16_384 });
+    expect(config.poll_us_max).toBeGreaterThan(0);
+    expect(() => planMachine(request({ nodes, node: 2 }), host())).toThrow(/not one of 1/);
   });
 });
 

@@ -12,8 +12,14 @@ import { loadBzImage } from "./bzimage.ts";
 import { type CpuModel, checkHost, type HostCpu, intersect, tscTolerancePpm } from "./cpu-model.ts";
 import { decodeModel } from "./cpu-model-json.ts";
 import { cpuidFor } from "./cpuid-leaves.ts";
-import { type EngineConfigPlan, type EngineSettings, engineConfig } from "./engine-config.ts";
+import {
+  type ConfigNode,
+  type EngineConfigPlan,
+  type EngineSettings,
+  engineConfig,
+} from "./engine-config.ts";
 import type { HypervisorIdentity } from "./hypervisor-identity.ts";
+import { isMemoryNode } from "./memory-budget.ts";
 import { layoutMemory, type MemoryMap } from "./memory-map.ts";
 import { pollUsMaxFor } from "./polling.ts";
 import type { BusRegion, CpuidEntry, Load, MsrEntry, RegisterFile, VcpuRecord } from "./records.ts";
@@ -23,11 +29,7 @@ import { type NodeShape, placeVcpus, type VcpuPlace } from "./topology.ts";
 export interface MachineRequest {
   /** The node that asks. */
   readonly node: number;
-  readonly nodes: readonly {
-    readonly id: number;
-    readonly vcpus: number;
-    readonly memoryBytes: number;
-  }[];
+  readonly nodes: readonly (ConfigNode & { readonly id: number })[];
   readonly kernel: string;
   readonly initrd?: string | undefined;
   readonly cmdline: string;
@@ -37,6 +39,7 @@ export interface MachineRequest {
   /** SLIT: distances[from][to], 10 is local; absent: 10 and 20. */
   readonly distances?: readonly (readonly number[])[];
   readonly lane?: { readonly key: string } | undefined;
+  readonly frameCopies?: number | undefined;
   readonly options: Omit<EngineSettings, "pollUsMax"> & { readonly pollUsMax?: number };
 }
 
@@ -98,10 +101,17 @@ function startMsrs(model: CpuModel): MsrEntry[] {
   ];
 }
 
+/** The guest's nodes: memory nodes only lend to them. */
+function computeNodes(request: MachineRequest): NodeShape[] {
+  return request.nodes
+    .filter((node) => !isMemoryNode(node))
+    .map(({ id, vcpus, memoryBytes }) => ({ id, vcpus, memoryBytes: BigInt(memoryBytes) }));
+}
+
 function modelFor(request: MachineRequest, host: MachineHost): CpuModel {
   const own = hostCpu(`node ${request.node}`, host);
   if (request.cpuModel === undefined) {
-    if (request.nodes.length > 1) {
+    if (computeNodes(request).length > 1) {
       throw new SsihvError("config_invalid", "a VM on several nodes needs a recorded CPU model", {
         hint: "intersect the hosts' CPUs first and give every node the result",
       });
@@ -114,8 +124,8 @@ function modelFor(request: MachineRequest, host: MachineHost): CpuModel {
 }
 
 function acpiLoads(request: MachineRequest, memory: MemoryMap, vcpus: readonly VcpuPlace[]) {
-  const { nodes, distances } = request;
-  const tables = buildTables(acpiBoard(memory, vcpus, nodes.length, distances));
+  const nodes = computeNodes(request).length;
+  const tables = buildTables(acpiBoard(memory, vcpus, nodes, request.distances));
   const end = memory.acpiBase + memory.acpiBytes;
   for (const { gpa, name, bytes } of tables.blobs) {
     if (gpa < memory.acpiBase || gpa + BigInt(bytes.length) > end) {
@@ -140,10 +150,24 @@ function bootOf(request: MachineRequest, memory: MemoryMap, vcpus: readonly Vcpu
   return { loads: [...acpi.loads, ...loads], registers };
 }
 
-export function planMachine(request: MachineRequest, host: MachineHost): MachinePlan {
-  const nodes: NodeShape[] = request.nodes.map(({ id, vcpus, memoryBytes }) => {
-    return { id, vcpus, memoryBytes: BigInt(memoryBytes) };
+/** A memory node's engine: the configuration alone, whatever its host's CPU is. */
+export function planLender(request: MachineRequest, cpus: number): EngineConfigPlan {
+  return engineConfig({
+    node: request.node,
+    nodes: request.nodes,
+    ram: [],
+    tscKhz: 0,
+    laneKey: request.lane?.key,
+    frameCopies: request.frameCopies,
+    settings: {
+      ...request.options,
+      pollUsMax: request.options.pollUsMax ?? pollUsMaxFor(cpus, 0, 1),
+    },
   });
+}
+
+export function planMachine(request: MachineRequest, host: MachineHost): MachinePlan {
+  const nodes = computeNodes(request);
   const memory = layoutMemory(nodes);
   const vcpus = placeVcpus(nodes);
   const own = nodes[request.node];
@@ -176,10 +200,11 @@ export function planMachine(request: MachineRequest, host: MachineHost): Machine
     cpuModel,
     engineConfig: engineConfig({
       node: own.id,
-      nodes,
+      nodes: request.nodes,
       ram: memory.ram,
       tscKhz: cpuModel.tscKhz,
       laneKey: request.lane?.key,
+      frameCopies: request.frameCopies,
       settings: {
         ...request.options,
         pollUsMax: request.options.pollUsMax ?? pollUsMaxFor(host.cpus, own.vcpus, 1),

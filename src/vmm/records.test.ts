@@ -42,7 +42,7 @@ test("records have the field names of zig/abi.zig", () => {
 test("the engine's configuration has every field but the process's own descriptors", () => {
   const config = engineConfig({
     node: 0,
-    nodes: [{ id: 0, vcpus: 1, memoryBytes: 1n << 24n }],
+    nodes: [{ vcpus: 1, memoryBytes: 2 ** 24 }],
     ram: [{ gpa: 0n, size: 1n << 24n, node: 0 }],
     tscKhz: 1,
     laneKey: undefined,

@@ -60,6 +60,20 @@ pub fn unmap(memory: []align(std.heap.page_size_min) u8) void {
     _ = linux.munmap(memory.ptr, memory.len);
 }
 
+/// How much of a mapping costs memory now, in bytes.
+pub fn residentBytes(memory: []align(std.heap.page_size_min) const u8) Error!usize {
+    const page = std.heap.pageSize();
+    var seen: [512]u8 = undefined;
+    var resident: usize = 0;
+    var offset: usize = 0;
+    while (offset < memory.len) : (offset += seen.len * page) {
+        const length = @min(seen.len * page, memory.len - offset);
+        _ = try check(linux.mincore(@ptrFromInt(@intFromPtr(memory.ptr) + offset), length, &seen));
+        for (seen[0 .. length / page]) |flags| resident += if (flags & 1 != 0) page else 0;
+    }
+    return resident;
+}
+
 pub fn eventfd() Error!i32 {
     return @intCast(try check(linux.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK)));
 }

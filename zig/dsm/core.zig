@@ -4,9 +4,10 @@
 //! executes the actions, the explorer runs several cores against a model.
 //!
 //! Parts: home.zig (directory and transactions), requester.zig (faults, grants, revokes), hold.zig
-//! (chains of faults, deferred revokes), replica.zig (page tables), validate.zig (hostile peers),
-//! audit.zig. They work on the state declared here. Invariant: while no transaction of a page is
-//! open, its directory entry says exactly which nodes have which copy.
+//! (chains of faults, deferred revokes), replica.zig (page tables), evict.zig and put.zig (pages
+//! that leave a full node), validate.zig (hostile peers), audit.zig. They work on the state that is
+//! declared here. Invariant: while no transaction of a page is open, its directory entry says which
+//! nodes have which copy; only pages that are being put have left one of them already.
 
 const std = @import("std");
 const types = @import("types.zig");
@@ -16,7 +17,10 @@ const hold = @import("hold.zig");
 const replica = @import("replica.zig");
 const checks = @import("validate.zig");
 const request_queue = @import("request_queue.zig");
-const Memory = @import("page_array.zig").Memory;
+const Pool = @import("pool.zig").Pool;
+const evict = @import("evict.zig");
+const put = @import("put.zig");
+const Memory = @import("../base/page_array.zig").Memory;
 
 const Page = types.Page;
 const Node = types.Node;
@@ -40,6 +44,8 @@ pub const Config = struct {
     tables_max: u16 = 8192,
     /// Exclusive grants to readers of a migratory page until the guess is checked again.
     migratory_unchecked_max: u6 = 31,
+    /// Write-back slots of the shell, for pages on their way out; 0: no page is evicted.
+    slots_max: u16 = 0,
     /// Where the arrays with an entry a page come from; null: from the core's allocator.
     page_memory: ?Memory = null,
 };
@@ -57,6 +63,12 @@ pub const Mutation = enum {
     owner_change,
     /// A removed entry does not make its table strict again.
     keep_orphan,
+    /// The home acknowledges a put and does not take the bytes.
+    lost_put,
+    /// A forward that meets a put is answered with what is mapped, not from the slot.
+    put_from_page,
+    /// A change of owner leaves the version as it is.
+    version_kept,
 };
 
 /// Actions of one step, in order. Capacity: the longest step releases `hold.release_max` revokes
@@ -105,6 +117,17 @@ pub const Stats = struct {
     /// Page tables that stay strict because tables_max are known already.
     tables_full: u64 = 0,
     diffs: u64 = 0,
+    /// Upgrades that came when the home no longer listed the requester.
+    upgrades_late: u64 = 0,
+    evictions: u64 = 0,
+    /// Evictions that had to be refused when they were asked for.
+    evict_refused: u64 = 0,
+    puts_sent: u64 = 0,
+    /// At the home: puts that met another request for the page, or came after one.
+    puts_absorbed: u64 = 0,
+    puts_more: u64 = 0,
+    /// Forwards that met a put of this node, and were answered from its slot.
+    forwards_from_slot: u64 = 0,
 };
 
 pub const State = enum(u8) { untouched = 0, shared, exclusive, replicated };
@@ -160,67 +183,14 @@ pub const Pending = struct {
     zero: bool = false,
     /// The bytes are mapped already (upgrade, or data that came before the acks).
     installed: bool = false,
+    /// Not asked for yet: a put of the page is still open.
+    waits: bool = false,
     acks_needed: u8 = 0,
     acks: u8 = 0,
     version: u32 = 0,
+    /// While it waits: of the chain that faulted.
+    age: u64 = 0,
 };
-
-/// A pool of records with the page's index kept per page (0 = none, else record + 1).
-pub fn Pool(comptime T: type) type {
-    return struct {
-        items: []T,
-        free: []u16,
-        free_count: u16,
-        index: []u16,
-
-        const Self = @This();
-
-        fn init(a: std.mem.Allocator, memory: Memory, count: usize, page_count: u32) !Self {
-            const items = try a.alloc(T, count);
-            errdefer a.free(items);
-            const free = try a.alloc(u16, count);
-            errdefer a.free(free);
-            errdefer a.free(free);
-            const index = try memory.alloc(u16, page_count);
-            @memset(items, .{});
-            for (free, 0..) |*f, i| f.* = @intCast(count - 1 - i);
-            return .{ .items = items, .free = free, .free_count = @intCast(count), .index = index };
-        }
-
-        fn deinit(self: *Self, a: std.mem.Allocator, memory: Memory) void {
-            a.free(self.items);
-            a.free(self.free);
-            memory.free(u16, self.index);
-        }
-
-        pub fn find(self: *const Self, page: Page) ?*T {
-            const i = self.index[page];
-            return if (i == 0) null else &self.items[i - 1];
-        }
-
-        pub fn full(self: *const Self) bool {
-            return self.free_count == 0;
-        }
-
-        pub fn put(self: *Self, page: Page, value: T) *T {
-            std.debug.assert(self.free_count > 0 and self.index[page] == 0);
-            self.free_count -= 1;
-            const i = self.free[self.free_count];
-            self.index[page] = i + 1;
-            self.items[i] = value;
-            self.items[i].page = page;
-            return &self.items[i];
-        }
-
-        pub fn remove(self: *Self, page: Page) void {
-            const i = self.index[page] - 1;
-            self.items[i] = .{};
-            self.index[page] = 0;
-            self.free[self.free_count] = i;
-            self.free_count += 1;
-        }
-    };
-}
 
 fn memoryOf(config: Config, a: std.mem.Allocator) Memory {
     return config.page_memory orelse .{ .allocator = a, .fresh_is_zero = false };
@@ -242,6 +212,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
         tables: Pool(replica.Table),
         holds: hold.Holds,
         replicas: replica.Replicas,
+        slots: Pool(evict.Slot),
         /// Time of the event in progress.
         now: u64 = 0,
         stats: Stats = .{},
@@ -276,6 +247,9 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             errdefer tables.deinit(a, memory);
             var replicas: replica.Replicas = try .init(a, config);
             errdefer replicas.deinit(a);
+            const evictable = if (config.slots_max == 0) 0 else n;
+            var slots: Pool(evict.Slot) = try .init(a, memory, config.slots_max, evictable);
+            errdefer slots.deinit(a, memory);
             return .{
                 .allocator = allocator,
                 .config = config,
@@ -288,6 +262,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 .tables = tables,
                 .holds = try .init(a, config, requests * config.node_count),
                 .replicas = replicas,
+                .slots = slots,
             };
         }
 
@@ -303,6 +278,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             self.tables.deinit(a, memory);
             self.holds.deinit(a);
             self.replicas.deinit(a);
+            self.slots.deinit(a, memory);
         }
 
         pub fn access(self: *const Self, page: Page) types.Access {
@@ -342,6 +318,11 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             return replica.gatePassed(self, sequence);
         }
 
+        /// Whether the page may leave this node now, as far as events until now tell.
+        pub fn canEvict(self: *const Self, page: Page) bool {
+            return evict.canEvict(self, page);
+        }
+
         /// Whether `msg`, from an untrusted peer, can be given to step().
         pub fn validate(self: *const Self, from: Node, msg: types.Msg) checks.Error!void {
             return checks.validate(self, from, msg);
@@ -371,6 +352,10 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 }, out),
                 .root => |r| replica.root(self, r.page, out),
                 .child => |c| replica.learn(self, c.page, c.parent, c.level, out),
+                .evict => |e| {
+                    self.now = @max(self.now, e.now);
+                    evict.evict(self, e.page, out);
+                },
             }
         }
 
@@ -406,6 +391,9 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 .diff => replica.diff(self, from, msg, out),
                 .diff_ack => replica.acknowledged(self, from, msg.version),
                 .unreplicate => replica.unreplicated(self, from, msg, out),
+                .put => put.arrived(self, from, msg, out),
+                .put_ack => put.settled(self, msg.page, out),
+                .put_more => put.more(self, msg.page, out),
             }
         }
     };

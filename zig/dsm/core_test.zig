@@ -14,6 +14,7 @@ fn start(nodes: u8, hold_ns_max: u64) !Model {
         .pages = 4,
         .homes = &.{ .{ .first_page = 0, .node = 0 }, .{ .first_page = 2, .node = 1 } },
         .hold_ns_max = hold_ns_max,
+        .slots = 1,
     });
 }
 
@@ -26,6 +27,16 @@ fn operate(m: *Model, node: usize, kind: @FieldType(model_file.Op, "kind"), page
         if (!m.machines[node].thread.blocked) try m.run(node);
         try drain(m);
     }
+    try m.checkQuiet();
+    return m.messages - before;
+}
+
+/// Evicts the page; the number of messages it took.
+fn evict(m: *Model, node: usize, page: u32) !u64 {
+    const before = m.messages;
+    try std.testing.expect(m.cores[node].canEvict(page));
+    try m.step(node, .{ .evict = .{ .page = page, .now = m.now } });
+    try drain(m);
     try m.checkQuiet();
     return m.messages - before;
 }
@@ -101,6 +112,87 @@ test "a page that migrates is granted exclusive at the read, and the guess is ch
     try expectEqual(types.Access.shared, m.cores[1].access(0));
 }
 
+test "a foreign page goes home in two messages, the last read-only copy in four" {
+    var m = try start(3, 0);
+    defer m.deinit();
+    _ = try operate(&m, 1, .store, 0);
+    // put with the bytes, put_ack.
+    try expectEqual(@as(u64, 2), try evict(&m, 1, 0));
+    try expectEqual(types.Access.exclusive, m.cores[0].access(0));
+    try expectEqual(@as(u64, 0), try operate(&m, 0, .store, 0));
+    _ = try operate(&m, 1, .load, 0);
+    _ = try operate(&m, 2, .load, 0);
+    // put without, put_ack: others have the bytes.
+    try expectEqual(@as(u64, 2), try evict(&m, 2, 0));
+    _ = try operate(&m, 2, .store, 0);
+    _ = try operate(&m, 1, .load, 0);
+    try expectEqual(types.Access.shared, m.cores[1].access(0));
+    _ = try evict(&m, 1, 0);
+    // put without, put_more, put with, put_ack.
+    try expectEqual(@as(u64, 4), try evict(&m, 2, 0));
+    try expectEqual(types.Access.exclusive, m.cores[0].access(0));
+    try expectEqual(@as(u64, 1), m.cores[0].stats.puts_more);
+    try expectEqual(@as(u64, 0), m.cores[0].stats.puts_absorbed);
+    try expectEqual(@as(u64, 2), m.cores[1].stats.evictions);
+    try expectEqual(@as(u64, 3), m.cores[2].stats.puts_sent);
+}
+
+test "a page that is needed here is not evicted" {
+    var m = try start(2, 1000);
+    defer m.deinit();
+    const core = &m.cores[1];
+    try std.testing.expect(!core.canEvict(0));
+    try std.testing.expect(!core.canEvict(2));
+    // Just acquired: kept for as long as it took to get it.
+    m.now = 5000;
+    _ = try operate(&m, 1, .store, 0);
+    try std.testing.expect(!core.canEvict(0));
+    m.now += 2000;
+    try m.step(1, .{ .tick = .{ .now = m.now } });
+    try std.testing.expect(core.canEvict(0));
+    // A request for more access is open.
+    _ = try operate(&m, 0, .load, 0);
+    m.machines[1].thread = .{ .busy = true, .op = .{ .kind = .store } };
+    try m.run(1);
+    try std.testing.expect(!core.canEvict(0));
+    try m.step(1, .{ .evict = .{ .page = 0, .now = m.now } });
+    try expectEqual(@as(u64, 1), core.stats.evict_refused);
+    // The home keeps its copy for a while, too.
+    try drain(&m);
+    m.now += 5000;
+    try m.step(0, .{ .tick = .{ .now = m.now } });
+    try drain(&m);
+    try m.run(1);
+    try m.checkQuiet();
+}
+
+test "no more pages leave at a time than there are slots" {
+    var m = try start(2, 0);
+    defer m.deinit();
+    _ = try operate(&m, 1, .store, 0);
+    _ = try operate(&m, 1, .store, 1);
+    try m.step(1, .{ .evict = .{ .page = 1, .now = m.now } });
+    try std.testing.expect(!m.cores[1].canEvict(0));
+    try drain(&m);
+    try expectEqual(@as(u64, 2), try evict(&m, 1, 0));
+}
+
+test "a fault on a page that is being put waits for the home's answer" {
+    var m = try start(2, 0);
+    defer m.deinit();
+    _ = try operate(&m, 1, .store, 0);
+    try m.step(1, .{ .evict = .{ .page = 0, .now = m.now } });
+    const before = m.messages;
+    m.machines[1].thread = .{ .busy = true, .op = .{ .kind = .load } };
+    try m.run(1);
+    try expectEqual(before, m.messages);
+    // put_ack, then get, grant, done.
+    try drain(&m);
+    try expectEqual(before + 4, m.messages);
+    try m.run(1);
+    try m.checkQuiet();
+}
+
 test "faults on a page that is there already only wake" {
     var m = try start(2, 0);
     defer m.deinit();
@@ -122,10 +214,11 @@ test "a hostile peer is refused and never crashes the core" {
     const random = prng.random();
     var refused: usize = 0;
     var taken: usize = 0;
+    var evicted: usize = 0;
     for (0..200_000) |i| {
         var msg: types.Msg = undefined;
         random.bytes(std.mem.asBytes(&msg));
-        msg.kind %= 20;
+        msg.kind %= 22;
         msg.page %= 5;
         msg.requester %= 3;
         msg.acks %= 3;
@@ -147,6 +240,12 @@ test "a hostile peer is refused and never crashes the core" {
             out = .empty;
             m.cores[0].step(.{ .tick = .{ .now = i } }, &out);
         }
+        const page = random.uintLessThan(u32, 4);
+        if (i % 7 == 0 and m.cores[0].canEvict(page)) {
+            evicted += 1;
+            var out: core_file.Actions = .empty;
+            m.cores[0].step(.{ .evict = .{ .page = page, .now = i } }, &out);
+        }
     }
-    try std.testing.expect(refused > 1000 and taken > 100);
+    try std.testing.expect(refused > 1000 and taken > 100 and evicted > 10);
 }

@@ -25,6 +25,13 @@ pub const Options = struct {
     root: ?u8 = null,
     hold_ns_max: u64 = 0,
     shell_bug: model_file.ShellBug = .none,
+    /// Each node evicts that many times at most, any page at any time, through so many slots.
+    evictions: u8 = 0,
+    slots: u16 = 1,
+    /// Only these may be evicted; null: all.
+    evictable: ?struct { node: u8, page: u8 } = null,
+    /// Print the way to what was found.
+    trace: bool = false,
     /// Give up (and say so) beyond this many states.
     states_max: usize = 20_000_000,
 };
@@ -34,8 +41,8 @@ pub const Result = struct {
     transitions: usize = 0,
     quiet: usize = 0,
     depth: usize = 0,
-    replicated: u64 = 0,
-    unreplicated: u64 = 0,
+    /// Of each counter the most that any node has come to.
+    stats: core_file.Stats = .{},
     /// Null: nothing wrong was found.
     failure: ?Failure = null,
     /// states_max was reached: not exhaustive.
@@ -48,6 +55,7 @@ const Choice = union(enum) {
     again: u8,
     tick: u8,
     root,
+    evict: struct { node: u8, page: u8 },
 };
 
 const arena_bytes = 16 * 1024;
@@ -61,12 +69,19 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
         const Arenas = [model_file.nodes_max][arena_bytes]u8;
 
         /// Model by value; what its cores point at lies in the arenas, copied beside it.
-        const Snapshot = struct { model: Model, arenas: Arenas, rooted: bool };
+        const Snapshot = struct { model: Model, arenas: Arenas, done: Done };
+        /// What may happen a limited number of times.
+        const Done = struct {
+            rooted: bool = false,
+            evictions: [model_file.nodes_max]u8 = @splat(0),
+        };
         const Frame = struct {
             snapshot: Snapshot,
             id: u32,
             choices: [choices_max]Choice,
             count: usize,
+            /// All choices are events that need not come.
+            at_rest: bool,
             at: usize,
         };
 
@@ -75,7 +90,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
         arenas: *Arenas,
         used: [model_file.nodes_max]usize = @splat(0),
         model: Model = undefined,
-        rooted: bool = false,
+        done: Done = .{},
         seen: std.AutoHashMapUnmanaged(u64, u32) = .empty,
         /// Edges of the state graph, for the search backward from quiet states.
         edges: std.ArrayList([2]u32) = .empty,
@@ -92,7 +107,10 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             try self.start();
             self.search() catch |e| switch (e) {
                 error.OutOfMemory => return e,
-                else => |failure| self.result.failure = failure,
+                else => |failure| {
+                    self.result.failure = failure;
+                    if (options.trace) self.printPath();
+                },
             };
             if (self.result.failure == null and !self.result.cut) try self.checkProgress();
             self.result.states = self.seen.count();
@@ -126,6 +144,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 .replicate = o.root != null,
                 .hold_ns_max = o.hold_ns_max,
                 .shell_bug = .none,
+                .slots = if (o.evictions > 0) o.slots else 0,
             });
             for (&self.used, fixed) |*u, f| u.* = f.end_index;
             for (o.prepare) |op| {
@@ -169,6 +188,26 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             }
         }
 
+        /// From the start to the state in which something was found.
+        fn printPath(self: *const Self) void {
+            for (self.frames.items) |frame| {
+                const choice = frame.choices[frame.at - 1];
+                switch (choice) {
+                    .deliver => |d| {
+                        const msg = frame.snapshot.model.lanes[d.from][d.to].items[0].msg;
+                        const kind: types.MsgKind = @fromBackingInt(@intCast(msg.kind));
+                        std.debug.print("  {d} -> {d}: {t} of page {d} for {d}, flags {d}\n", .{
+                            d.from, d.to, kind, msg.page, msg.requester, msg.flags,
+                        });
+                    },
+                    .operation => |o| std.debug.print("  node {d}: {t} page {d}, word {d}\n", .{
+                        o.node, o.op.kind, o.op.page, o.op.word,
+                    }),
+                    inline else => |on, tag| std.debug.print("  {t} {any}\n", .{ tag, on }),
+                }
+            }
+        }
+
         fn apply(self: *Self, choice: Choice) !void {
             const m = &self.model;
             switch (choice) {
@@ -181,8 +220,12 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 .again => |n| try m.run(n),
                 .tick => |n| try m.step(n, .{ .tick = .{ .now = m.cores[n].nextDeadline().? } }),
                 .root => {
-                    self.rooted = true;
+                    self.done.rooted = true;
                     try m.step(0, .{ .root = .{ .page = self.options.root.? } });
+                },
+                .evict => |e| {
+                    self.done.evictions[e.node] += 1;
+                    try m.step(e.node, .{ .evict = .{ .page = e.page, .now = m.now } });
                 },
             }
         }
@@ -201,14 +244,10 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             frame.at = 0;
             frame.count = 0;
             self.choose(frame);
-            if (frame.count == 0) {
+            if (frame.at_rest) {
                 try self.model.checkQuiet();
                 self.result.quiet += 1;
-                for (self.model.cores[0..self.options.nodes]) |*core| {
-                    self.result.replicated = @max(self.result.replicated, core.stats.replicated);
-                    const un = core.stats.unreplicated;
-                    self.result.unreplicated = @max(self.result.unreplicated, un);
-                }
+                self.gather();
                 try self.quiet.append(self.gpa, id);
             }
             self.save(&frame.snapshot);
@@ -216,14 +255,41 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             self.result.depth = @max(self.result.depth, self.frames.items.len);
         }
 
+        fn gather(self: *Self) void {
+            for (self.model.cores[0..self.options.nodes]) |*core| {
+                inline for (@typeInfo(core_file.Stats).@"struct".field_names) |name| {
+                    const most = &@field(self.result.stats, name);
+                    most.* = @max(most.*, @field(core.stats, name));
+                }
+            }
+        }
+
         fn choose(self: *Self, frame: *Frame) void {
+            self.chooseNeeded(frame);
+            frame.at_rest = frame.count == 0;
+            self.chooseOptional(frame);
+        }
+
+        fn chooseOptional(self: *Self, frame: *Frame) void {
+            const m = &self.model;
+            for (0..self.options.nodes) |n| {
+                if (self.done.evictions[n] == self.options.evictions) continue;
+                for (0..self.options.pages) |p| {
+                    if (self.options.evictable) |e| if (e.node != n or e.page != p) continue;
+                    if (!m.cores[n].canEvict(@intCast(p))) continue;
+                    add(frame, .{ .evict = .{ .node = @intCast(n), .page = @intCast(p) } });
+                }
+            }
+        }
+
+        fn chooseNeeded(self: *Self, frame: *Frame) void {
             const m = &self.model;
             const o = self.options;
             for (0..o.nodes) |f| for (0..o.nodes) |t| {
                 if (m.lanes[f][t].count == 0) continue;
                 add(frame, .{ .deliver = .{ .from = @intCast(f), .to = @intCast(t) } });
             };
-            if (o.root != null and !self.rooted) add(frame, .root);
+            if (o.root != null and !self.done.rooted) add(frame, .root);
             for (0..o.nodes) |i| {
                 const n: u8 = @intCast(i);
                 if (m.cores[n].nextDeadline() != null) add(frame, .{ .tick = n });
@@ -255,13 +321,13 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
 
         fn save(self: *Self, to: *Snapshot) void {
             to.model = self.model;
-            to.rooted = self.rooted;
+            to.done = self.done;
             for (self.used, 0..) |u, n| @memcpy(to.arenas[n][0..u], self.arenas[n][0..u]);
         }
 
         fn load(self: *Self, from: *const Snapshot) void {
             self.model = from.model;
-            self.rooted = from.rooted;
+            self.done = from.done;
             for (self.used, 0..) |u, n| @memcpy(self.arenas[n][0..u], from.arenas[n][0..u]);
         }
 
@@ -309,11 +375,11 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             const m = &self.model;
             const nodes = self.options.nodes;
             self.base = self.oldestAge();
-            mix(&hash, self.rooted);
+            mix(&hash, self.done);
             for (0..self.options.pages) |p| mix(&hash, m.truth[p]);
             for (0..nodes) |n| {
                 self.mixMachine(&hash, &m.machines[n]);
-                self.mixCore(&hash, &m.cores[n]);
+                self.mixCore(&hash, n);
                 for (0..nodes) |t| {
                     mix(&hash, m.lanes[n][t].count);
                     const lane = &m.lanes[n][t];
@@ -345,6 +411,9 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                     age = @min(age, c.age);
                 };
                 for (core.holds.deferred[0..core.holds.deferred_count]) |d| age = @min(age, d.age);
+                for (core.pending.items) |p| if (p.waits) {
+                    age = @min(age, p.age);
+                };
                 for (core.txns.items) |t| if (t.page != types.page_none) {
                     age = @min(age, t.request.age);
                     var waiting = core.requests.iterate(t.queue);
@@ -386,7 +455,8 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             }
         }
 
-        fn mixCore(self: *const Self, hash: *std.hash.Wyhash, core: *const Model.Core) void {
+        fn mixCore(self: *const Self, hash: *std.hash.Wyhash, n: usize) void {
+            const core = &self.model.cores[n];
             for (0..self.options.pages) |i| {
                 const page: u32 = @intCast(i);
                 mix(hash, core.local[page]);
@@ -397,6 +467,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 if (core.pending.find(page)) |p| {
                     var copy = p.*;
                     copy.version = 0;
+                    if (copy.waits) copy.age -= self.base;
                     mix(hash, copy);
                 }
                 mix(hash, core.txns.index[page] != 0);
@@ -408,11 +479,22 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 }
                 mix(hash, core.tables.index[page] != 0);
                 if (core.tables.find(page)) |t| mix(hash, t.*);
+                self.mixSlot(hash, n, page);
             }
             const r = &core.replicas;
             mix(hash, .{ r.count, r.active, r.sequence, r.acknowledged });
             for (0..r.count) |i| mix(hash, r.wants[(r.first + i) % r.wants.len]);
             self.mixHolds(hash, core);
+        }
+
+        fn mixSlot(self: *const Self, hash: *std.hash.Wyhash, n: usize, page: u32) void {
+            if (self.options.evictions == 0) return;
+            const core = &self.model.cores[n];
+            const slot = core.slots.find(page);
+            mix(hash, slot != null);
+            const s = slot orelse return;
+            const content = self.model.machines[n].slots[core.slots.index[page] - 1];
+            mix(hash, .{ s.sent, content });
         }
 
         fn mixRequest(self: *const Self, hash: *std.hash.Wyhash, r: core_file.Request) void {

@@ -43,12 +43,32 @@ test "three nodes, one page" {
     _ = try sound("3 nodes, 1 page, 2 operations", .{ .nodes = 3, .operations = 2 });
 }
 
+test "a put crosses forwards, invalidations and other puts" {
+    const two = try sound("2 nodes, 1 page, 3 operations, 2 evictions", scenarios.evicting);
+    try std.testing.expect(two.stats.puts_absorbed > 0 and two.stats.forwards_from_slot > 0);
+    const held = try sound("2 nodes, 2 pages, holds, 1 eviction", scenarios.evicting_held);
+    try std.testing.expect(held.stats.evictions > 0 and held.stats.revokes_deferred > 0);
+    const three = try sound("3 nodes, 1 page, 1 eviction", scenarios.evicting_of_three);
+    try std.testing.expect(three.stats.puts_absorbed > 0 and three.stats.forwards_from_slot > 0);
+    try std.testing.expect(three.stats.puts_more > 0 and three.stats.upgrades_late > 0);
+}
+
+test "a put crosses the making and unmaking of page tables" {
+    for (scenarios.evicting_tables) |o| {
+        const r = try sound("2 nodes, replicated tables, 1 eviction", o);
+        try std.testing.expect(r.stats.replicated > 0 and r.stats.puts_absorbed > 0);
+    }
+    const r = try sound("3 nodes, put while replicated", scenarios.put_while_replicated);
+    try std.testing.expect(r.stats.unreplicated > 0 and r.stats.evictions > 0);
+}
+
 test "planted bugs are found" {
     const three: explorer.Options = .{ .nodes = 3, .operations = 2 };
     try finds("early grant", .early_grant, three);
     try finds("acks counted twice", .ack_twice, three);
     try finds("stale upgrade", .stale_upgrade, .{ .operations = 3 });
     try finds("owner changes under a forward", .owner_change, three);
+    try finds("a change of owner keeps the version", .version_kept, three);
     try finds("copy before protect", .none, .{
         .operations = 3,
         .shell_bug = .copy_before_protect,
@@ -60,15 +80,15 @@ test "replicated page tables, two nodes" {
         var name: [64]u8 = undefined;
         const n = try std.fmt.bufPrint(&name, "2 nodes, replicated tables, homes {d}", .{i});
         const r = try sound(n, o);
-        try std.testing.expect(r.replicated > 0);
-        if (i % 6 < 4) try std.testing.expect(r.unreplicated > 0);
+        try std.testing.expect(r.stats.replicated > 0);
+        if (i % 6 < 4) try std.testing.expect(r.stats.unreplicated > 0);
     }
 }
 
 test "tables below a table that goes" {
     for (scenarios.deep) |o| {
         const r = try sound("2 nodes, tables below a freed table", o);
-        try std.testing.expect(r.replicated == 3 and r.unreplicated == 2);
+        try std.testing.expect(r.stats.replicated == 3 and r.stats.unreplicated == 2);
     }
 }
 
@@ -77,8 +97,8 @@ test "replicated page tables, three nodes, with a barrier" {
         var name: [64]u8 = undefined;
         const n = try std.fmt.bufPrint(&name, "3 nodes, replicated tables {d}", .{i});
         const r = try sound(n, o);
-        try std.testing.expect(r.replicated > 0);
-        if (i != scenarios.ungated) try std.testing.expect(r.unreplicated > 0);
+        try std.testing.expect(r.stats.replicated > 0);
+        if (i != scenarios.ungated) try std.testing.expect(r.stats.unreplicated > 0);
     }
 }
 
@@ -99,4 +119,14 @@ test "planted bugs of replication are found" {
     open.shell_bug = .no_gate;
     try finds("nobody waits for diffs to arrive", .none, open);
     try finds("a freed table stays replicated", .keep_orphan, scenarios.tables[scenarios.handover]);
+}
+
+test "planted bugs of eviction are found" {
+    try finds("a put acknowledged and not taken", .lost_put, scenarios.evicting);
+    try finds("a put answered from the page", .put_from_page, scenarios.evicting);
+    var early = scenarios.evicting;
+    // Only node 1 uses the page: nothing but the eviction copies it.
+    early.scripts = &.{ &.{}, &.{ .{ .kind = .store }, .{} } };
+    early.shell_bug = .copy_before_protect;
+    try finds("copy into the slot before protect", .none, early);
 }

@@ -156,6 +156,23 @@ pub fn mustDefer(self: anytype, page: Page, age: u64, asker: Node) bool {
     return false;
 }
 
+/// Whether a chain of this node needs the page, or has only just got it.
+pub fn keeps(self: anytype, page: Page) bool {
+    if (!enabled(self)) return false;
+    for (used(self)) |*chain| {
+        const kept = chain.find(page) orelse continue;
+        if (self.now <= kept.until) return true;
+        if (gathers(self, chain) and kept.age == chain.age) return true;
+    }
+    return false;
+}
+
+/// Whether a revoke of the page waits here.
+pub fn isDeferred(self: anytype, page: Page) bool {
+    for (self.holds.deferred[0..self.holds.deferred_count]) |r| if (r.page == page) return true;
+    return false;
+}
+
 /// When that may change without another event; null: only by one.
 fn freeAt(self: anytype, r: Revoke) ?u64 {
     var at: u64 = self.now;

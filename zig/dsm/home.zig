@@ -4,6 +4,7 @@
 
 const types = @import("types.zig");
 const core_file = @import("core.zig");
+const hold = @import("hold.zig");
 const requester = @import("requester.zig");
 const replica = @import("replica.zig");
 const Actions = core_file.Actions;
@@ -47,6 +48,14 @@ pub fn forgetRequest(self: anytype, txn: *Txn, node: Node) void {
 
 fn isAccessOf(node: Node, r: Request) bool {
     return r.node == node and r.kind != .replicate;
+}
+
+/// The home has the page alone, without having been granted it: what it asked for is settled.
+pub fn settleOwn(self: anytype, page: Page) void {
+    if (self.pending.find(page) == null) return;
+    self.pending.remove(page);
+    if (self.txns.find(page)) |txn| forgetRequest(self, txn, self.config.node);
+    hold.woken(self, page);
 }
 
 /// The requester has what it asked for: the next request's turn.
@@ -128,7 +137,7 @@ fn migrates(self: anytype, entry: *Entry) bool {
 
 /// Nobody ever had the page: it is zeroes, and the first toucher most likely writes it.
 fn firstTouch(self: anytype, page: Page, r: Request, out: *Actions) void {
-    self.directory[page] = .{ .state = .exclusive, .owner = r.node, .version = 1 };
+    own(self, &self.directory[page], r.node);
     tell(self, page, r, types.flag_exclusive | types.flag_zero, 0, out);
 }
 
@@ -195,37 +204,39 @@ fn write(self: anytype, page: Page, r: Request, out: *Actions) void {
             const source = sourceOf(self, entry.*, r.node);
             const others = entry.sharers & ~bit(r.node) & ~bit(source);
             entry.migratory = 0;
-            own(entry, r.node);
+            own(self, entry, r.node);
             const acks = invalidate(self, others, page, r, out);
             forward(self, .forward_exclusive, source, page, r, acks, out);
         },
         .exclusive => {
             const owner = entry.owner;
-            own(entry, r.node);
+            own(self, entry, r.node);
             forward(self, .forward_exclusive, owner, page, r, 0, out);
         },
         .replicated => unreachable,
     }
 }
 
-fn own(entry: *Entry, node: Node) void {
+pub fn own(self: anytype, entry: *Entry, node: Node) void {
+    const keeps_version = @TypeOf(self.*).bug == .version_kept and entry.state != .untouched;
     entry.state = .exclusive;
     entry.owner = node;
     entry.sharers = 0;
-    entry.version +%= 1;
+    if (!keeps_version) entry.version +%= 1;
 }
 
 /// The requester keeps its bytes if it still is a sharer; else it needs the page again.
 fn upgrade(self: anytype, page: Page, r: Request, out: *Actions) void {
     const entry = &self.directory[page];
     const listed = entry.state == .shared and entry.sharers & bit(r.node) != 0;
+    if (!listed) self.stats.upgrades_late += 1;
     if (!listed and @TypeOf(self.*).bug != .stale_upgrade) return write(self, page, r, out);
     const others = if (listed) entry.sharers & ~bit(r.node) else 0;
     // Read by two, then written by the one that did not write last: it moves on.
     if (entry.owner != r.node and @popCount(others) == 1) {
         entry.migratory +|= 1;
     } else entry.migratory = 0;
-    own(entry, r.node);
+    own(self, entry, r.node);
     const acks = invalidate(self, others, page, r, out);
     tell(self, page, r, types.flag_exclusive, acks, out);
 }

@@ -17,7 +17,7 @@ const first_entry = 256;
 pub const pages_max = 12;
 pub const nodes_max = 3;
 const lane_max = 48;
-const replicas_max = pages_max;
+pub const slots_max = 2;
 
 /// Deliberate faults of the shell.
 pub const ShellBug = enum {
@@ -75,10 +75,14 @@ pub const Failure = error{
     StaleRead,
     LostStore,
     VersionShrank,
+    /// Two exclusive copies of one version.
+    VersionRepeated,
     BadInstall,
     Conflict,
     Refused,
     AuditFailed,
+    /// A record is still in use though nothing is under way.
+    Leaked,
     Stuck,
 };
 
@@ -90,6 +94,8 @@ pub const Settings = struct {
     hold_ns_max: u64 = 0,
     shell_bug: ShellBug = .none,
     threads: u16 = 1,
+    /// Write-back slots of a node.
+    slots: u16 = 0,
 };
 
 pub const Change = struct { page: u8, word: u8 };
@@ -108,6 +114,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             replica: [pages_max]u8 = @splat(0),
             /// A new replica: the core is told of the tables below, once, by the end of the step.
             fresh: [pages_max]bool = @splat(false),
+            slots: [slots_max]Content = @splat(@splat(0)),
             thread: Thread = .{},
             held: [lane_max]Held = undefined,
             held_count: u8 = 0,
@@ -118,6 +125,8 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
         machines: [nodes_max]Machine = @splat(.{}),
         lanes: [nodes_max][nodes_max]Lane = @splat(@splat(.{})),
         truth: [pages_max]Content = @splat(@splat(0)),
+        /// Version of each page's latest exclusive copy.
+        latest: [pages_max]u32 = @splat(0),
         now: u64 = 0,
         messages: u64 = 0,
         /// Content of the message being delivered.
@@ -135,6 +144,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 .threads = settings.threads,
                 .tables_max = 4,
                 .migratory_unchecked_max = 1,
+                .slots_max = settings.slots,
             });
             return self;
         }
@@ -203,14 +213,34 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
 
         /// One event through a node: memory actions, scan, sends.
         pub fn step(self: *Self, n: usize, event: types.Event) Failure!void {
-            var before: [pages_max]u32 = undefined;
-            for (0..self.settings.pages) |p| before[p] = self.cores[n].directory[p].version;
+            const core = &self.cores[n];
+            var entries: [pages_max]core_file.Entry = undefined;
+            var copies: [pages_max]Copy = undefined;
+            for (0..self.settings.pages) |p| {
+                entries[p] = core.directory[p];
+                copies[p] = .{ .access = core.local[p], .version = core.versions[p] };
+            }
             try self.stepOnly(n, event);
             for (0..self.settings.pages) |p| {
-                if (self.cores[n].directory[p].version < before[p]) return error.VersionShrank;
+                if (core.directory[p].version < entries[p].version) return error.VersionShrank;
+                try self.checkVersion(p, copies[p], .{
+                    .access = core.local[p],
+                    .version = core.versions[p],
+                });
             }
             try self.releaseHeld(n);
             try self.checkWriters();
+        }
+
+        const Copy = struct { access: types.Access, version: u32 };
+
+        /// A copy that has become the only one is newer than every only one before. (What is left
+        /// of a replicated table keeps its version.)
+        fn checkVersion(self: *Self, p: usize, before: Copy, after: Copy) Failure!void {
+            if (self.settings.replicate or after.access != .exclusive) return;
+            if (before.access == .exclusive and before.version == after.version) return;
+            if (after.version <= self.latest[p]) return error.VersionRepeated;
+            self.latest[p] = after.version;
         }
 
         fn stepOnly(self: *Self, n: usize, event: types.Event) Failure!void {
@@ -241,7 +271,11 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                     if (m.present[i.page]) return error.BadInstall;
                     m.present[i.page] = true;
                     m.writable[i.page] = i.access == .exclusive;
-                    m.content[i.page] = if (i.source == .zero) @splat(0) else self.arriving;
+                    m.content[i.page] = switch (i.source) {
+                        .zero => @splat(0),
+                        .message => self.arriving,
+                        .slot => |slot| m.slots[slot],
+                    };
                     early[i.page] = m.content[i.page];
                     if (i.wake) wake(m, i.page);
                 },
@@ -269,19 +303,38 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 },
                 .forget_replica => |p| m.replica[p] = 0,
                 .patch => |p| try patch(m, p.page, p.index, p.old, p.new),
-                .send => |s| {
+                .save => |s| {
+                    if (!m.present[s.page] or m.writable[s.page]) return error.BadInstall;
                     const wrong = self.settings.shell_bug == .copy_before_protect;
-                    const data = if (wrong) early[s.msg.page] else m.content[s.msg.page];
-                    if (s.msg.hasData() and !m.present[s.msg.page]) return error.BadInstall;
+                    m.slots[s.slot] = if (wrong) early[s.page] else m.content[s.page];
+                },
+                .send => |s| {
+                    const data = if (!s.msg.hasData())
+                        @as(Content, @splat(0))
+                    else if (s.slot) |slot|
+                        m.slots[slot]
+                    else
+                        try self.pageBytes(m, s.msg.page, &early);
                     staged[count] = .{ .to = s.to, .sequence = 0, .envelope = .{
                         .msg = s.msg,
-                        .data = if (s.msg.hasData()) data else @splat(0),
+                        .data = data,
                     } };
                     count += 1;
                 },
                 .fatal => return error.Conflict,
             };
             return count;
+        }
+
+        fn pageBytes(
+            self: *const Self,
+            m: *const Machine,
+            p: Page,
+            early: *const [pages_max]Content,
+        ) Failure!Content {
+            if (!m.present[p]) return error.BadInstall;
+            const wrong = self.settings.shell_bug == .copy_before_protect;
+            return if (wrong) early[p] else m.content[p];
         }
 
         fn wake(m: *Machine, p: Page) void {
@@ -414,6 +467,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 if (m.thread.busy or m.held_count > 0) return error.Stuck;
                 if (core.pending.free_count != core.pending.items.len) return error.Stuck;
                 if (core.txns.free_count != core.txns.items.len) return error.Stuck;
+                if (core.slots.free_count != core.slots.items.len) return error.Leaked;
                 for (0..self.settings.pages) |p| {
                     const access = core.local[p];
                     if (m.present[p] != (access != .invalid)) return error.AuditFailed;

@@ -7,6 +7,7 @@ const types = @import("types.zig");
 const core_file = @import("core.zig");
 const home = @import("home.zig");
 const hold = @import("hold.zig");
+const put = @import("put.zig");
 const Actions = core_file.Actions;
 const Page = types.Page;
 const Node = types.Node;
@@ -27,12 +28,8 @@ pub fn fault(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actio
     if (self.pending.find(page) != null) return;
     const at_home = self.isHome(page);
     if (at_home and self.directory[page].state == .untouched and self.txns.find(page) == null) {
-        self.directory[page] = .{
-            .state = .exclusive,
-            .owner = self.config.node,
-            .version = 1,
-        };
-        self.versions[page] = 1;
+        home.own(self, &self.directory[page], self.config.node);
+        self.versions[page] = self.directory[page].version;
         self.local[page] = .exclusive;
         self.stats.local += 1;
         out.add(.{ .install = .{
@@ -57,10 +54,44 @@ fn ask(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actions) vo
     const kind: core_file.RequestKind = if (self.local[page] == .shared)
         .upgrade
     else if (is_write) .get_exclusive else .get_shared;
-    if (kind == .upgrade) self.stats.upgrades += 1;
-    _ = self.pending.put(page, .{ .kind = kind });
-    const me = self.config.node;
     const age = hold.ageOf(self, thread);
+    const p = self.pending.put(page, .{ .kind = kind });
+    if (put.isOpen(self, page)) {
+        p.waits = true;
+        p.age = age;
+        return;
+    }
+    send(self, page, kind, age, out);
+}
+
+/// What was put is settled: now the home can be asked for what is still needed.
+pub fn askNow(self: anytype, page: Page, out: *Actions) void {
+    const p = self.pending.find(page) orelse return;
+    const access = self.local[page];
+    if (access != .invalid and (access != .shared or p.kind == .get_shared)) {
+        // A replica came meanwhile.
+        self.pending.remove(page);
+        out.add(.{ .wake = page });
+        return hold.woken(self, page);
+    }
+    if (access == .shared) {
+        p.kind = .upgrade;
+    } else if (p.kind == .upgrade) p.kind = .get_exclusive;
+    const age = p.age;
+    p.waits = false;
+    p.age = 0;
+    send(self, page, p.kind, age, out);
+}
+
+fn send(
+    self: anytype,
+    page: Page,
+    kind: core_file.RequestKind,
+    age: u64,
+    out: *Actions,
+) void {
+    if (kind == .upgrade) self.stats.upgrades += 1;
+    const me = self.config.node;
     const version = self.versions[page];
     if (self.isHome(page)) {
         return home.request(self, page, .{
@@ -169,6 +200,10 @@ pub const Revoke = struct {
 
 /// True if done at once; else it waits for a chain of faults here.
 pub fn revoke(self: anytype, r: Revoke, out: *Actions) bool {
+    if (put.isOpen(self, r.page)) {
+        put.answer(self, r, out);
+        return true;
+    }
     const asker = if (r.requester == types.node_none) r.for_requester else r.requester;
     // While this node itself waits for more access to the page, it has no use for what it has.
     if (self.pending.find(r.page) == null and hold.mustDefer(self, r.page, r.age, asker)) {
@@ -194,24 +229,30 @@ pub fn answer(self: anytype, r: Revoke, out: *Actions) void {
     if (r.kind == .invalidate) {
         self.stats.invalidations += 1;
         discard(self, page, out);
-        if (r.requester != types.node_none) {
-            out.send(r.requester, .ack, .{ .kind = 0, .requester = r.requester, .page = page });
-        }
+        if (r.requester != types.node_none) sendAck(r, out);
         return;
     }
-    const gives_up = r.kind == .forward_exclusive;
-    const exclusive: u8 = if (gives_up) types.flag_exclusive else 0;
-    out.send(r.requester, .grant, .{
-        .kind = 0,
+    out.add(.{ .send = .{ .to = r.requester, .msg = grantOf(r) } });
+    if (r.kind == .forward_exclusive) return discard(self, page, out);
+    self.local[page] = .shared;
+    self.versions[page] = r.version;
+}
+
+pub fn sendAck(r: Revoke, out: *Actions) void {
+    out.send(r.requester, .ack, .{ .kind = 0, .requester = r.requester, .page = r.page });
+}
+
+/// The grant, with the page, that a forward asks for.
+pub fn grantOf(r: Revoke) types.Msg {
+    const exclusive: u8 = if (r.kind == .forward_exclusive) types.flag_exclusive else 0;
+    return .{
+        .kind = @backingInt(types.MsgKind.grant),
         .flags = types.flag_data | exclusive,
         .acks = r.acks,
         .requester = r.requester,
-        .page = page,
+        .page = r.page,
         .version = r.version,
-    });
-    if (gives_up) return discard(self, page, out);
-    self.local[page] = .shared;
-    self.versions[page] = r.version;
+    };
 }
 
 fn discard(self: anytype, page: Page, out: *Actions) void {

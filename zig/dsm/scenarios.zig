@@ -19,6 +19,16 @@ pub const held: explorer.Options = .{
     .hold_ns_max = 1,
 };
 
+pub const evicting: explorer.Options = .{ .operations = 3, .evictions = 2 };
+
+pub const evicting_held = blk: {
+    var o = held;
+    o.evictions = 1;
+    break :blk o;
+};
+
+pub const evicting_of_three: explorer.Options = .{ .nodes = 3, .operations = 1, .evictions = 1 };
+
 /// Pages of the page-table scenarios. An entry is 100 + the page it points at.
 const lock_page = 0;
 const parent = 1;
@@ -160,6 +170,19 @@ pub const relinked_while_offered = ofThree(homes[1], &.{
     },
 });
 
+/// The table goes out of use, and its new owner puts it, while its home still waits to hear that a
+/// third node had made it writable.
+pub const put_while_replicated = blk: {
+    var o = ofThree(homes[1], &.{
+        &.{ unlinks, .{ .kind = .store, .page = lock_page, .word = 1 } },
+        &.{},
+        &.{.{ .page = child, .word = 0 }},
+    });
+    o.evictions = 1;
+    o.evictable = .{ .node = 0, .page = child };
+    break :blk o;
+};
+
 /// The parent starts empty.
 fn linking(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
     var o = tablesWith(home, scripts);
@@ -226,5 +249,12 @@ pub const tables = blk: {
         list[6 * i + 4] = linking(h, &.{ &links_and_hands_over, &takes_over_once });
         list[6 * i + 5] = linking(h, &.{ &takes_over_once, &links_and_hands_over });
     }
+    break :blk list;
+};
+
+/// Those of the above in which an evicted page becomes a table, or a freed one is evicted.
+pub const evicting_tables = blk: {
+    var list = [_]explorer.Options{ tables[0], tables[5], tables[10], tables[20] };
+    for (&list) |*o| o.evictions = 1;
     break :blk list;
 };

@@ -47,6 +47,12 @@ pub const MsgKind = enum(u8) {
     diff_ack = 16,
     /// No longer a table, owned by the sender alone: drop the replica. `version` as in diff.
     unreplicate = 17,
+    /// node -> home: gives its copy back. flag_data: the bytes follow, it may be the only copy.
+    put = 18,
+    /// home -> node: the home answers for the page; the node's slot is free.
+    put_ack = 19,
+    /// home -> node: a put without data came, but that was the only copy: put it again with data.
+    put_more = 20,
 };
 
 pub const flag_data: u8 = 1;
@@ -81,6 +87,8 @@ pub const Msg = extern struct {
     pub fn tells(self: Msg) bool {
         return switch (@as(MsgKind, @fromBackingInt(@intCast(self.kind)))) {
             .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,
+            .put_ack, .put_more => false,
+            .put => self.hasData(),
             else => true,
         };
     }
@@ -132,12 +140,20 @@ pub const Event = union(enum) {
     /// A replica came to be here (action twin): its present non-leaf entries are page tables of the
     /// next level; the shell reports each child once.
     child: struct { parent: Page, index: u16, page: Page, level: u8 },
+    /// The shell's policy wants the page to leave this node. Refused (counted, no action) where
+    /// canEvict(page) says no.
+    evict: struct { page: Page, now: u64 },
 };
 
-pub const Source = enum {
+/// Number of a write-back slot: a page of the shell's memory, below Config.slots_max. The core
+/// says by its actions what is in which one, and gives out again what it needs no more.
+pub const SlotNumber = u16;
+
+pub const Source = union(enum) {
     /// The content that came with the message of this step.
     message,
     zero,
+    slot: SlotNumber,
 };
 
 pub const Action = union(enum) {
@@ -158,9 +174,12 @@ pub const Action = union(enum) {
     forget_replica: Page,
     /// Apply a peer's entry to page and twin.
     patch: struct { page: Page, index: u16, old: u64, new: u64 },
-    /// With data: the page's bytes as they are when this action is reached (after protect, before
-    /// drop). Sends leave after the scan of replicas that ends the step; diffs first.
-    send: struct { to: Node, msg: Msg },
+    /// Copy the page's bytes into the slot; the page is write-protected.
+    save: struct { page: Page, slot: SlotNumber },
+    /// With data: the slot's bytes if there is one, else the page's, as they are when this action
+    /// is reached (after protect, before drop). Sends leave after the scan of replicas that ends
+    /// the step; diffs first. A slot's bytes stay until the end of the step at least.
+    send: struct { to: Node, msg: Msg, slot: ?SlotNumber = null },
     /// Memory can no longer be right (conflicting entries): stop the VM.
     fatal: struct { page: Page, code: u32 },
 };

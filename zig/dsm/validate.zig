@@ -4,6 +4,9 @@
 const std = @import("std");
 const types = @import("types.zig");
 const home = @import("home.zig");
+const hold = @import("hold.zig");
+const evict = @import("evict.zig");
+const put = @import("put.zig");
 const replica = @import("replica.zig");
 const Page = types.Page;
 const Node = types.Node;
@@ -19,16 +22,16 @@ pub fn validate(self: anytype, from: Node, msg: types.Msg) Error!void {
     try need(from < self.config.node_count and from != self.config.node);
     try need(msg.page < self.config.page_count);
     try need(msg.acks < self.config.node_count);
-    try need(!msg.hasData() or kind == .grant or kind == .replica);
+    try need(!msg.hasData() or kind == .grant or kind == .replica or kind == .put);
     const at_home = self.isHome(msg.page);
     const from_home = self.homeOf(msg.page) == from;
     switch (kind) {
         .get_shared, .get_exclusive, .upgrade => try need(at_home and canAsk(self, from, msg.page)),
         .forward_shared, .forward_exclusive, .invalidate => {
             try need(from_home and isPeer(self, msg.requester));
-            try need(self.local[msg.page] != .invalid);
+            try need(self.local[msg.page] != .invalid or put.isOpen(self, msg.page));
             try need(kind != .invalidate or self.local[msg.page] != .exclusive);
-            try need(!hasDeferred(self, msg.page));
+            try need(!hold.isDeferred(self, msg.page));
         },
         .grant => {
             try need(!at_home or isOwnTurn(self, msg.page));
@@ -37,6 +40,7 @@ pub fn validate(self: anytype, from: Node, msg: types.Msg) Error!void {
         .ack => {
             try need(!at_home or isOwnTurn(self, msg.page));
             const p = self.pending.find(msg.page) orelse return error.ProtocolViolated;
+            try need(!p.waits);
             const limit = if (p.granted) p.acks_needed else self.config.node_count - 1;
             try need(p.acks < limit);
         },
@@ -69,12 +73,18 @@ pub fn validate(self: anytype, from: Node, msg: types.Msg) Error!void {
             try need(access == .replicated or !at_home);
             try need(access != .exclusive);
         },
+        .put => try need(at_home and canPut(self, from, msg)),
+        .put_ack => try need(put.isOpen(self, msg.page) and from_home),
+        .put_more => {
+            try need(put.isOpen(self, msg.page) and from_home);
+            try need(!evict.slotOf(self, msg.page).?.sent);
+        },
     }
 }
 
 fn grant(self: anytype, msg: types.Msg) Error!void {
     const p = self.pending.find(msg.page) orelse return error.ProtocolViolated;
-    try need(!p.granted and p.acks <= msg.acks);
+    try need(!p.granted and !p.waits and p.acks <= msg.acks);
     const zero = msg.flags & types.flag_zero != 0;
     try need(!(zero and msg.hasData()));
     const present = self.local[msg.page] != .invalid;
@@ -109,9 +119,15 @@ fn isChild(self: anytype, page: Page) bool {
     return page == types.page_none or page < self.config.page_count;
 }
 
-fn hasDeferred(self: anytype, page: Page) bool {
-    for (self.holds.deferred[0..self.holds.deferred_count]) |r| if (r.page == page) return true;
-    return false;
+/// Whose request is open has the page still to come; a writer's bytes must come with the put.
+fn canPut(self: anytype, from: Node, msg: types.Msg) bool {
+    if (msg.flags & ~types.flag_data != 0) return false;
+    if (self.txns.find(msg.page)) |txn| {
+        const is_open = txn.phase == .strict or txn.phase == .share;
+        if (is_open and txn.request.node == from) return false;
+    }
+    const entry = self.directory[msg.page];
+    return msg.hasData() or entry.state != .exclusive or entry.owner != from;
 }
 
 /// One request of a node for a page at a time, and a record for it.

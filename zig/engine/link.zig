@@ -31,14 +31,18 @@ comptime {
     // What answers must never wait (lane.zig). Each faulting thread of each node has one open
     // transaction, for which one node owes another at most one page and four messages without
     // (forward or invalidate, grant, ack, done), and as much again may have been read without being
-    // acknowledged yet. Entries of replicated page tables are not bounded by this; the rest of the
-    // reserve holds 15,000 of them.
+    // acknowledged yet. Besides, each page on its way out may be asked for again with its bytes.
+    // Entries of replicated page tables are not bounded by this; the rest of the reserve holds
+    // 14,000 of them.
     const faults = @import("../memory/faults.zig");
+    const room = @import("room.zig");
     const small = frame.header_bytes + frame.protocol_bytes;
-    const answers = frame.header_bytes + frame.payload_max + 4 * small;
+    const page = frame.header_bytes + frame.payload_max;
+    const answers = page + 4 * small;
     const options: lane_file.Options = .{};
     const open = abi.nodes_max * faults.threads_max;
-    std.debug.assert(options.reserve_bytes >= open * answers + options.tx_bytes / 4);
+    const put_again = room.slots_max * page;
+    std.debug.assert(options.reserve_bytes >= open * answers + put_again + options.tx_bytes / 4);
 }
 
 pub const Link = struct {
@@ -86,7 +90,7 @@ pub const Link = struct {
             self.say("{s}", .{self.outcome.text()});
             return error.PeerFailed;
         }
-        const pager = self.engine.pager.?;
+        const shard = self.engine.span.?.shard;
         var lanes: [abi.nodes_max]?*Lane = @splat(null);
         for (self.outcome.fds, 0..) |fd, node| {
             if (fd < 0) continue;
@@ -96,14 +100,14 @@ pub const Link = struct {
             lanes[node] = lane;
         }
         try self.agreeOnClock(&lanes);
-        self.keeper = try Keeper.init(wanted, self.outcome.instances, pager.mailbox.eventfd);
+        self.keeper = try Keeper.init(wanted, self.outcome.instances, shard.eventfd());
         for (lanes, 0..) |maybe, node| {
-            if (maybe) |lane| pager.shell.lanes.set(@intCast(node), lane);
+            if (maybe) |lane| shard.lanes().set(@intCast(node), lane);
         }
-        pager.shell.lanes.keeper = &self.keeper;
-        try pager.start();
+        shard.lanes().keeper = &self.keeper;
+        try shard.start();
         // Frames may have come with the clock's: the shard must look before it sleeps.
-        sys.eventfdSignal(pager.mailbox.eventfd);
+        sys.eventfdSignal(shard.eventfd());
     }
 
     fn agreeOnClock(self: *Link, lanes: *const [abi.nodes_max]?*Lane) !void {

@@ -1,6 +1,6 @@
 //! The pager: the shell (shell.zig) in its production environment, with the thread that runs it.
 //! That thread, the shard, owns one userfaultfd, the core, its page states and its lane to every
-//! peer; other threads reach it through the mailbox. It polls for a bounded time before it sleeps.
+//! peer; other threads reach it through the mailbox.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -8,9 +8,11 @@ const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const last_words = @import("../base/last_words.zig");
 const core_file = @import("../dsm/core.zig");
-const Memory = @import("../dsm/page_array.zig").Memory;
+const Memory = @import("../base/page_array.zig").Memory;
 const Inspection = @import("inspect.zig").Inspection;
+const room = @import("room.zig");
 const shell_file = @import("shell.zig");
+const sleep = @import("sleep.zig").sleep;
 const threads_max = @import("../memory/faults.zig").threads_max;
 const mailbox_file = @import("../memory/mailbox.zig");
 const Mailbox = mailbox_file.Mailbox;
@@ -25,6 +27,7 @@ pub const oldest_fault_ns_max = 100 * std.time.ns_per_ms;
 
 pub const Command = shell_file.Command;
 pub const Handler = shell_file.Handler;
+pub const Limits = shell_file.Limits;
 pub const Shell = shell_file.ShellOf(Production);
 
 /// The shell's environment on a real machine.
@@ -59,6 +62,7 @@ pub const Settings = struct {
     poll_ns_max: u64,
     peer_timeout_ns: u64,
     service_priority: u32,
+    limits: Limits = .{},
 };
 
 pub const Error = error{ SystemCall, OutOfMemory, ThreadFailed };
@@ -113,8 +117,10 @@ pub const Pager = struct {
                 .replicate = settings.replicate,
                 .hold_ns_max = settings.hold_ns_max,
                 .threads = threads_max,
+                .slots_max = if (settings.limits.any()) room.slots_max else 0,
                 .page_memory = .kernel,
             },
+            .limits = settings.limits,
             .lanes = .{
                 .own = settings.node,
                 .peer_timeout_ns = settings.peer_timeout_ns,
@@ -242,15 +248,8 @@ pub const Pager = struct {
         fds[1] = .{ .fd = self.mailbox.eventfd, .events = linux.POLL.IN, .revents = 0 };
         const n = 2 + self.shell.lanes.poll(fds[2..]);
         // Faults that must wait would only end the sleep again and again.
-        if (!self.shell.lanes.mayRequest()) fds[0].events = 0;
-        const timeout_ns = self.sleepNs(sys.monotonicNs());
-        if (!self.spin(fds[0..n], timeout_ns)) {
-            var timeout: linux.timespec = .{
-                .sec = @intCast(timeout_ns / std.time.ns_per_s),
-                .nsec = @intCast(timeout_ns % std.time.ns_per_s),
-            };
-            _ = linux.ppoll(&fds, n, &timeout, null);
-        }
+        if (!self.shell.mayTakeFaults()) fds[0].events = 0;
+        sleep(fds[0..n], self.sleepNs(sys.monotonicNs()), self.settings.poll_ns_max);
         if (fds[1].revents != 0) sys.eventfdDrain(self.mailbox.eventfd);
     }
 
@@ -260,20 +259,5 @@ pub const Pager = struct {
         if (self.shell.core.nextDeadline()) |deadline| ns = @min(ns, deadline -| now);
         // A fault that hangs with nothing else going on is seen to grow old.
         return if (self.shell.faults.waiting > 0) @min(ns, oldest_fault_ns_max) else ns;
-    }
-
-    /// Polls for up to `poll_ns_max` before the thread sleeps, since what comes next often comes
-    /// soon and a wake costs more than the page. True: something is there, or a deadline is.
-    fn spin(self: *Pager, fds: []linux.pollfd, timeout_ns: u64) bool {
-        if (self.settings.poll_ns_max == 0) return false;
-        const began = sys.monotonicNs();
-        while (true) {
-            var none: linux.timespec = .{ .sec = 0, .nsec = 0 };
-            const r = linux.ppoll(fds.ptr, @intCast(fds.len), &none, null);
-            if (linux.errno(r) == .SUCCESS and r > 0) return true;
-            const spent = sys.monotonicNs() - began;
-            if (spent >= timeout_ns) return true;
-            if (spent >= self.settings.poll_ns_max) return false;
-        }
     }
 };

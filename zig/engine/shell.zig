@@ -23,6 +23,12 @@ const uffd_file = @import("../memory/uffd.zig");
 const Faults = @import("../memory/faults.zig").Faults;
 const replicas_file = @import("../memory/replicas.zig");
 const Replicas = replicas_file.Replicas;
+const room_file = @import("room.zig");
+const Room = room_file.Room;
+const Kind = room_file.Kind;
+pub const Limits = room_file.Limits;
+const Memory = @import("../base/page_array.zig").Memory;
+const Policy = @import("../memory/eviction.zig").Policy;
 
 const page_size = 4096;
 const PageBytes = [page_size]u8;
@@ -38,6 +44,8 @@ pub const Command = struct {
     pub const root: u8 = 1;
     pub const reset: u8 = 2;
     pub const stop: u8 = 3;
+    /// Before a reset: let what is under way arrive, begin nothing new.
+    pub const settle: u8 = 4;
 };
 
 /// What the shard tells the rest of the engine; called on the shard's thread, must not block.
@@ -49,6 +57,8 @@ pub const Handler = struct {
     lost: *const fn (context: *anyopaque, node: u8, why: []const u8) void,
     /// A peer's connection was cut or resumed.
     noticed: *const fn (context: *anyopaque, node: u8, what: []const u8) void,
+    /// Nothing of this node is under way, as Command.settle asked.
+    settled: *const fn (context: *anyopaque) void,
     /// A reset of all page state is done.
     reset_done: *const fn (context: *anyopaque) void,
     /// The inboxes of this node's vCPUs: who may be storing right now.
@@ -64,7 +74,17 @@ const Stillness = struct { entries: u64, wakes: u64 };
 const staged_max = 2 * Actions.capacity;
 const staged_pages_max = 32;
 
-const Staged = struct { to: u8, msg: types.Msg, data: ?u8 };
+/// Candidates that cannot be spared, before the rest is left to the next turn.
+const refusals_max = 64;
+
+/// What a staged message carries: nothing, a page copied into its place, or a write-back slot.
+const Carried = union(enum) { nothing, page: u8, slot: types.SlotNumber };
+const Staged = struct { to: u8, msg: types.Msg, data: Carried };
+
+/// The way to a reset: no faults are taken (vCPUs are parked), no pages evicted. First this node's
+/// own requests and pages on their way out arrive; then, all nodes having told so, what it still
+/// owes others, before it forgets everything.
+const Ending = enum { no, settling, settled, resetting };
 
 /// What an environment declares:
 /// - `mutation`: the core's deliberate fault, .none but in tests;
@@ -103,6 +123,11 @@ pub fn ShellOf(comptime Env: type) type {
         staged_count: usize = 0,
         staged_pages: *[staged_pages_max]PageBytes,
         staged_page_count: u8 = 0,
+        /// Pages on their way out, by the core's numbers.
+        slots: []PageBytes,
+        /// What leaves when memory is short; null: it never is.
+        room: ?Room,
+        ending: Ending = .no,
         stopping: std.atomic.Value(bool) = .init(false),
 
         const Self = @This();
@@ -115,6 +140,7 @@ pub fn ShellOf(comptime Env: type) type {
             uffd: Uffd,
             /// Without own memory: the caller keeps the home ranges.
             core: core_file.Config,
+            limits: Limits = .{},
             lanes: Env.Lanes,
             handler: Handler,
             stats: *abi.EngineStats,
@@ -126,6 +152,13 @@ pub fn ShellOf(comptime Env: type) type {
         pub fn init(allocator: std.mem.Allocator, o: Options) error{OutOfMemory}!Self {
             const pages = try allocator.create([staged_pages_max]PageBytes);
             errdefer allocator.destroy(pages);
+            const slots = try allocator.alloc(PageBytes, o.core.slots_max);
+            errdefer allocator.free(slots);
+            const memory = o.core.page_memory orelse
+                Memory{ .allocator = allocator, .fresh_is_zero = false };
+            var room: ?Room = null;
+            if (o.limits.any()) room = try .init(allocator, memory, o.core.page_count, o.limits);
+            errdefer if (room) |*r| r.deinit(allocator);
             return .{
                 .allocator = allocator,
                 .env = o.env,
@@ -141,6 +174,8 @@ pub fn ShellOf(comptime Env: type) type {
                 .stats = o.stats,
                 .transfers = o.transfers,
                 .staged_pages = pages,
+                .slots = slots,
+                .room = room,
                 .faults_hold = o.faults_hold,
             };
         }
@@ -151,15 +186,76 @@ pub fn ShellOf(comptime Env: type) type {
             self.gate.deinit();
             self.children.deinit(self.allocator);
             self.allocator.destroy(self.staged_pages);
+            self.allocator.free(self.slots);
+            if (self.room) |*room| room.deinit(self.allocator);
         }
 
         /// All that is there to do now.
         pub fn turn(self: *Self) void {
-            if (self.lanes.mayRequest()) self.takeFaults();
+            if (self.mayTakeFaults()) self.takeFaults() else self.stats.turns_held += 1;
             self.takePosts();
             for (0..self.core_config.node_count) |node| self.takeFrames(@intCast(node));
             self.onTime();
+            if (self.ending == .no) self.makeRoom() else self.goOnEnding();
             self.lanes.flush();
+        }
+
+        fn goOnEnding(self: *Self) void {
+            if (self.ending == .settled or !self.isQuiet()) return;
+            if (self.ending == .resetting) return self.resetPages();
+            self.ending = .settled;
+            self.handler.settled(self.handler.context);
+        }
+
+        /// Whether faults can be answered: what they bring must have room, here and on the lanes.
+        /// Answers and pages that come home are served in any case, so this always ends: while a
+        /// page is on its way out, its receiver's word comes; and when none can go, faults go on.
+        pub fn mayTakeFaults(self: *Self) bool {
+            if (self.ending != .no or !self.lanes.mayRequest()) return false;
+            const room = if (self.room) |*room| room else return true;
+            return !room.isFull() or self.slotsInUse() == 0;
+        }
+
+        fn slotsInUse(self: *const Self) usize {
+            return self.core.slots.items.len - self.core.slots.free_count;
+        }
+
+        /// Evicts until there is spare room again, as far as slots and the core allow.
+        fn makeRoom(self: *Self) void {
+            const room = if (self.room) |*room| room else return;
+            for (std.enums.values(Kind)) |kind| {
+                const policy = room.limited(kind) orelse continue;
+                var refusals: usize = 0;
+                while (policy.excess() > 0 and refusals < refusals_max) {
+                    if (self.core.slots.full() or !self.lanes.mayRequest()) break;
+                    const page = policy.candidate().?;
+                    self.step(.{ .evict = .{ .page = page, .now = self.env.now() } }, null);
+                    if (self.core.access(page) == .invalid) {
+                        self.stats.pages_evicted += 1;
+                        continue;
+                    }
+                    policy.refuse(page);
+                    refusals += 1;
+                }
+            }
+            self.countRoom();
+        }
+
+        fn countRoom(self: *Self) void {
+            const cache = self.room.?.policies.getPtrConst(.cache);
+            const own = self.room.?.policies.getPtrConst(.own);
+            const stats = self.stats;
+            stats.cache_pages = cache.present();
+            stats.cache_pages_max = cache.counters.present_max;
+            stats.own_pages = own.present();
+            stats.own_pages_max = own.counters.present_max;
+            stats.pages_returned = cache.counters.returned + own.counters.returned;
+        }
+
+        /// The policy of the page's kind, if its number is limited.
+        fn policyOf(self: *Self, page: u32) ?*Policy {
+            const room = if (self.room) |*room| room else return null;
+            return room.limited(if (self.core.isHome(page)) .own else .cache);
         }
 
         /// A span message to the nodes of the mask, in order with this node's other sends.
@@ -177,7 +273,8 @@ pub fn ShellOf(comptime Env: type) type {
             const core = &self.core;
             return core.pending.free_count == core.pending.items.len and
                 core.txns.free_count == core.txns.items.len and
-                core.holds.deferred_count == 0 and self.gate.isEmpty();
+                core.holds.deferred_count == 0 and self.gate.isEmpty() and
+                self.slotsInUse() == 0;
         }
 
         fn takeFaults(self: *Self) void {
@@ -216,19 +313,22 @@ pub fn ShellOf(comptime Env: type) type {
                     const page = self.ram.pageOf(argument) orelse return;
                     if (self.core_config.replicate) self.step(.{ .root = .{ .page = page } }, null);
                 },
-                Command.reset => self.resetPages(),
+                Command.settle => self.ending = .settling,
+                Command.reset => self.ending = .resetting,
                 Command.stop => self.stopping.store(true, .release),
                 else => unreachable,
             }
         }
 
-        /// Every vCPU of every node is parked and no transaction is open: back to "nobody has
-        /// touched anything".
+        /// Every vCPU of every node is parked and nothing under way can reach this node: back to
+        /// "nobody has touched anything".
         fn resetPages(self: *Self) void {
+            self.ending = .no;
             self.uffd.dropRange(0, self.ram.pageCount()) catch self.refused("drop all", 0);
             self.replicas.clear();
             self.gate.clear();
             self.scanned = null;
+            if (self.room) |*room| room.clear();
             self.core.deinit();
             self.core = Core.init(self.allocator, self.core_config) catch {
                 self.env.fatal("no memory for page states at reset", .{});
@@ -258,7 +358,9 @@ pub fn ShellOf(comptime Env: type) type {
                     const data: ?*const PageBytes = if (whole) rest[0..page_size] else null;
                     if (data != null) {
                         self.stats.pages_received += 1;
-                        self.transfers[msg.page] +|= 1;
+                        // What comes back unasked says nothing about who uses it.
+                        const is_put = msg.kind == @backingInt(types.MsgKind.put);
+                        if (!is_put) self.transfers[msg.page] +|= 1;
                     }
                     const invalidate = msg.kind == @backingInt(types.MsgKind.invalidate);
                     self.stats.invalidations += @intFromBool(invalidate);
@@ -319,7 +421,11 @@ pub fn ShellOf(comptime Env: type) type {
 
         fn sendStaged(self: *Self) void {
             for (self.staged[0..self.staged_count]) |s| {
-                const data = if (s.data) |slot| &self.staged_pages[slot] else null;
+                const data: ?*const PageBytes = switch (s.data) {
+                    .nothing => null,
+                    .page => |at| &self.staged_pages[at],
+                    .slot => |slot| &self.slots[slot],
+                };
                 self.sendMessage(s.to, s.msg, data);
             }
             self.staged_count = 0;
@@ -361,9 +467,13 @@ pub fn ShellOf(comptime Env: type) type {
                 .protect => |page| self.uffd.protect(page) catch self.refused("protect", page),
                 .unprotect => |page| {
                     self.uffd.unprotect(page) catch self.refused("unprotect", page);
+                    if (self.policyOf(page)) |policy| policy.touched(page);
                     self.woken(page);
                 },
-                .drop => |page| self.uffd.drop(page) catch self.refused("drop", page),
+                .drop => |page| {
+                    self.uffd.drop(page) catch self.refused("drop", page);
+                    if (self.policyOf(page)) |policy| policy.left(page);
+                },
                 .wake => |page| {
                     self.uffd.wake(page) catch self.refused("wake", page);
                     self.woken(page);
@@ -375,7 +485,9 @@ pub fn ShellOf(comptime Env: type) type {
                     self.stats.replicated_pages = self.replicas.list.items.len;
                 },
                 .patch => |p| self.patch(p.page, p.index, p.old, p.new),
-                .send => |s| self.stage(s.to, s.msg),
+                // Write-protected: what is read now is final.
+                .save => |s| @memcpy(&self.slots[s.slot], self.ram.pageBytes(s.page)),
+                .send => |s| self.stage(s.to, s.msg, s.slot),
                 .fatal => |f| self.env.fatal(
                     "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
                     .{ self.ram.gpaOf(f.page), f.code },
@@ -391,7 +503,7 @@ pub fn ShellOf(comptime Env: type) type {
             wakes: bool,
             data: ?*const PageBytes,
         ) void {
-            const bytes = contentOf(source, data) orelse {
+            const bytes = self.contentOf(source, data) orelse {
                 return self.refused("install without content", page);
             };
             const result = self.uffd.copy(page, bytes, access == .shared, wakes);
@@ -399,13 +511,19 @@ pub fn ShellOf(comptime Env: type) type {
             // The core installs only where nothing is mapped: anything there would be a second
             // truth.
             if (installed == .existed) self.refused("install over a present page", page);
+            if (self.policyOf(page)) |policy| policy.came(page);
             if (wakes) self.woken(page);
         }
 
-        fn contentOf(source: types.Source, data: ?*const PageBytes) ?*const PageBytes {
+        fn contentOf(
+            self: *const Self,
+            source: types.Source,
+            data: ?*const PageBytes,
+        ) ?*const PageBytes {
             return switch (source) {
                 .zero => &zero_page,
                 .message => data,
+                .slot => |slot| &self.slots[slot],
             };
         }
 
@@ -414,26 +532,28 @@ pub fn ShellOf(comptime Env: type) type {
             _ = self.faults.woken(page, self.env.now());
         }
 
-        fn stage(self: *Self, to: u8, msg: types.Msg) void {
+        fn stage(self: *Self, to: u8, msg: types.Msg, slot: ?types.SlotNumber) void {
             std.debug.assert(self.staged_count < staged_max);
-            var slot: ?u8 = null;
-            if (msg.hasData()) {
-                slot = self.stagedCopy(msg.page);
-            }
-            self.staged[self.staged_count] = .{ .to = to, .msg = msg, .data = slot };
+            const data: Carried = if (!msg.hasData())
+                .nothing
+            else if (slot) |number|
+                .{ .slot = number }
+            else
+                .{ .page = self.stagedCopy(msg.page) };
+            self.staged[self.staged_count] = .{ .to = to, .msg = msg, .data = data };
             self.staged_count += 1;
         }
 
         /// The page's bytes now; one copy serves every send of this page in this step.
         fn stagedCopy(self: *Self, page: u32) u8 {
             for (self.staged[0..self.staged_count]) |s| {
-                if (s.data != null and s.msg.page == page) return s.data.?;
+                if (s.data == .page and s.msg.page == page) return s.data.page;
             }
             std.debug.assert(self.staged_page_count < staged_pages_max);
-            const slot = self.staged_page_count;
+            const at = self.staged_page_count;
             self.staged_page_count += 1;
-            @memcpy(&self.staged_pages[slot], self.ram.pageBytes(page));
-            return slot;
+            @memcpy(&self.staged_pages[at], self.ram.pageBytes(page));
+            return at;
         }
 
         /// A page became a replica here: twin it, and tell the core of its next-level tables.

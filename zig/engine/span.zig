@@ -7,7 +7,7 @@ const std = @import("std");
 const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const Message = @import("../irq/message.zig").Message;
-const Pager = @import("pager.zig").Pager;
+const Shard = @import("shard.zig").Shard;
 const bus_file = @import("bus.zig");
 const Access = bus_file.Access;
 const Inbox = @import("inbox.zig").Inbox;
@@ -41,7 +41,7 @@ const Foreign = struct { busy: bool = false, node: u8 = 0, vcpu: u16 = 0 };
 
 pub const Span = struct {
     engine: *Engine,
-    pager: *Pager,
+    shard: Shard,
     foreign: [abi.io_slots_max - abi.vcpus_max]Foreign = @splat(.{}),
     foreign_lock: sys.Mutex = .{},
 
@@ -51,7 +51,7 @@ pub const Span = struct {
     }
 
     fn send(self: *Span, nodes: u32, wire: Wire) void {
-        self.pager.post(nodes, std.mem.asBytes(&wire));
+        self.shard.post(nodes, std.mem.asBytes(&wire));
     }
 
     /// Router.remote.
@@ -192,6 +192,8 @@ pub const Span = struct {
         if (self.engine.stopping()) return;
         self.laneNotice(node, "lost", why);
         self.engine.events.simple(.peer, 0, node, @backingInt(abi.PeerState.dead), 0);
+        // No vCPU went with a memory node; whether pages did, their homes know.
+        if (self.engine.isMemoryNode(node)) return;
         self.engine.stopWith(.vcpu_lost, 0xffff_ffff, node);
     }
 
@@ -211,6 +213,12 @@ pub const Span = struct {
     pub fn inboxAt(context: *anyopaque, index: usize) ?*const Inbox {
         const self: *Span = @ptrCast(@alignCast(context));
         return if (index < self.engine.vcpus.len) &self.engine.vcpus[index].inbox else null;
+    }
+
+    /// Pager.Handler.settled.
+    pub fn settled(context: *anyopaque) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        self.engine.events.simple(.settled, 0, 0, 0, 0);
     }
 
     /// Pager.Handler.reset_done.

@@ -27,6 +27,8 @@ pub const Node = struct {
     stats: abi.EngineStats,
     lanes: [nodes_max]?Lane = @splat(null),
     lost: std.atomic.Value(u32) = .init(0),
+    settled: std.atomic.Value(u32) = .init(0),
+    resets: std.atomic.Value(u32) = .init(0),
 };
 
 pub const Options = struct {
@@ -34,6 +36,7 @@ pub const Options = struct {
     pages_per_node: u32 = 64,
     hold_ns_max: u64 = std.time.ns_per_ms,
     poll_ns_max: u64 = 0,
+    limits: pager_file.Limits = .{},
 };
 
 pub const Cluster = struct {
@@ -70,12 +73,14 @@ pub const Cluster = struct {
             .poll_ns_max = options.poll_ns_max,
             .peer_timeout_ns = 30 * std.time.ns_per_s,
             .service_priority = 0,
+            .limits = options.limits,
         }, .{
             .context = node,
             .receive = ignore,
             .lost = countLost,
             .noticed = ignoreNotice,
-            .reset_done = nothing,
+            .settled = countSettled,
+            .reset_done = countReset,
             .inboxes = noInbox,
         }, &node.stats);
     }
@@ -154,10 +159,34 @@ pub const Cluster = struct {
         return @ptrCast(self.nodes[node].ram.memory[offset..][0..8]);
     }
 
+    /// As a guest's reset: every node forgets its pages, together. No thread may touch the RAM.
+    pub fn reset(self: *Cluster) !void {
+        try self.commandAll(pager_file.Command.settle, "settled");
+        try self.commandAll(pager_file.Command.reset, "resets");
+    }
+
+    fn commandAll(self: *Cluster, command: u8, comptime answers: []const u8) !void {
+        var before: [nodes_max]u32 = undefined;
+        for (self.nodes, 0..) |*node, n| before[n] = @field(node, answers).load(.acquire);
+        for (self.nodes) |*node| node.pager.command(command, 0);
+        const deadline = sys.monotonicNs() + 10 * std.time.ns_per_s;
+        for (self.nodes, 0..) |*node, n| {
+            while (@field(node, answers).load(.acquire) == before[n]) {
+                if (sys.monotonicNs() > deadline) return error.NeverAnswered;
+                _ = linux.sched_yield();
+            }
+        }
+    }
+
+    /// A counter of all nodes together.
+    pub fn sum(self: *const Cluster, comptime counter: []const u8) u64 {
+        var total: u64 = 0;
+        for (self.nodes) |*node| total += @field(node.stats, counter);
+        return total;
+    }
+
     pub fn remoteFaults(self: *const Cluster) u64 {
-        var sum: u64 = 0;
-        for (self.nodes) |*node| sum += node.stats.faults_remote;
-        return sum;
+        return self.sum("faults_remote");
     }
 
     /// Runs work(context, i) on `count` threads at once, spread over the CPUs, and waits for all.
@@ -202,7 +231,16 @@ pub const Barrier = struct {
 
 fn ignore(_: *anyopaque, _: u8, _: []const u8) void {}
 fn ignoreNotice(_: *anyopaque, _: u8, _: []const u8) void {}
-fn nothing(_: *anyopaque) void {}
+
+fn countSettled(context: *anyopaque) void {
+    const node: *Node = @ptrCast(@alignCast(context));
+    _ = node.settled.fetchAdd(1, .acq_rel);
+}
+
+fn countReset(context: *anyopaque) void {
+    const node: *Node = @ptrCast(@alignCast(context));
+    _ = node.resets.fetchAdd(1, .acq_rel);
+}
 
 fn countLost(context: *anyopaque, _: u8, why: []const u8) void {
     const node: *Node = @ptrCast(@alignCast(context));

@@ -27,6 +27,14 @@ pub const Ram = struct {
     /// Packed offset of each range.
     offsets: [abi.ram_ranges_max]u64,
 
+    /// Of a node that has no guest RAM.
+    pub const none: Ram = .{
+        .memory = &.{},
+        .ranges = undefined,
+        .range_count = 0,
+        .offsets = undefined,
+    };
+
     pub fn init(ranges: []const abi.RamRange) Error!Ram {
         var ram: Ram = undefined;
         if (ranges.len == 0 or ranges.len > abi.ram_ranges_max) return error.RangesInvalid;
@@ -52,7 +60,7 @@ pub const Ram = struct {
     }
 
     pub fn deinit(self: *Ram) void {
-        sys.unmap(self.memory);
+        if (self.memory.len > 0) sys.unmap(self.memory);
         self.* = undefined;
     }
 
@@ -140,6 +148,14 @@ test "addresses go both ways and holes are no RAM" {
     try std.testing.expect(ram.slice((96 << 12) - 8, 16) == null);
     try std.testing.expect(ram.slice((96 << 12) - 8, (1 << 32) - (96 << 12) + 16) == null);
     try std.testing.expect(ram.slice(std.math.maxInt(u64) - 3, 16) == null);
+}
+
+test "a node without guest RAM has no address in it" {
+    var ram: Ram = .none;
+    defer ram.deinit();
+    try std.testing.expectEqual(@as(?u64, null), ram.offsetOf(0));
+    try std.testing.expect(ram.slice(0, 1) == null);
+    try std.testing.expectEqual(@as(u32, 0), ram.pageCount());
 }
 
 test "adjacent ranges of two nodes are one chunk" {

@@ -3,6 +3,7 @@
 //! host's page size.
 
 const std = @import("std");
+const sys = @import("sys.zig");
 
 pub const Memory = struct {
     allocator: std.mem.Allocator,
@@ -14,6 +15,7 @@ pub const Memory = struct {
     /// All-zero bytes must be a valid T. Free with free() only.
     pub fn alloc(self: Memory, comptime T: type, n: usize) error{OutOfMemory}![]T {
         const size = std.math.mul(usize, n, @sizeOf(T)) catch return error.OutOfMemory;
+        if (size == 0) return &.{};
         // Raw: the plain form fills what it gives out, which would touch every byte.
         const bytes = self.allocator.rawAlloc(size, .of(T), @returnAddress()) orelse {
             return error.OutOfMemory;
@@ -24,22 +26,10 @@ pub const Memory = struct {
     }
 
     pub fn free(self: Memory, comptime T: type, array: []T) void {
+        if (array.len == 0) return;
         self.allocator.rawFree(std.mem.sliceAsBytes(array), .of(T), @returnAddress());
     }
 };
-
-fn residentBytes(memory: []const u8) !usize {
-    const page = std.heap.pageSize();
-    const seen = try std.testing.allocator.alloc(u8, memory.len / page);
-    defer std.testing.allocator.free(seen);
-    const start: [*]align(std.heap.page_size_min) u8 = @ptrCast(@alignCast(@constCast(memory.ptr)));
-    if (std.os.linux.errno(std.os.linux.mincore(start, memory.len, seen.ptr)) != .SUCCESS) {
-        return error.SystemCall;
-    }
-    var resident: usize = 0;
-    for (seen) |flags| resident += if (flags & 1 != 0) page else 0;
-    return resident;
-}
 
 test "an array for a tebibyte of guest costs what is used of it" {
     const pages = 1 << 28;
@@ -49,7 +39,8 @@ test "an array for a tebibyte of guest costs what is used of it" {
     array[pages - 1] = 9;
     try std.testing.expectEqual(@as(u64, 0), array[pages / 2]);
     // Transparent huge pages may round each touch up to 2 MiB.
-    try std.testing.expect(try residentBytes(std.mem.sliceAsBytes(array)) <= 6 << 20);
+    const bytes: []align(std.heap.page_size_min) u8 = @alignCast(std.mem.sliceAsBytes(array));
+    try std.testing.expect(try sys.residentBytes(bytes) <= 6 << 20);
 }
 
 test "memory that is used again is cleared" {
