@@ -1,6 +1,6 @@
 //! Runs inside a guest of two NUMA nodes: threads pinned to a CPU of each do what shared memory
-//! must get right. `span_check [counters|mutex|pingpong|churn|fill|all] [--rounds N]
-//! [--mib N | --share P] [--plant] [--node-dir DIR]`
+//! must get right. `span_check [counters|mutex|pingpong|churn|fill|device|all] [--rounds N]
+//! [--mib N | --share P] [--plant] [--node-dir DIR]`; all but device, which is for guests only.
 //! One line a check (one a node and side for fill), exit status 1 when anything was lost, 2 when a
 //! check cannot run. Fill takes N MiB in all, or as much of every node as brings P percent of its
 //! memory into use. --plant counts without atomicity and gets words and an exit code wrong, to show
@@ -8,6 +8,7 @@
 
 const std = @import("std");
 const churn = @import("span_check/churn.zig");
+const device = @import("span_check/device.zig");
 const fill = @import("span_check/fill.zig");
 const shared_words = @import("span_check/shared_words.zig");
 const sides = @import("span_check/sides.zig");
@@ -54,6 +55,10 @@ pub fn main(init: std.process.Init.Minimal) void {
     const which = parse(init.args);
     const all = std.mem.eql(u8, which, "all");
     var known = all;
+    if (std.mem.eql(u8, which, "device")) {
+        known = true;
+        device.device();
+    }
     inline for (@typeInfo(@TypeOf(checks)).@"struct".field_names) |name| {
         if (all or std.mem.eql(u8, which, name)) {
             known = true;

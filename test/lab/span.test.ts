@@ -1,7 +1,7 @@
 // One Linux on several nodes, with the default command line: engines on one emulated host, and one
 // VM over two emulated hosts joined by address and key. In the guest a program of ours (test/guest)
 // works on both sides at once: counters, mutex, futex ping-pong, fork and exit, and fills memory of
-// every node from every side (91 % of it in `make soak`, which boots ten times: SSIHV_SPAN_BOOTS).
+// every node from every side: 91 % of it, of 160 MiB. `make soak` boots ten times: SSIHV_SPAN_BOOTS.
 // The guest's clock runs 50 times slower (100 over two hosts): a page transfer costs a millisecond
 // of emulation, and a tick costs page transfers. Small VMs, because every page is dear.
 
@@ -19,9 +19,9 @@ const limitTwoHosts = 900;
 // These hosts stand still for seconds when the machine under them does.
 const patience = "--peer-timeout 30s";
 const boots = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 2);
-/** Filling nine tenths of both nodes, and three nodes, cost minutes: only where boots repeat. */
+/** Three nodes, and cuts for minutes: only where boots repeat. */
 const soaking = boots >= 10;
-const ALL = soaking ? "span_check all --share 91" : "span_check all";
+const ALL = "span_check all --share 91";
 
 const nodes =
   "for n in 0 1; do d=/sys/devices/system/node/node$n; " +
@@ -75,7 +75,7 @@ describe.skipIf(reason !== undefined)("several engines on one host", () => {
   for (let turn = 1; turn <= boots; turn++) {
     const checks = turn === 1 ? ALL : "span_check counters && span_check mutex";
     // Small, because each page that is filled is moved at least once.
-    const memory = turn === 1 && soaking ? "208M" : "256M";
+    const memory = turn === 1 ? "160M" : "256M";
     test(
       `boot ${turn} of ${boots}: both nodes are there, ${checks}`,
       async () => {
@@ -153,15 +153,50 @@ describe.skipIf(reason !== undefined)("one VM over two hosts", () => {
     return [`${own}; ${lead} </dev/null 2>&1`, `${own}; ${join} 2>&1`];
   }
 
+  /** Pulls the second host's cable for a second, `cuts` times, at moments that differ by run. */
+  async function pullCable(cuts: number, seed: number): Promise<void> {
+    // The numerical recipes' generator: enough to spread moments, and easy to repeat.
+    let state = seed;
+    const pauses = Array.from({ length: cuts }, () => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return 2 + (state >>> 16) / 13107;
+    });
+    const cut = (pause: number) =>
+      `sleep ${pause.toFixed(2)}; ip link set eth0 down; sleep 1; ip link set eth0 up`;
+    const result = await lab.host(2).run(pauses.map(cut).join("\n"), {
+      limitSeconds: cuts * 30,
+    });
+    expect(result.exitCode).toBe(0);
+  }
+
   test(
-    "joined by address and key, it boots, counts exactly and powers off on both",
+    "joined by address and key, it boots, counts exactly while the link is cut, powers off on both",
     async () => {
       failed = true;
       const flags = `--clock-dilation 100 ${patience}`;
-      const both = await scripts(`${nodes}span_check counters`, flags);
-      const [first, second] = await lab.run(both, { limitSeconds: limitTwoHosts + 20 });
+      const rounds = soaking ? 300 : 60;
+      const mixed = Array.from({ length: soaking ? 10 : 1 }, () =>
+        ["counters", "mutex", "device", "churn"].map((check) => `span_check ${check}`),
+      );
+      const checks = mixed.flat().map((check) => `${check} --rounds ${rounds}`);
+      const both = await scripts(`${nodes}${checks.join(" && ")}`, flags);
+      const seed = Number(process.env["SSIHV_SEED"] ?? Date.now() % 1_000_000);
+      console.log(`span, two hosts: SSIHV_SEED=${seed}`);
+      let cutting: Promise<void> | undefined;
+      let output = "";
+      const onHostOutput = (index: number, text: string) => {
+        if (index === 1) output += text;
+        if (cutting === undefined && output.includes("ssihv-guest: ready")) {
+          cutting = pullCable(soaking ? 40 : 4, seed);
+        }
+      };
+      const limits = { limitSeconds: limitTwoHosts + 20, onHostOutput };
+      const [first, second] = await lab.run(both, limits);
+      await cutting;
       console.log(`span, two hosts: ${JSON.stringify(lastLine(first?.log ?? ""))}`);
       expectTwoNodes(first?.log ?? "");
+      expect(cutting).toBeDefined();
+      expect(first?.log).toContain("connected again");
       expect(first?.exitCode).toBe(0);
       expect(second?.exitCode).toBe(0);
       failed = false;
@@ -188,4 +223,35 @@ describe.skipIf(reason !== undefined)("one VM over two hosts", () => {
     expect(one?.log).toContain("a vCPU is lost: its node is gone");
     failed = false;
   }, 240_000);
+
+  // Last: the lab has one host less then.
+  test("a killed host ends its VM in time, with the word, and no other VM", async () => {
+    failed = true;
+    const [lead, join] = await scripts("true", "--clock-dilation 100 --peer-timeout 3s");
+    const other = await runCommand({
+      ...{ kernel: "cloud", cpus: 1, memory: "256M", limit: 120 },
+      script: "for i in $(seq 30); do echo other VM, second $i; sleep 1; done",
+    });
+    const script = `${other} --name other </dev/null >/tmp/other.log 2>&1 & other=$!
+      (${lead}; echo "status=$?"; echo "ended at $(tail -n 1 /tmp/other.log)")
+      wait $other; echo "other=$?"; tail -n 3 /tmp/other.log`;
+    let killed = 0;
+    const first = lab.host(1).run(script, { limitSeconds: 240 });
+    const second = lab
+      .host(2)
+      .run(join, { limitSeconds: 240 })
+      .catch((error: Error) => error);
+    await Bun.sleep(20_000);
+    killed = performance.now();
+    lab.host(2).kill();
+    expect(String(await second)).toContain("host 2 is gone");
+    const { log } = await first;
+    console.log(`span, a killed host: over ${((performance.now() - killed) / 1000).toFixed(1)} s`);
+    expect(log).toContain("status=10");
+    expect(log).toContain("node 1 lost: silent for longer than peer_timeout");
+    expect(log).toContain("a vCPU is lost: its node is gone");
+    expect(log).toContain("other=0");
+    expect(log).toContain("other VM, second 30");
+    failed = false;
+  }, 300_000);
 });

@@ -14,7 +14,7 @@ const default_mib = 4;
 
 /// Stays free on each node at least, or the kernel's low watermark where that is more: the guest
 /// must not run out of memory.
-const reserve_bytes = 6 << 20;
+const reserve_bytes = 4 << 20;
 
 /// A share may need more than one go: the kernel may drop page cache while memory fills.
 const goes_max = 4;
