@@ -48,21 +48,26 @@ export class SharedPage {
     checked(library().ssihv_shared_close(this.fd, this.address));
   }
 
-  /** Takes every event in the ring, oldest first. */
+  /**
+   * Takes every event in the ring, oldest first. The head is looked at once more after the tail has
+   * moved: whoever added an event before that found the ring not empty, and rang no bell.
+   */
   takeEvents(): EngineEvent[] {
     const base = layout.ring.offset;
     const heads = new Int32Array(this.bytes.buffer, base, 2);
-    const head = Atomics.load(heads, 0) >>> 0;
     let tail = Atomics.load(heads, 1) >>> 0;
     const events: EngineEvent[] = [];
-    while (tail !== head) {
-      const index = tail % constants.event_ring_entries;
-      const offset = base + ring.entries.offset + index * records.Event.size;
-      events.push(decode(records.Event, this.bytes.slice(offset, offset + records.Event.size)));
-      tail = (tail + 1) >>> 0;
+    for (;;) {
+      const head = Atomics.load(heads, 0) >>> 0;
+      if (tail === head) return events;
+      while (tail !== head) {
+        const index = tail % constants.event_ring_entries;
+        const offset = base + ring.entries.offset + index * records.Event.size;
+        events.push(decode(records.Event, this.bytes.slice(offset, offset + records.Event.size)));
+        tail = (tail + 1) >>> 0;
+      }
+      Atomics.store(heads, 1, tail | 0);
     }
-    Atomics.store(heads, 1, tail | 0);
-    return events;
   }
 
   eventsDropped(): number {

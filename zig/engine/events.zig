@@ -25,9 +25,11 @@ pub const Events = struct {
         }
         ring.entries[head % abi.event_ring_entries] = event;
         ring.entries[head % abi.event_ring_entries].time_ns = sys.monotonicNs();
-        // Release: the entry is visible before the new head.
-        @atomicStore(u32, &ring.head, head +% 1, .release);
-        if (head == tail and self.doorbell_fd >= 0) {
+        // seq_cst, as in the consumer: either it finds this entry after it has moved the tail, or
+        // this finds the tail moved here and rings.
+        @atomicStore(u32, &ring.head, head +% 1, .seq_cst);
+        const taken = @atomicLoad(u32, &ring.tail, .seq_cst);
+        if (taken == head and self.doorbell_fd >= 0) {
             const bell = [1]u8{1};
             // A full socket buffer means TypeScript has a bell to answer already.
             _ = linux.write(self.doorbell_fd, &bell, 1);
@@ -63,6 +65,55 @@ pub const Events = struct {
         }
     }
 };
+
+/// As SharedPage.takeEvents(), with a sleep on the doorbell in between.
+const Consumer = struct {
+    shared: *abi.Shared,
+    bell_fd: i32,
+    wanted: u64,
+    taken: u64 = 0,
+    missed: bool = false,
+
+    fn run(self: *Consumer) void {
+        while (self.taken < self.wanted) {
+            var fd: linux.pollfd = .{ .fd = self.bell_fd, .events = linux.POLL.IN, .revents = 0 };
+            if (linux.poll(@ptrCast(&fd), 1, 10_000) != 1) {
+                return @atomicStore(bool, &self.missed, true, .seq_cst);
+            }
+            var bells: [64]u8 = undefined;
+            _ = linux.read(self.bell_fd, &bells, bells.len);
+            const ring = &self.shared.ring;
+            var tail = ring.tail;
+            while (tail != @atomicLoad(u32, &ring.head, .seq_cst)) {
+                tail = @atomicLoad(u32, &ring.head, .seq_cst);
+                self.taken += tail -% ring.tail;
+                @atomicStore(u32, &ring.tail, tail, .seq_cst);
+            }
+        }
+    }
+};
+
+test "no event is left without a bell" {
+    const shared = try std.testing.allocator.create(abi.Shared);
+    defer std.testing.allocator.destroy(shared);
+    shared.* = std.mem.zeroes(abi.Shared);
+    var fds: [2]i32 = undefined;
+    _ = try sys.check(linux.pipe2(&fds, .{ .NONBLOCK = true }));
+    defer for (fds) |fd| sys.close(fd);
+    const wanted = 100_000;
+    var consumer: Consumer = .{ .shared = shared, .bell_fd = fds[0], .wanted = wanted };
+    const thread = try std.Thread.spawn(.{}, Consumer.run, .{&consumer});
+    var events: Events = .{ .shared = shared, .doorbell_fd = fds[1] };
+    const ring = &shared.ring;
+    for (0..wanted) |i| {
+        while (ring.head -% @atomicLoad(u32, &ring.tail, .seq_cst) == abi.event_ring_entries) {
+            if (@atomicLoad(bool, &consumer.missed, .seq_cst)) break;
+        }
+        events.simple(.notice, 0, i, 0, 0);
+    }
+    thread.join();
+    try std.testing.expect(!consumer.missed);
+}
 
 test "a full ring counts what it drops and rings once per burst" {
     const shared = try std.testing.allocator.create(abi.Shared);
