@@ -282,7 +282,11 @@ pub const EngineStats = extern struct {
     /// Times a full lane held vCPUs back, and acknowledgements that had to travel alone.
     lane_requests_held: u64,
     lane_acks_alone: u64,
-    reserved: [23]u64,
+    /// Times the whole VM stood still for another node; this node's time in it, and the longest.
+    freezes: u64,
+    frozen_ns: u64,
+    frozen_ns_max: u64,
+    reserved: [20]u64,
 };
 
 /// The shared page: one memfd per engine, mapped by the engine and by its parent.
@@ -341,7 +345,8 @@ pub const EngineConfig = extern struct {
     hold_us_max: u32,
     /// Longest time the shard polls before it sleeps; 0: it sleeps at once.
     poll_us_max: u32,
-    pad: u32 = 0,
+    /// Time without an answer after which the whole VM stands still; 0: never.
+    stall_freeze_ms: u32,
     /// fd of the connected lane to each peer, -1 where none (index = node).
     lane_fds: [nodes_max]i32,
     /// 32-byte lane key (per VM).

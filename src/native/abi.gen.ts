@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xd142b14d13d0b99fn;
+export const ABI_HASH = 0xe7358f17086277c9n;
 
 export const constants = {
   abi_version: 1,
@@ -294,7 +294,10 @@ export const records = {
       lane_refusals: { offset: 592, type: "u64" },
       lane_requests_held: { offset: 600, type: "u64" },
       lane_acks_alone: { offset: 608, type: "u64" },
-      reserved: { offset: 616, type: "u64", count: 23 },
+      freezes: { offset: 616, type: "u64" },
+      frozen_ns: { offset: 624, type: "u64" },
+      frozen_ns_max: { offset: 632, type: "u64" },
+      reserved: { offset: 640, type: "u64", count: 20 },
     },
   },
   Shared: {
@@ -348,7 +351,7 @@ export const records = {
       peer_timeout_ms: { offset: 856, type: "u32" },
       hold_us_max: { offset: 860, type: "u32" },
       poll_us_max: { offset: 864, type: "u32" },
-      pad: { offset: 868, type: "u32" },
+      stall_freeze_ms: { offset: 868, type: "u32" },
       lane_fds: { offset: 872, type: "i32", count: 8 },
       lane_key: { offset: 904, type: "u8", count: 32 },
       tsc_offset: { offset: 936, type: "u64" },
@@ -543,6 +546,7 @@ export const functions = {
   ssihv_engine_reset: { args: ["u32"], returns: "i32" },
   ssihv_engine_apply_boot: { args: ["u32"], returns: "i32" },
   ssihv_engine_stop: { args: ["u32"], returns: "i32" },
+  ssihv_engine_stop_words: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
   ssihv_io_complete: { args: ["u32", "u32", "u64"], returns: "i32" },
   ssihv_irq_line: { args: ["u32", "u32", "u32"], returns: "i32" },
   ssihv_engine_listen: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },

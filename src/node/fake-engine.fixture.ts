@@ -23,6 +23,9 @@ const SUMMARY = {
   pageTables: "strict",
   pageTableTransfers: 0,
   longestStallUs: 0,
+  freezes: 0,
+  frozenSeconds: 0,
+  longestFreezeSeconds: 0,
   stalledShare: 0,
   mismatches: 0,
 } as const;

@@ -60,6 +60,10 @@ pub const Handler = struct {
     noticed: *const fn (context: *anyopaque, node: u8, what: []const u8) void,
     /// A reset of all page state is done.
     reset_done: *const fn (context: *anyopaque) void,
+    /// The end of each turn: what the lanes and the faults are like is known.
+    on_time: *const fn (context: *anyopaque, now: u64) void,
+    /// A page's state is unknown: the engine dies when this returns, and nobody may run on.
+    page_lost: *const fn (context: *anyopaque, gpa: u64, why: []const u8) void,
     /// The inboxes of this node's vCPUs: who may be storing right now.
     inboxes: *const fn (context: *anyopaque, index: usize) ?*const Inbox,
 };
@@ -216,6 +220,19 @@ pub const Pager = struct {
         while (rest != 0) : (rest &= rest - 1) {
             self.queueInOrder(@intCast(@ctz(rest)), frame.Kind.span, &.{payload});
         }
+    }
+
+    /// Shard thread: past what waits for page-table entries, since it tells nothing about memory.
+    pub fn sendAtOnce(self: *Pager, nodes: u32, payload: []const []const u8) void {
+        var rest = nodes;
+        while (rest != 0) : (rest &= rest - 1) {
+            self.queue(@intCast(@ctz(rest)), frame.Kind.span, payload);
+        }
+    }
+
+    /// Whether the caller is the shard itself.
+    pub fn isShard() bool {
+        return on_shard;
     }
 
     /// The pages that came from other nodes most often, most first. Read while the shard counts on:
@@ -438,7 +455,7 @@ pub const Pager = struct {
             .span => self.handler.receive(self.handler.context, from, payload),
             .ping => self.queue(from, frame.Kind.pong, &.{payload}),
             .pong => {},
-            .bye => self.lanes.lose(from, "the peer said goodbye"),
+            .bye => self.lanes.heardGoodbye(from, payload),
             .ack, .@"resume", .clock, _ => return error.ProtocolViolated,
         }
     }
@@ -450,6 +467,7 @@ pub const Pager = struct {
             if (now >= deadline) self.step(.{ .tick = .{ .now = now } }, null);
         }
         self.lanes.onTime(now);
+        self.handler.on_time(self.handler.context, now);
     }
 
     fn queue(self: *Pager, to: u8, kind: frame.Kind, parts: []const []const u8) void {
@@ -732,9 +750,13 @@ pub const Pager = struct {
 
     /// The kernel refused what the protocol's invariants allow: page state is no longer known.
     fn refused(self: *Pager, what: []const u8, page: u32) noreturn {
-        last_words.fatal(
-            "page_lost: {s} of page 0x{x} failed (errno {d}); its state is unknown",
-            .{ what, self.ram.gpaOf(page), sys.last_errno },
-        );
+        var buffer: [160]u8 = undefined;
+        var w: std.Io.Writer = .fixed(&buffer);
+        const words = .{ what, sys.last_errno };
+        w.print("{s} failed (errno {d}), its state is unknown", words) catch unreachable;
+        const gpa = self.ram.gpaOf(page);
+        self.handler.page_lost(self.handler.context, gpa, w.buffered());
+        const node = self.settings.node;
+        last_words.fatal("page_lost: page 0x{x} on node {d}: {s}", .{ gpa, node, w.buffered() });
     }
 };

@@ -76,6 +76,8 @@ pub const Cluster = struct {
             .lost = countLost,
             .noticed = ignoreNotice,
             .reset_done = nothing,
+            .on_time = noTime,
+            .page_lost = noPage,
             .inboxes = noInbox,
         }, &node.stats);
     }
@@ -203,6 +205,8 @@ pub const Barrier = struct {
 fn ignore(_: *anyopaque, _: u8, _: []const u8) void {}
 fn ignoreNotice(_: *anyopaque, _: u8, _: []const u8) void {}
 fn nothing(_: *anyopaque) void {}
+fn noTime(_: *anyopaque, _: u64) void {}
+fn noPage(_: *anyopaque, _: u64, _: []const u8) void {}
 
 fn countLost(context: *anyopaque, _: u8, why: []const u8) void {
     const node: *Node = @ptrCast(@alignCast(context));
