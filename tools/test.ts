@@ -103,8 +103,8 @@ function allSuites(): Suite[] {
       ],
     },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
-    ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
-    ...bunSuite("lab", 1700, false, testFiles(["test/lab"])).map((suite) => ({
+    ...bunSuite("e2e", 160, false, testFiles(["test/e2e"])),
+    ...bunSuite("lab", 1900, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,
       limit: 4500,
       cleanUp: [bun, "test/lab/main.ts", "--reap", "--all"],

@@ -303,7 +303,11 @@ pub const EngineStats = extern struct {
     frames_held: u64,
     frame_puts: u64,
     frame_gets: u64,
-    reserved: [13]u64,
+    /// Times the whole VM stood still for another node; this node's time in it, and the longest.
+    freezes: u64,
+    frozen_ns: u64,
+    frozen_ns_max: u64,
+    reserved: [10]u64,
 };
 
 /// A page in its home's directory. Shared: read-only copies at the sharers, `owner` wrote last.
@@ -421,7 +425,8 @@ pub const EngineConfig = extern struct {
     hold_us_max: u32,
     /// Longest time the shard polls before it sleeps; 0: it sleeps at once.
     poll_us_max: u32,
-    pad: u32 = 0,
+    /// Time without an answer after which the whole VM stands still; 0: never.
+    stall_freeze_ms: u32,
     /// fd of the connected lane to each peer, -1 where none (index = node).
     lane_fds: [nodes_max]i32,
     /// 32-byte lane key (per VM).

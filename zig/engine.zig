@@ -17,6 +17,7 @@ const Clock = @import("engine/clock.zig").Clock;
 const Dumper = @import("engine/dumper.zig").Dumper;
 const Console = @import("engine/console.zig").Console;
 const Events = @import("engine/events.zig").Events;
+const Parking = @import("engine/parking.zig").Parking;
 const Router = @import("engine/router.zig").Router;
 const Signal = @import("engine/inbox.zig").Signal;
 const tcp = @import("transport/tcp.zig");
@@ -29,12 +30,6 @@ const pager_file = @import("engine/pager.zig");
 const vcpu_thread = @import("engine/vcpu_thread.zig");
 const VcpuThread = vcpu_thread.VcpuThread;
 const hypervisor_port = @import("devices/hypervisor_port.zig");
-
-const Command = struct {
-    const run: u32 = 0;
-    const pause: u32 = 1;
-    const stop: u32 = 2;
-};
 
 pub const start_msrs_max = 64;
 
@@ -74,10 +69,11 @@ pub const Engine = struct {
     msrs: [start_msrs_max]abi.MsrEntry = undefined,
     msr_count: u32 = 0,
     started: bool = false,
-    command: std.atomic.Value(u32) = .init(Command.pause),
-    parked: std.atomic.Value(u32) = .init(0),
-    /// The first reason to stop is the one told.
+    parking: Parking,
+    /// The first reason to stop is the one told, with its words.
     stop_claimed: std.atomic.Value(bool) = .init(false),
+    stop_words: [256]u8 = undefined,
+    stop_words_len: usize = 0,
 
     pub fn create(
         allocator: std.mem.Allocator,
@@ -95,9 +91,9 @@ pub const Engine = struct {
         self.msr_count = 0;
         self.started = false;
         self.console_thread = null;
-        self.command = .init(Command.pause);
-        self.parked = .init(0);
+        self.parking = .{ .threads = config.vcpu_count };
         self.stop_claimed = .init(false);
+        self.stop_words_len = 0;
         self.vm = if (isCompute(config, config.node)) try Vm.create() else null;
         errdefer if (self.vm) |*vm| vm.destroy();
         self.ram = if (self.vm == null) .none else try .init(config.ram[0..config.ram_range_count]);
@@ -173,6 +169,8 @@ pub const Engine = struct {
             .noticed = Span.noticed,
             .settled = Span.settled,
             .reset_done = Span.resetDone,
+            .on_time = Span.onTime,
+            .page_lost = Span.pageLost,
             .inboxes = Span.inboxAt,
         };
     }
@@ -190,7 +188,7 @@ pub const Engine = struct {
             .peer_timeout_ns = peerTimeoutNs(c),
             .service_priority = c.service_priority,
         }, handler(span), &self.shared.stats);
-        span.* = .{ .engine = self, .shard = .{ .lender = lender } };
+        span.* = .init(self, .{ .lender = lender });
         self.span = span;
     }
 
@@ -212,7 +210,7 @@ pub const Engine = struct {
             .service_priority = c.service_priority,
             .limits = .{ .cache_pages = c.cache_pages_max, .own_pages = c.resident_pages_max },
         }, handler(span), &self.shared.stats);
-        span.* = .{ .engine = self, .shard = .{ .pager = pager } };
+        span.* = .init(self, .{ .pager = pager });
         pager.inspection.attach(&self.shared.pages, &self.events);
         self.pager = pager;
         self.span = span;
@@ -324,7 +322,7 @@ pub const Engine = struct {
     /// Starts vCPU threads; the boot vCPU of node 0 runs the loader's record, others wait for SIPI.
     pub fn start(self: *Engine) Error!void {
         try self.prepareVcpus();
-        self.command.store(Command.run, .seq_cst);
+        self.parking.proceed();
         self.shared.stats.start_ns = sys.monotonicNs();
         // Threads inherit a mask with everything blocked; each vCPU unblocks its kick alone.
         const old = sys.blockSignals();
@@ -349,7 +347,7 @@ pub const Engine = struct {
     pub fn prepareVcpus(self: *Engine) Error!void {
         for (self.vcpus) |*v| {
             for (self.msrs[0..self.msr_count]) |entry| try v.vcpu.setMsr(entry);
-            if (self.config.node_count > 1) try v.vcpu.setTscOffset(self.config.tsc_offset);
+            try v.setClock();
             if (v.apic_id == 0) {
                 const record = self.boot orelse return error.ConfigInvalid;
                 try v.vcpu.setBoot(&record, v.lapic.base());
@@ -360,22 +358,33 @@ pub const Engine = struct {
         }
     }
 
+    /// From any thread. What has stopped never runs again: a guest may halt before start() returns,
+    /// and a vCPU park while another thread stops the VM.
     fn setState(self: *Engine, state: abi.EngineState) void {
-        @atomicStore(u32, &self.shared.state, @backingInt(state), .release);
+        const stopped = @backingInt(abi.EngineState.stopped);
+        const new = @backingInt(state);
+        const word = &self.shared.state;
+        var old = @atomicLoad(u32, word, .monotonic);
+        while (old < stopped or new > old) {
+            // Release: whoever reads the state sees what led to it.
+            old = @cmpxchgWeak(u32, word, old, new, .release, .monotonic) orelse return;
+        }
+    }
+
+    /// Guest TSC = host TSC + this. Changes while the VM is frozen only.
+    pub fn tscOffset(self: *const Engine) u64 {
+        return self.config.tsc_offset -% self.clock.off_ticks.load(.seq_cst);
     }
 
     pub fn pause(self: *Engine) void {
-        const before = self.command.cmpxchgStrong(Command.run, Command.pause, .seq_cst, .seq_cst);
-        if (before != null) return;
+        if (!self.parking.pause()) return;
         self.kickAll();
         if (self.vcpus.len == 0) self.events.simple(.paused, 0, 0, 0, 0);
     }
 
     pub fn continueRun(self: *Engine) void {
         self.setState(.running);
-        self.parked.store(0, .seq_cst);
-        self.command.store(Command.run, .seq_cst);
-        sys.futexWake(&self.command, std.math.maxInt(u31));
+        self.parking.proceed();
     }
 
     /// All vCPUs are parked: a fresh KVM machine over the same RAM, devices at power-on, RAM
@@ -410,50 +419,69 @@ pub const Engine = struct {
 
     /// Ends the VM on every node, from any thread; the first reason is the one told.
     pub fn stopWith(self: *Engine, reason: abi.StopReason, vcpu: u32, detail: u64) void {
-        if (!self.stopLocally(reason, vcpu, detail)) return;
+        self.stopTelling(reason, vcpu, detail, "");
+    }
+
+    pub fn stopTelling(
+        self: *Engine,
+        reason: abi.StopReason,
+        vcpu: u32,
+        detail: u64,
+        words: []const u8,
+    ) void {
+        if (!self.stopLocally(reason, vcpu, detail, words)) return;
         const span = self.span orelse return;
-        if (self.config.node_count > 1) span.sendStop(reason, detail);
+        if (self.config.node_count > 1) span.sendStop(reason, detail, words);
     }
 
     /// Ends this engine's part; false when it was ending already.
-    pub fn stopLocally(self: *Engine, reason: abi.StopReason, vcpu: u32, detail: u64) bool {
+    pub fn stopLocally(
+        self: *Engine,
+        reason: abi.StopReason,
+        vcpu: u32,
+        detail: u64,
+        words: []const u8,
+    ) bool {
         if (self.stop_claimed.swap(true, .seq_cst)) return false;
-        self.command.store(Command.stop, .seq_cst);
-        sys.futexWake(&self.command, std.math.maxInt(u31));
+        self.stop_words_len = @min(words.len, self.stop_words.len);
+        @memcpy(self.stop_words[0..self.stop_words_len], words[0..self.stop_words_len]);
+        self.parking.stop();
         self.setState(.stopped);
         self.kickAll();
         self.console.stop();
+        // Behind the words, which TypeScript reads because of it.
         self.events.simple(.stopped, vcpu, @backingInt(reason), detail, 0);
         return true;
     }
 
-    fn kickAll(self: *Engine) void {
+    /// After event `stopped`.
+    pub fn stopWords(self: *const Engine) []const u8 {
+        return self.stop_words[0..self.stop_words_len];
+    }
+
+    pub fn kickAll(self: *Engine) void {
         for (self.vcpus) |*v| v.inbox.post(Signal.wake);
     }
 
     pub fn stopping(self: *const Engine) bool {
-        return self.command.load(.seq_cst) == Command.stop;
+        return self.parking.isStopping();
     }
 
-    /// Called by each vCPU thread at the top of its loop: parks while paused; false means stop.
-    pub fn checkpoint(self: *Engine) bool {
+    /// Called by each vCPU thread at the top of its loop: waits while paused or frozen; false means
+    /// stop. `counted` is the thread's own (parking.zig).
+    pub fn checkpoint(self: *Engine, counted: *u32) bool {
         while (self.pager) |pager| {
             if (!pager.mailbox.isCrowded() or self.stopping()) break;
             pager.mailbox.holdBack();
         }
-        if (self.command.load(.seq_cst) == Command.run) return true;
-        while (true) {
-            const command = self.command.load(.seq_cst);
-            if (command == Command.stop) return false;
-            if (command == Command.run) return true;
-            if (self.parked.fetchAdd(1, .seq_cst) + 1 == self.vcpus.len) {
+        while (true) switch (self.parking.pass(counted)) {
+            .go => return true,
+            .stop => return false,
+            .all_parked => {
                 self.setState(.paused);
                 self.events.simple(.paused, 0, 0, 0, 0);
-            }
-            while (self.command.load(.seq_cst) == Command.pause) {
-                sys.futexWait(&self.command, Command.pause, null);
-            }
-        }
+            },
+        };
     }
 
     /// A vCPU halted with interrupts off. When every other one is too (or never started), nothing

@@ -295,6 +295,16 @@ pub fn engineStop(handle: u32) callconv(.c) i32 {
     return ok;
 }
 
+/// After event `stopped`: why, in words, at most `capacity` bytes of UTF-8; none for most reasons.
+pub fn engineStopWords(handle: u32, out: [*]u8, capacity: u32, len: *u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const words = engine.stopWords();
+    const n = @min(words.len, capacity);
+    @memcpy(out[0..n], words[0..n]);
+    len.* = @intCast(n);
+    return ok;
+}
+
 /// Answers the io request in the vCPU's slot.
 pub fn ioComplete(handle: u32, vcpu: u32, value: u64) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);

@@ -24,10 +24,13 @@ test {
     _ = @import("engine/dumper.zig");
     _ = @import("engine/events.zig");
     _ = @import("engine/exits.zig");
+    _ = @import("engine/freeze_test.zig");
     _ = @import("engine/gate.zig");
     _ = @import("engine/inbox.zig");
+    _ = @import("engine/lane_watch.zig");
     _ = @import("engine/lanes.zig");
     _ = @import("engine/link.zig");
+    _ = @import("engine/parking.zig");
     _ = @import("engine/room.zig");
     _ = @import("engine/sleep.zig");
     _ = @import("kvm/api.zig");

@@ -107,7 +107,7 @@ async function gone(pid: number): Promise<void> {
 }
 
 test("both commands end with the guest, each with its words and status", async () => {
-  const { lead, host } = pair("say=hello only=1 stop=powered_off");
+  const { lead, host } = pair("say=hello only=1 notice=frozen stop=powered_off");
   expect(await Promise.all([lead.done, host.done])).toEqual([0, 0]);
   expect(await lead.stdout()).toBe("hello");
   expect(await host.stdout()).toBe("");
@@ -115,6 +115,8 @@ test("both commands end with the guest, each with its words and status", async (
   expect(lead.stderr).toContain("joined as node 1");
   expect(host.stderr).toContain("VM vm: this host is node 1 of 2 (1 vCPU(s), 32 MiB)");
   expect(host.stderr).toContain("VM vm: the guest powered off");
+  // What an engine tells, both users hear.
+  for (const { stderr } of [lead, host]) expect(stderr).toContain("VM vm: frozen\n");
   for (const { stderr } of [lead, host]) expect(stderr).not.toContain("5a5a");
 });
 

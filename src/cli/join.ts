@@ -60,6 +60,8 @@ class JoinOutput {
         const words = `VM ${vm}: this host is node ${node} of ${nodes.length} (${share})`;
         return this.line(`ssihv: ${printable(words)}`);
       }
+      case "notice":
+        return this.line(`ssihv: VM ${this.vm}: ${printable(event.text)}`);
       case "stderr":
         return this.line(`ssihv: engine ${this.vm}/${event.node}: ${printable(event.text)}`);
     }

@@ -36,6 +36,9 @@ const SUMMARY: EngineSummary = {
   pageTables: "replicated",
   pageTableTransfers: 7,
   oldest_fault_us: 0,
+  freezes: 0,
+  frozenSeconds: 0,
+  longestFreezeSeconds: 0,
   longestStallUs: 900,
   stalledShare: 0.0312,
   mismatches: 0,
@@ -72,6 +75,10 @@ test("a triple fault shows its registers, a power-off none", () => {
   expect(outcomeText("demo", stopped("internal_error", { detail: "suberror 1" }))).toContain(
     ": suberror 1",
   );
+  const detail = "node 2: silent for longer than peer_timeout (told by node 1)";
+  expect(outcomeText("demo", stopped("vcpu_lost", { detail }))).toBe(
+    `VM demo: a vCPU is lost: its node is gone, so the VM ended everywhere: ${detail}`,
+  );
 });
 
 test("json carries what the text does", () => {
@@ -99,6 +106,10 @@ test("the last line sums work over the nodes and takes times of the worst", () =
     "longest stall 900 us, oldest fault in flight 2000000 us, stalled",
   );
   expect(summaryLine("demo", [])).toContain("no numbers");
+  const frozen = { ...other, freezes: 2, frozenSeconds: 23.24, longestFreezeSeconds: 20 };
+  expect(summaryLine("demo", [SUMMARY, frozen])).toContain(
+    "longest stall 12000 us, frozen 2 times for 23.2 s (longest 20.0 s), stalled 3.1 %",
+  );
 });
 
 test("the report adds up the pages of all nodes and names them", () => {

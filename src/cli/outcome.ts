@@ -84,6 +84,15 @@ function faultWords(summaries: readonly EngineSummary[]): string {
   return `${faults} (median ${median} us, p99 ${p99} us)`;
 }
 
+/** All nodes freeze together: the one that was frozen longest tells. */
+function freezeWords(summaries: readonly EngineSummary[]): string[] {
+  const freezes = worst(summaries, (each) => each.freezes);
+  if (freezes === 0) return [];
+  const all = worst(summaries, (each) => each.frozenSeconds).toFixed(1);
+  const longest = worst(summaries, (each) => each.longestFreezeSeconds).toFixed(1);
+  return [`frozen ${count(freezes, "time")} for ${all} s (longest ${longest} s)`];
+}
+
 /** The run's last line: work summed over the nodes, times of the worst node. */
 export function summaryLine(name: string, summaries: readonly EngineSummary[]): string {
   const first = summaries[0];
@@ -102,6 +111,7 @@ export function summaryLine(name: string, summaries: readonly EngineSummary[]): 
     `${first.pageTables} page tables with ${count(transfers, "transfer")}`,
     `longest stall ${Math.round(worst(summaries, (each) => each.longestStallUs))} us`,
     ...(oldest === 0 ? [] : [`oldest fault in flight ${oldest} us`]),
+    ...freezeWords(summaries),
     `stalled ${(worst(summaries, (each) => each.stalledShare) * 100).toFixed(1)} %`,
     count(mismatches, "mismatch", "mismatches"),
   ];

@@ -60,6 +60,7 @@ test("without a file the defaults hold", () => {
     pageTables: "auto",
     clockDilation: 1,
     peerTimeoutMs: 5000,
+    stallFreezeMs: 300,
     holdUsMax: 1000,
     pager: false,
     pinVcpus: false,
@@ -89,6 +90,20 @@ test("the file's settings hold, and flags win over them", () => {
     CONFIG,
   );
   expect(over).toMatchObject({ kernel: "/other", reboot: true, cmdline: "", peerTimeoutMs: 2000 });
+});
+
+test("a freeze comes early, later where the guest's clock is slow, before a node is dead", () => {
+  const stall = (over: Partial<RunFlags>, config?: typeof CONFIG) =>
+    runRequest({ ...NO_FLAGS, kernel: "/k", ...over }, config).stallFreezeMs;
+  expect(stall({ clockDilation: 5 })).toBe(1500);
+  expect(stall({ clockDilation: 50 })).toBe(2500);
+  expect(stall({ clockDilation: 50, peerTimeout: 40_000_000 })).toBe(15_000);
+  expect(stall({ stallFreeze: 0 })).toBe(0);
+  expect(stall({ stallFreeze: 1200 })).toBe(2);
+  const file = `cluster: x\nnodes: [{name: a, cpus: 1, memory: 1G}]\nvm: {stall_freeze: 1s}\n`;
+  expect(stall({}, parseClusterConfig(file, "c.yaml"))).toBe(1000);
+  const late = refusal(() => stall({ stallFreeze: 5_000_000 }));
+  expect(late.message).toBe("--stall-freeze: 5000 ms is not less than the peer timeout, 5000 ms");
 });
 
 test("a flag for the shape spreads the file's whole anew", () => {

@@ -25,6 +25,7 @@ export interface RunFlags {
   readonly pageTables?: "auto" | "strict" | "replicated";
   readonly clockDilation?: number;
   readonly peerTimeout?: number;
+  readonly stallFreeze?: number;
   readonly holdMax?: number;
   readonly pollMax?: number;
   readonly pager: boolean;
@@ -42,6 +43,8 @@ export const RUN_DEFAULTS = {
   pageTables: "auto",
   clockDilation: 1,
   peerTimeoutMs: 5000,
+  /** Of the guest's time: a dilated guest's second lasts longer, and its hosts are slow. */
+  stallFreezeMs: 300,
   holdUsMax: 1000,
 } as const;
 
@@ -94,6 +97,26 @@ function doorOf({ listen, keyFile }: RunFlags): VmDoor | undefined {
   });
 }
 
+/** Whole milliseconds of a flag, given in microseconds. */
+function wholeMs(us: number | undefined): number | undefined {
+  return us === undefined ? undefined : Math.ceil(us / 1000);
+}
+
+function stallFreezeOf(
+  given: number | undefined,
+  { peerTimeoutMs, clockDilation }: { peerTimeoutMs: number; clockDilation: number },
+): number {
+  if (given === undefined) {
+    return Math.min(RUN_DEFAULTS.stallFreezeMs * clockDilation, Math.ceil(peerTimeoutMs / 2));
+  }
+  if (given < peerTimeoutMs) return given;
+  const limit = `the peer timeout, ${peerTimeoutMs} ms`;
+  const message = `--stall-freeze: ${given} ms is not less than ${limit}`;
+  throw new SsihvError("flag_invalid", message, {
+    hint: "a node silent for longer than --peer-timeout is dead: freeze earlier, or never with 0s",
+  });
+}
+
 export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): VmRequest {
   const vm = config?.vm ?? {};
   const kernel = flags.kernel ?? vm.kernel;
@@ -108,7 +131,12 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
   const door = doorOf(flags);
   const initrd = flags.initrd ?? vm.initrd;
   const peerTimeoutMs =
-    flags.peerTimeout === undefined ? vm.peerTimeoutMs : Math.ceil(flags.peerTimeout / 1000);
+    wholeMs(flags.peerTimeout) ?? vm.peerTimeoutMs ?? RUN_DEFAULTS.peerTimeoutMs;
+  const clockDilation = flags.clockDilation ?? vm.clockDilation ?? RUN_DEFAULTS.clockDilation;
+  const stallFreezeMs = stallFreezeOf(wholeMs(flags.stallFreeze) ?? vm.stallFreezeMs, {
+    peerTimeoutMs,
+    clockDilation,
+  });
   const pollUsMax = flags.pollMax ?? vm.pollUsMax;
   return {
     name: flags.name ?? config?.cluster ?? RUN_DEFAULTS.name,
@@ -120,8 +148,9 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     ...(door !== undefined && { door }),
     reboot: flags.reboot ?? vm.reboot ?? true,
     pageTables: flags.pageTables ?? vm.pageTables ?? RUN_DEFAULTS.pageTables,
-    clockDilation: flags.clockDilation ?? vm.clockDilation ?? RUN_DEFAULTS.clockDilation,
-    peerTimeoutMs: peerTimeoutMs ?? RUN_DEFAULTS.peerTimeoutMs,
+    clockDilation,
+    peerTimeoutMs,
+    stallFreezeMs,
     holdUsMax: flags.holdMax ?? vm.holdUsMax ?? RUN_DEFAULTS.holdUsMax,
     ...(pollUsMax !== undefined && { pollUsMax }),
     pager: flags.pager,

@@ -175,6 +175,13 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         brief: "a node silent for this long is dead [5s]",
         placeholder: "TIME",
       },
+      stallFreeze: {
+        kind: "parsed",
+        parse: durationFlag("--stall-freeze"),
+        optional: true,
+        brief: "a longer stall stops the whole VM and its clock; 0s: never [300ms x dilation]",
+        placeholder: "TIME",
+      },
       holdMax: {
         kind: "parsed",
         parse: durationFlag("--hold-max"),

@@ -52,7 +52,14 @@ test("a VM with a node that answers and one that does not", () => {
   const stats = {
     ...{ node: 0, runSeconds: 5, exits: 1000, exitsTypescript: 0, remoteFaults: 7 },
     ...{ faultUsMedian: 48.4, faultUsP99: 107.6, pageTables: "strict" as const },
-    ...{ pageTableTransfers: 0, longestStallUs: 900.2, oldest_fault_us: 2_000_000.9 },
+    ...{
+      pageTableTransfers: 0,
+      longestStallUs: 900.2,
+      freezes: 0,
+      frozenSeconds: 0,
+      longestFreezeSeconds: 0,
+      oldest_fault_us: 2_000_000.9,
+    },
     ...{ stalledShare: 0.0312, mismatches: 0 },
   };
   const size = { vcpus: 1, memoryBytes: 2 ** 27 };

@@ -39,6 +39,7 @@ const VmSchema = Type.Object(
     ),
     clock_dilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
     peer_timeout: Type.Optional(Text),
+    stall_freeze: Type.Optional(Text),
     hold_max: Type.Optional(Text),
     poll_max: Type.Optional(Text),
   },
@@ -73,6 +74,7 @@ export interface VmConfig {
   readonly pageTables?: "auto" | "strict" | "replicated";
   readonly clockDilation?: number;
   readonly peerTimeoutMs?: number;
+  readonly stallFreezeMs?: number;
   readonly holdUsMax?: number;
   readonly pollUsMax?: number;
 }
@@ -105,6 +107,7 @@ const EXPECTED: Record<string, string> = {
   page_tables: "one of auto, strict, replicated",
   clock_dilation: "a whole number from 1 to 1000",
   peer_timeout: 'a duration with its unit such as "5s"',
+  stall_freeze: 'a duration with its unit such as "300ms"',
   hold_max: 'a duration with its unit such as "1ms"',
   poll_max: 'a duration with its unit such as "200us"',
 };
@@ -221,11 +224,12 @@ function readNodes(raw: Raw, reader: Reader): NodeConfig[] {
 }
 
 function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): VmConfig {
-  const duration = (key: "peer_timeout" | "hold_max" | "poll_max") => {
+  const duration = (key: "peer_timeout" | "stall_freeze" | "hold_max" | "poll_max") => {
     const text = raw[key];
     return text === undefined ? undefined : reader.at(["vm", key], text, parseDurationUs, 0);
   };
   const peerTimeoutUs = duration("peer_timeout");
+  const stallFreezeUs = duration("stall_freeze");
   const holdUsMax = duration("hold_max");
   const pollUsMax = duration("poll_max");
   return {
@@ -236,6 +240,7 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
     ...(raw.page_tables !== undefined && { pageTables: raw.page_tables }),
     ...(raw.clock_dilation !== undefined && { clockDilation: raw.clock_dilation }),
     ...(peerTimeoutUs !== undefined && { peerTimeoutMs: Math.ceil(peerTimeoutUs / 1000) }),
+    ...(stallFreezeUs !== undefined && { stallFreezeMs: Math.ceil(stallFreezeUs / 1000) }),
     ...(holdUsMax !== undefined && { holdUsMax }),
     ...(pollUsMax !== undefined && { pollUsMax }),
   };

@@ -329,6 +329,8 @@ export class EngineProcess {
       reason: "internal_error" as const,
       words: `stop reason ${event.a}`,
     };
+    const told = this.handle?.stopWords() ?? "";
+    if (told !== "") return this.finish(known.reason, { detail: told });
     const words = known.words === undefined ? [] : [known.words];
     const where = event.vcpu === 0xffff_ffff ? [] : [`vCPU ${event.vcpu}`];
     const code = event.b === 0n ? [] : [`code 0x${event.b.toString(16)}`];

@@ -27,6 +27,7 @@ test("the engine's configuration encodes with the process's descriptors", () => 
       pageTables: "replicated",
       clockDilation: 20,
       peerTimeoutMs: 3000,
+      stallFreezeMs: 300,
       holdUsMax: 100,
       pollUsMax: 50,
       plainMemory: false,

@@ -40,6 +40,8 @@ export interface EngineOptions {
   /** Guest clocks run this many times slower; 1 on real hosts. */
   readonly clockDilation: number;
   readonly peerTimeoutMs: number;
+  /** A stall longer than this freezes the whole VM; 0: never. */
+  readonly stallFreezeMs: number;
   readonly holdUsMax: number;
   /** Absent: polling is worth it if this host has a CPU to spare. */
   readonly pollUsMax?: number;
@@ -188,6 +190,10 @@ export interface EngineSummary {
   /** Age of the oldest fault in flight, 0 without one: where to look when a guest hangs. The one
    * name here with underscores: it is called so everywhere. */
   readonly oldest_fault_us: number;
+  /** Times the whole VM stood still for another node, this node's time in it, and the longest. */
+  readonly freezes: number;
+  readonly frozenSeconds: number;
+  readonly longestFreezeSeconds: number;
   /** Of the vCPUs' time, 0..1. */
   readonly stalledShare: number;
   readonly mismatches: number;

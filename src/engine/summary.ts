@@ -27,6 +27,9 @@ export function summarise(page: SharedPage, plan: EnginePlan, runSeconds: number
     pageTableTransfers: Number(stats.page_table_transfers),
     longestStallUs: Number(stats.stall_ns_max) / 1000,
     oldest_fault_us: Number(stats.oldest_fault_ns) / 1000,
+    freezes: Number(stats.freezes),
+    frozenSeconds: Number(stats.frozen_ns) / 1e9,
+    longestFreezeSeconds: Number(stats.frozen_ns_max) / 1e9,
     // Faults of the loader count as stalls too, before any vCPU ran.
     stalledShare: Math.min(1, vcpuNs === 0 ? 0 : Number(stats.stalled_ns) / vcpuNs),
     mismatches: Number(stats.replica_conflicts),

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xf6d5656b27ad87cen;
+export const ABI_HASH = 0xab3f3f8262d6e773n;
 
 export const constants = {
   abi_version: 1,
@@ -333,7 +333,10 @@ export const records = {
       frames_held: { offset: 672, type: "u64" },
       frame_puts: { offset: 680, type: "u64" },
       frame_gets: { offset: 688, type: "u64" },
-      reserved: { offset: 696, type: "u64", count: 13 },
+      freezes: { offset: 696, type: "u64" },
+      frozen_ns: { offset: 704, type: "u64" },
+      frozen_ns_max: { offset: 712, type: "u64" },
+      reserved: { offset: 720, type: "u64", count: 10 },
     },
   },
   Shared: {
@@ -396,7 +399,7 @@ export const records = {
       peer_timeout_ms: { offset: 856, type: "u32" },
       hold_us_max: { offset: 860, type: "u32" },
       poll_us_max: { offset: 864, type: "u32" },
-      pad: { offset: 868, type: "u32" },
+      stall_freeze_ms: { offset: 868, type: "u32" },
       lane_fds: { offset: 872, type: "i32", count: 8 },
       lane_key: { offset: 904, type: "u8", count: 32 },
       tsc_offset: { offset: 936, type: "u64" },
@@ -626,6 +629,7 @@ export const functions = {
   ssihv_engine_reset: { args: ["u32"], returns: "i32" },
   ssihv_engine_apply_boot: { args: ["u32"], returns: "i32" },
   ssihv_engine_stop: { args: ["u32"], returns: "i32" },
+  ssihv_engine_stop_words: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
   ssihv_io_complete: { args: ["u32", "u32", "u64"], returns: "i32" },
   ssihv_irq_line: { args: ["u32", "u32", "u32"], returns: "i32" },
   ssihv_engine_listen: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },

@@ -126,6 +126,14 @@ export class EngineHandle {
     checked(library().ssihv_engine_link(this.handle));
   }
 
+  /** After event `stopped`: why, where one reason has several causes; else empty. */
+  stopWords(): string {
+    const bytes = new Uint8Array(256);
+    const length = new Uint32Array(1);
+    checked(library().ssihv_engine_stop_words(this.handle, ptr(bytes), bytes.length, ptr(length)));
+    return new TextDecoder().decode(bytes.subarray(0, length[0] ?? 0));
+  }
+
   /** Why the last link() failed. */
   linkFailure(): SsihvError {
     try {

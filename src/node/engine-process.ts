@@ -213,8 +213,14 @@ async function readAll(
   }
 }
 
+/** zig/base/last_words.zig fatal(): it would rather end than show wrong memory. */
+const GAVE_UP_STATUS = 135;
+/** What its last words start with when a page's state is unknown. */
+const PAGE_LOST = /\bpage_lost: /;
+
 function howItEnded(exit: EngineExit): string {
   if (exit.signal !== null) return `was killed by ${exit.signal}`;
+  if (exit.code === GAVE_UP_STATUS) return "gave up";
   if (exit.code === 0) return "ended without a word";
   // The engine's own handler leaves with 128 + signal, as a shell would tell it.
   if (exit.code !== null && exit.code > 128) return `died of ${signalName(exit.code - 128)}`;
@@ -226,6 +232,9 @@ const KILLED_HINT =
   "give the VM less --memory than the host has free";
 const LOST_HINT =
   "the VM cannot go on without it; is that host up, its ssihv running, and the network between?";
+const PAGE_HINT =
+  "the VM cannot go on without that page; is the host's kernel sound (dmesg)? " +
+  "else this is a defect in ssihv's engine: please report it";
 const CRASH_HINT = "the VM cannot go on; this is a defect in ssihv's engine: please report it";
 
 /** The error for an engine that went away without saying `stopped` or `failed`. */
@@ -239,8 +248,9 @@ export function describeDeath(engine: Engine, exit: EngineExit): SsihvError {
   const said = words ?? exit.panic;
   const message = `${who} ${howItEnded(exit)}${said === undefined ? "" : `; last words: ${said}`}`;
   const killed = words === undefined && exit.panic === undefined && exit.signal === "SIGKILL";
-  return new SsihvError("engine_dead", message, {
-    hint: killed ? KILLED_HINT : CRASH_HINT,
+  const pageLost = words !== undefined && PAGE_LOST.test(words);
+  return new SsihvError(pageLost ? "page_lost" : "engine_dead", message, {
+    hint: pageLost ? PAGE_HINT : killed ? KILLED_HINT : CRASH_HINT,
     ...(exit.stderrTail !== "" && {
       cause: new Error(`its stderr ended with\n${exit.stderrTail}`),
     }),

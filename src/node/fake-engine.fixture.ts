@@ -32,6 +32,9 @@ const SUMMARY = {
   pageTableTransfers: 0,
   longestStallUs: 0,
   oldest_fault_us: 0,
+  freezes: 0,
+  frozenSeconds: 0,
+  longestFreezeSeconds: 0,
   stalledShare: 0,
   mismatches: 0,
 } as const;

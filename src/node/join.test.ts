@@ -48,6 +48,7 @@ function planOf(port: number, cmdline: string, nodes = 2, peerTimeoutMs = 5000):
       onReset: "stop",
       clockDilation: 1,
       peerTimeoutMs,
+      stallFreezeMs: 300,
       holdUsMax: 0,
       plainMemory: false,
       pinVcpus: false,
@@ -181,7 +182,7 @@ test("two hosts: the guest's power-off ends both sides alike", async () => {
   const powered = { kind: "stopped", reason: "powered_off", node: 1 };
   expect(await lead.outcome).toMatchObject(powered);
   expect(await host.outcome).toMatchObject(powered);
-  expect(host.events).toEqual(["joined"]);
+  expect(host.events).toEqual(["joined", "notice"]);
   expect(lead.console).toBe("up");
   expect(lead.notices()).toEqual(["remote"]);
   const command = `ssihv join ${HOST}:${lead.port} --key-file vm.key`;

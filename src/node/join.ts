@@ -53,7 +53,8 @@ export type JoinEvent =
   /** The lead does not answer yet. */
   | { readonly event: "waiting"; readonly why: string }
   | { readonly event: "joined"; readonly lead: string; readonly welcome: Welcome }
-  | { readonly event: "stderr"; readonly node: number; readonly text: string };
+  /** What our engine tells: the lead may be the one it waits for. */
+  | { readonly event: "notice" | "stderr"; readonly node: number; readonly text: string };
 
 export interface JoinDeps {
   readonly createPage: () => ParentPage;
@@ -316,9 +317,13 @@ export class JoinSession implements VmObserved {
     if (message.type === "started") this.startedAt ??= performance.now();
     const registers = message.type === "stopped" ? this.engine?.registers() : undefined;
     this.tell({ type: "engine", message, ...(registers !== undefined && { registers }) });
-    if (message.type !== "stopped" || this.welcome === undefined) return;
-    const { reason, code, detail } = message;
+    if (this.welcome === undefined) return;
     const { node } = this.welcome;
+    if (message.type === "notice") {
+      this.deps.onEvent({ event: "notice", node, text: message.text });
+    }
+    if (message.type !== "stopped") return;
+    const { reason, code, detail } = message;
     this.stopped = { kind: "stopped", node, reason, code, detail, registers };
   }
 

@@ -33,6 +33,7 @@ export interface VmRequest {
   readonly pageTables: "auto" | "strict" | "replicated";
   readonly clockDilation: number;
   readonly peerTimeoutMs: number;
+  readonly stallFreezeMs: number;
   readonly holdUsMax: number;
   /** Longest time a node's shard polls before it sleeps; absent: by the CPUs of its host. */
   readonly pollUsMax?: number;
@@ -194,6 +195,7 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       onReset: request.reboot ? "restart" : "stop",
       clockDilation: request.clockDilation,
       peerTimeoutMs: request.peerTimeoutMs,
+      stallFreezeMs: request.stallFreezeMs,
       holdUsMax: request.holdUsMax,
       ...pollingOf(request, facts),
       plainMemory: nodes.length === 1 && !request.pager,

@@ -40,6 +40,7 @@ function planOf(cmdline: string, nodes = 1): VmPlan {
       onReset: "stop",
       clockDilation: 1,
       peerTimeoutMs: 5000,
+      stallFreezeMs: 300,
       holdUsMax: 0,
       plainMemory: nodes === 1,
       pinVcpus: false,

@@ -6,6 +6,7 @@ const settings = {
   pageTables: "replicated",
   clockDilation: 20,
   peerTimeoutMs: 3000,
+  stallFreezeMs: 300,
   holdUsMax: 0,
   pollUsMax: 0,
   plainMemory: false,
@@ -56,6 +57,7 @@ test("says who this node is, what all have, and where RAM lies", () => {
     clock_dilation: 20,
     page_tables: 1,
     pin_vcpus: 1,
+    stall_freeze_ms: 300,
   });
   expect(made.lane_key).toEqual(new Uint8Array(32).fill(0xab));
   expect(made.lane_fds).toEqual(Array(8).fill(-1));

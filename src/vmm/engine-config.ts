@@ -28,6 +28,7 @@ export interface EngineSettings {
   readonly pageTables: keyof typeof PAGE_TABLES;
   readonly clockDilation: number;
   readonly peerTimeoutMs: number;
+  readonly stallFreezeMs: number;
   readonly holdUsMax: number;
   readonly pollUsMax: number;
   readonly plainMemory: boolean;
@@ -50,6 +51,7 @@ export interface EngineConfigPlan {
   peer_timeout_ms: number;
   hold_us_max: number;
   poll_us_max: number;
+  stall_freeze_ms: number;
   lane_fds: number[];
   lane_key: Uint8Array;
   tsc_offset: bigint;
@@ -156,6 +158,8 @@ export function engineConfig(plan: {
     peer_timeout_ms: settings.peerTimeoutMs,
     hold_us_max: settings.holdUsMax,
     poll_us_max: settings.pollUsMax,
+    // Alone a node waits for nobody.
+    stall_freeze_ms: nodes.length > 1 ? settings.stallFreezeMs : 0,
     lane_fds: Array.from({ length: NODES_MAX }, () => -1),
     lane_key: decodeKey(plan.laneKey),
     tsc_offset: 0n,

@@ -45,6 +45,7 @@ function request(changes: Partial<MachineRequest> = {}): MachineRequest {
       pageTables: "strict",
       clockDilation: 1,
       peerTimeoutMs: 3000,
+      stallFreezeMs: 300,
       holdUsMax: 0,
       plainMemory: false,
       pinVcpus: false,

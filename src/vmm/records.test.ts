@@ -50,6 +50,7 @@ test("the engine's configuration has every field but the process's own descripto
       pageTables: "strict",
       clockDilation: 1,
       peerTimeoutMs: 1,
+      stallFreezeMs: 300,
       holdUsMax: 0,
       pollUsMax: 0,
       plainMemory: true,

@@ -54,6 +54,22 @@ describe("shared words and processes", () => {
   );
 });
 
+describe("clock", () => {
+  test.if(enough)("goes forward, on both sides and between them", async () => {
+    const { said, status } = await run("clock", "--rounds", "200");
+    expect(said).toMatch(/clock side=0 gap_us=\d+ back=0 behind_ns=\d+\n/);
+    expect(said).toMatch(/clock side=1 gap_us=\d+ back=0 behind_ns=\d+\n/);
+    expect(said).toContain("clock ok rounds=200 detail=0");
+    expect(status).toBe(0);
+  });
+
+  test.if(enough)("a planted step back is found", async () => {
+    const { said, status } = await run("clock", "--plant", "--rounds", "20");
+    expect(said).toContain("clock FAILED rounds=20 detail=1");
+    expect(status).toBe(1);
+  });
+});
+
 describe("fill", () => {
   const folder = mkdtempSync(join(tmpdir(), "ssihv-nodes-"));
   afterAll(() => rmSync(folder, { recursive: true }));

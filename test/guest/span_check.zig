@@ -1,12 +1,14 @@
 //! Runs inside a guest of two NUMA nodes: threads pinned to a CPU of each do what shared memory
-//! must get right. `span_check [counters|mutex|pingpong|churn|fill|device|all] [--rounds N]
-//! [--mib N | --share P] [--plant] [--node-dir DIR]`; all but device, which is for guests only.
+//! must get right. `span_check [counters|mutex|pingpong|churn|fill|all|clock|device] [--rounds N]
+//! [--mib N | --share P] [--plant] [--node-dir DIR]`; device is for guests only, and no part of all.
 //! One line a check (one a node and side for fill), exit status 1 when anything was lost, 2 when a
 //! check cannot run. Fill takes N MiB in all, or as much of every node as brings P percent of its
-//! memory into use. --plant counts without atomicity and gets words and an exit code wrong, to show
-//! that the checks can fail; --node-dir replaces /sys/devices/system/node.
+//! memory into use. Clock lasts as many milliseconds as rounds, no part of all. --plant counts
+//! without atomicity, steps a clock back, and gets words and an exit code wrong, to show that the
+//! checks can fail; --node-dir replaces /sys/devices/system/node.
 
 const std = @import("std");
+const clock = @import("span_check/clock.zig");
 const churn = @import("span_check/churn.zig");
 const device = @import("span_check/device.zig");
 const fill = @import("span_check/fill.zig");
@@ -64,6 +66,10 @@ pub fn main(init: std.process.Init.Minimal) void {
             known = true;
             @field(checks, name)();
         }
+    }
+    if (std.mem.eql(u8, which, "clock")) {
+        known = true;
+        clock.clock();
     }
     if (!known) sides.say("no check is called {s}", .{which});
     if (known and !sides.failed) sides.say("all ok", .{});

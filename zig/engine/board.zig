@@ -153,7 +153,7 @@ pub const Board = struct {
         if (a.size != 1 or offset > 1) return ones(a.size);
         self.rtc_lock.lock();
         defer self.rtc_lock.unlock();
-        self.rtc.tick(self.clock.now());
+        self.rtc.tick(self.clock.walltime());
         var value: u64 = 0;
         if (a.is_write) self.rtc.write(@intCast(offset), @truncate(a.value)) else {
             value = self.rtc.read(@intCast(offset));
@@ -162,13 +162,13 @@ pub const Board = struct {
         return value;
     }
 
-    /// Console thread: lets the RTC's interrupts happen; returns guest ns of the next one.
+    /// Console thread: lets the RTC's interrupts happen; returns the guest's walltime of the next.
     pub fn rtcTick(self: *Board) ?u64 {
         self.rtc_lock.lock();
         defer self.rtc_lock.unlock();
-        self.rtc.tick(self.clock.now());
+        self.rtc.tick(self.clock.walltime());
         self.setLine(rtc_line, self.rtc.irq());
-        return self.rtc.deadline(self.clock.now());
+        return self.rtc.deadline(self.clock.walltime());
     }
 
     pub fn pmTimerAccess(self: *Board, offset: u64, size: u32) u64 {

@@ -47,7 +47,7 @@ pub const Console = struct {
         // by reading, which rings the eventfd; the timeout only bounds a missed bell.
         var timeout: i32 = if (room) 1000 else 20;
         if (self.board.rtcTick()) |deadline| {
-            const host = self.board.clock.hostTime(deadline);
+            const host = self.board.clock.hostWalltime(deadline);
             const now = sys.monotonicNs();
             const ms = if (host > now) (host - now) / std.time.ns_per_ms + 1 else 1;
             timeout = @intCast(@min(ms, @as(u64, @intCast(timeout))));

@@ -1,7 +1,8 @@
 //! A shard's lanes to all its peers: what to poll, who is silent, which connection was cut and
 //! which has come in its place. A cut lane keeps what it has not got acknowledged and goes on by
 //! itself; a peer is lost when nothing that opens has come from it for peer_timeout, when it breaks
-//! the protocol, or when it says that it cannot go on. Shard thread only, once that runs.
+//! the protocol, or when it says that it cannot go on. Time in which this shard itself did not look
+//! is no peer's silence. Shard thread only, once that runs.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -11,6 +12,7 @@ const frame = @import("../transport/frame.zig");
 const lane_file = @import("../transport/lane.zig");
 const Lane = lane_file.Lane;
 const Keeper = @import("../transport/keeper.zig").Keeper;
+const Watch = @import("lane_watch.zig").Watch;
 
 /// The figures in shared memory may be so old.
 const stats_ns = 100 * std.time.ns_per_ms;
@@ -38,6 +40,11 @@ pub const Lanes = struct {
     opened: [abi.nodes_max]u64 = @splat(0),
     pinged_ns: u64 = 0,
     counted_ns: u64 = 0,
+    /// The last onTime(); and the standstill before it that was longer than peer_timeout.
+    turned_ns: u64 = 0,
+    fence_ns: u64 = 0,
+    /// Which of them keep this node waiting.
+    watch: Watch = .{},
 
     pub fn set(self: *Lanes, node: u8, lane: *Lane) void {
         self.all[node] = lane;
@@ -45,6 +52,7 @@ pub const Lanes = struct {
         lane.last_heard_ns = sys.monotonicNs();
         self.heard[node] = lane.last_heard_ns;
         self.adopted[node] = lane.last_heard_ns;
+        self.watch.begin(node, lane.last_heard_ns);
     }
 
     pub fn isLost(self: *const Lanes, node: u8) bool {
@@ -65,7 +73,7 @@ pub const Lanes = struct {
 
     /// When to wake for the lanes at the latest: idle checks, or an acknowledgement that is owed.
     pub fn deadline(self: *const Lanes, now: u64) u64 {
-        const idle_ns = @min(self.peer_timeout_ns / 4, std.time.ns_per_s);
+        const idle_ns = @min(self.peer_timeout_ns / 4, std.time.ns_per_s, self.watch.period());
         var at = now + @max(idle_ns, std.time.ns_per_ms);
         for (self.all) |maybe| {
             const lane = maybe orelse continue;
@@ -139,7 +147,8 @@ pub const Lanes = struct {
     /// Connections that have come, pings, silence, acknowledgements, figures.
     pub fn onTime(self: *Lanes, now: u64) void {
         self.takeArrivals(now);
-        const ping = now -| self.pinged_ns >= self.peer_timeout_ns / 4;
+        const stood_still = self.forgiveStandstill(now);
+        const ping = stood_still or now -| self.pinged_ns >= self.pingPeriod();
         if (ping) self.pinged_ns = now;
         for (self.all, 0..) |maybe, i| {
             const lane = maybe orelse continue;
@@ -150,9 +159,50 @@ pub const Lanes = struct {
             }
             self.renewIfSilent(node, lane, now);
             if (ping) _ = self.queue(node, .ping, &.{std.mem.asBytes(&now)});
+            if (stood_still) {
+                self.watch.doubt(node, lane, now);
+                if (lane.phase == .down and self.fence(node, lane)) continue;
+            }
+            self.watch.look(node, lane, now);
             lane.onTime(now);
         }
         if (now -| self.counted_ns >= stats_ns) self.count(now);
+    }
+
+    fn pingPeriod(self: *const Lanes) u64 {
+        const stall_ns = self.watch.stall_ns;
+        const quarter = self.peer_timeout_ns / 4;
+        return if (stall_ns == 0) quarter else @min(quarter, stall_ns);
+    }
+
+    /// True when this shard has not looked for so long that its peers may have missed it.
+    fn forgiveStandstill(self: *Lanes, now: u64) bool {
+        const before = self.turned_ns;
+        self.turned_ns = now;
+        const stall_ns = self.watch.stall_ns;
+        const limit = if (stall_ns == 0) self.peer_timeout_ns / 2 else stall_ns;
+        const gap = now -| before;
+        if (before == 0 or gap <= limit) return false;
+        // What was read just now counts as heard now already.
+        for (&self.heard) |*at| at.* = @min(now, at.* + gap);
+        for (&self.adopted) |*at| at.* = @min(now, at.* + gap);
+        self.watch.stood_ns = gap;
+        self.fence_ns = if (gap > self.peer_timeout_ns) gap else 0;
+        return true;
+    }
+
+    /// This node was silent for so long that all others have given it up, but for those that stood
+    /// still as well: and these have not closed their connections meanwhile. True: it is over.
+    fn fence(self: *Lanes, node: u8, lane: *const Lane) bool {
+        if (self.fence_ns == 0 or self.watch.isProven(node, lane)) return false;
+        var text: [160]u8 = undefined;
+        var w: std.Io.Writer = .fixed(&text);
+        const tenths = self.fence_ns / (100 * std.time.ns_per_ms);
+        w.writeAll("it has given this node up, whose engine stood still for ") catch unreachable;
+        w.print("{d}.{d} s, longer than peer_timeout", .{ tenths / 10, tenths % 10 }) catch
+            unreachable;
+        self.lose(node, w.buffered());
+        return true;
     }
 
     /// TCP waits ever longer before it tries again, and knows nothing of peer_timeout: after half
@@ -165,6 +215,7 @@ pub const Lanes = struct {
     }
 
     fn sever(self: *Lanes, node: u8, e: lane_file.ConnectionError) void {
+        if (self.fence(node, self.all[node].?)) return;
         var words: [160]u8 = undefined;
         self.cutBecause(node, self.all[node].?.explain(e, &words));
     }
@@ -208,10 +259,34 @@ pub const Lanes = struct {
         self.lose(node, self.all[node].?.explain(e, &words));
     }
 
-    /// The lane's memory stays: the caller may hold a frame of it.
+    /// The peer is given up and told so: if it lives and hears it, it must not go on by itself. One
+    /// that hears nothing is as silent to us as we are to it, and ends by its own peer_timeout.
     pub fn lose(self: *Lanes, node: u8, why: []const u8) void {
         const lane = self.all[node] orelse return;
+        if (lane.phase == .up) {
+            const reason: [frame.bye_min]u8 = @splat(0);
+            const words = why[0..@min(why.len, frame.bye_max - frame.bye_min)];
+            const queued = lane.queue(@backingInt(frame.Kind.bye), &.{ &reason, words });
+            // Both may fail, as all on a lane that is given up: then it is not told.
+            if (queued) |_| _ = lane.flush() catch false else |_| {}
+        }
+        self.drop(node, why);
+    }
+
+    /// The peer's last frame.
+    pub fn heardGoodbye(self: *Lanes, node: u8, payload: []const u8) void {
+        var text: [160]u8 = undefined;
+        var w: std.Io.Writer = .fixed(&text);
+        const why = payload[frame.bye_min..];
+        w.print("it has given this node up: {s}", .{why}) catch unreachable;
+        self.drop(node, w.buffered());
+    }
+
+    /// The lane's memory stays: the caller may hold a frame of it.
+    fn drop(self: *Lanes, node: u8, why: []const u8) void {
+        const lane = self.all[node] orelse return;
         self.all[node] = null;
+        self.watch.end(node);
         lane.cut();
         self.wakeShard();
         self.observer.lost(self.observer.context, node, why);
@@ -364,15 +439,24 @@ test "a cut is noticed and resumed, what was queued meanwhile arrives, silence e
     try testing.expectEqualStrings("before", (try bed.far.next()).?.payload);
     try testing.expectEqualStrings("during", (try bed.far.next()).?.payload);
     const now = sys.monotonicNs();
-    bed.lanes.onTime(now + bed.lanes.peer_timeout_ns / 2);
+    const timeout = bed.lanes.peer_timeout_ns;
+    bed.lanes.onTime(now + timeout / 3);
     try testing.expectEqual(@as(u64, 1), bed.stats.lane_reconnects);
     try testing.expectEqual(@as(u32, 0), bed.told.lost);
-    bed.lanes.onTime(now + 2 * bed.lanes.peer_timeout_ns);
+    // Time in which this shard stood still does not count.
+    bed.lanes.onTime(now + 9 * timeout);
+    try testing.expectEqual(9 * timeout - timeout / 3, bed.lanes.watch.stood_ns);
+    try testing.expectEqual(@as(u32, 0), bed.told.lost);
+    bed.lanes.onTime(now + 9 * timeout + timeout * 2 / 5);
+    try testing.expectEqual(@as(u32, 0), bed.told.lost);
+    bed.lanes.onTime(now + 9 * timeout + timeout * 4 / 5);
     try testing.expectEqual(@as(u32, 1), bed.told.lost);
+    try testing.expectEqualStrings("silent for longer than peer_timeout", //
+        bed.told.words[0..bed.told.length]);
     try testing.expect(bed.lanes.all[1] == null);
     // A connection that comes now is nobody's.
     bed.keeper.arrived(1, .{ .fd = try sys.eventfd(), .keys = undefined });
-    bed.lanes.onTime(now + 2 * bed.lanes.peer_timeout_ns);
+    bed.lanes.onTime(now + 10 * timeout);
     try testing.expectEqual(@as(u32, 0), bed.keeper.ready.load(.monotonic));
 }
 
@@ -399,6 +483,67 @@ test "a full lane holds requests back and keeps the peer" {
     }
     // The shard is told: what it held back would have no other signal.
     try tcp.waitFor(bed.keeper.shard_fd, linux.POLL.IN, 0);
+    try testing.expectEqual(@as(u32, 0), bed.told.lost);
+}
+
+test "a peer that is given up is told so, and gives up in turn" {
+    var bed: TestBed = undefined;
+    try bed.init();
+    defer bed.deinit();
+    try bed.connect(0);
+    // The far side's resume.
+    try testing.expect(bed.lanes.next(1, bed.lanes.receive(1).?) == null);
+    bed.lanes.lose(1, "silent for longer than peer_timeout");
+    _ = try bed.far.receive();
+    try testing.expectEqual(frame.Kind.ping, (try bed.far.next()).?.kind);
+    const bye = (try bed.far.next()).?;
+    try testing.expectEqual(frame.Kind.bye, bye.kind);
+    try testing.expectError(error.PeerClosed, bed.far.receive());
+    bed.lanes.set(1, &bed.near);
+    bed.lanes.heardGoodbye(1, bye.payload);
+    try testing.expectEqual(@as(u32, 2), bed.told.lost);
+    const words = "it has given this node up: silent for longer than peer_timeout";
+    try testing.expectEqualStrings(words, bed.told.words[0..bed.told.length]);
+}
+
+test "after a standstill longer than peer_timeout a lane closed meanwhile is a verdict" {
+    for ([_]bool{ false, true }) |closed_after| {
+        var bed: TestBed = undefined;
+        try bed.init();
+        defer bed.deinit();
+        try bed.connect(0);
+        try testing.expect(bed.lanes.next(1, bed.lanes.receive(1).?) == null);
+        const later = sys.monotonicNs() + 3 * bed.lanes.peer_timeout_ns;
+        if (!closed_after) {
+            bed.far.cut();
+            try testing.expect(bed.lanes.receive(1) == null);
+            try testing.expectEqual(@as(u32, 0), bed.told.lost);
+        }
+        bed.lanes.onTime(later);
+        if (closed_after) {
+            try testing.expectEqual(@as(u32, 0), bed.told.lost);
+            bed.far.cut();
+            try testing.expect(bed.lanes.receive(1) == null);
+        }
+        try testing.expectEqual(@as(u32, 1), bed.told.lost);
+        try testing.expectStringStartsWith(bed.told.words[0..bed.told.length], //
+            "it has given this node up, whose engine stood still for ");
+    }
+}
+
+test "pings prove an idle lane often enough for a stall to be noticed" {
+    var bed: TestBed = undefined;
+    try bed.init();
+    defer bed.deinit();
+    bed.lanes.watch.stall_ns = 100 * std.time.ns_per_ms;
+    try bed.connect(0);
+    try testing.expect(bed.lanes.next(1, bed.lanes.receive(1).?) == null);
+    const now = sys.monotonicNs();
+    try testing.expect(bed.lanes.deadline(now) <= now + 50 * std.time.ns_per_ms);
+    // The peer takes what comes and acknowledges nothing.
+    const step = 50 * std.time.ns_per_ms;
+    for (0..4) |i| bed.lanes.onTime(now + i * step);
+    try testing.expectEqual(.silent, bed.lanes.watch.worst(now + 3 * step).?.what);
     try testing.expectEqual(@as(u32, 0), bed.told.lost);
 }
 

@@ -89,6 +89,11 @@ pub const Lender = struct {
         self.mailbox.post(nodes, 0, payload);
     }
 
+    /// Whether the caller is the shard itself.
+    pub fn isShard() bool {
+        return on_shard;
+    }
+
     pub fn command(self: *Lender, which: u8, argument: u64) void {
         self.mailbox.post(0, which, std.mem.asBytes(&argument));
     }

@@ -20,6 +20,7 @@ const Lane = lane_file.Lane;
 const frame = @import("../transport/frame.zig");
 const Keeper = @import("../transport/keeper.zig").Keeper;
 const failure = @import("../base/failure.zig");
+const readTsc = @import("clock.zig").readTsc;
 const Engine = @import("../engine.zig").Engine;
 
 /// How long peers may take to appear; their hosts may still be starting their part.
@@ -206,16 +207,6 @@ fn bootId() [36]u8 {
     const n = sys.check(linux.read(@intCast(fd), &id, id.len)) catch 0;
     if (n != id.len) id = @splat(0);
     return id;
-}
-
-fn readTsc() u64 {
-    var low: u32 = undefined;
-    var high: u32 = undefined;
-    asm volatile ("lfence; rdtsc"
-        : [low] "={eax}" (low),
-          [high] "={edx}" (high),
-    );
-    return @as(u64, high) << 32 | low;
 }
 
 test "two engines of one host get the same offset" {

@@ -163,6 +163,11 @@ pub const Pager = struct {
         self.mailbox.post(nodes, 0, payload);
     }
 
+    /// Whether the caller is the shard itself.
+    pub fn isShard() bool {
+        return on_shard;
+    }
+
     /// The pages that came from other nodes most often, most first. Read while the shard counts on:
     /// a statistic.
     pub fn hottest(self: *const Pager, out: []abi.HotPage) u32 {

@@ -17,6 +17,23 @@ pub const Shard = union(enum) {
         }
     }
 
+    /// On the shard's thread: past what waits for page-table entries, since it tells nothing about
+    /// memory.
+    pub fn sendAtOnce(self: Shard, nodes: u64, parts: []const []const u8) void {
+        var rest = nodes;
+        while (rest != 0) : (rest &= rest - 1) {
+            _ = self.lanes().queue(@intCast(@ctz(rest)), .span, parts);
+        }
+    }
+
+    /// Whether the caller is the shard's thread.
+    pub fn isCurrent(self: Shard) bool {
+        return switch (self) {
+            .pager => Pager.isShard(),
+            .lender => Lender.isShard(),
+        };
+    }
+
     pub fn command(self: Shard, which: u8, argument: u64) void {
         switch (self) {
             inline else => |s| s.command(which, argument),

@@ -61,6 +61,10 @@ pub const Handler = struct {
     settled: *const fn (context: *anyopaque) void,
     /// A reset of all page state is done.
     reset_done: *const fn (context: *anyopaque) void,
+    /// The end of each turn: what the lanes and the faults are like is known.
+    on_time: *const fn (context: *anyopaque, now: u64) void,
+    /// A page's state is unknown: the engine dies when this returns, and nobody may run on.
+    page_lost: *const fn (context: *anyopaque, gpa: u64, why: []const u8) void,
     /// The inboxes of this node's vCPUs: who may be storing right now.
     inboxes: *const fn (context: *anyopaque, index: usize) ?*const Inbox,
 };
@@ -371,7 +375,7 @@ pub fn ShellOf(comptime Env: type) type {
                 .span => self.handler.receive(self.handler.context, from, payload),
                 .ping => self.queue(from, frame.Kind.pong, &.{payload}),
                 .pong => {},
-                .bye => self.lanes.lose(from, "the peer said goodbye"),
+                .bye => self.lanes.heardGoodbye(from, payload),
                 .ack, .@"resume", .clock, _ => return error.ProtocolViolated,
             }
         }
@@ -384,6 +388,15 @@ pub fn ShellOf(comptime Env: type) type {
             // After what may end a wait.
             _ = self.faults.oldest(now);
             self.lanes.onTime(now);
+            self.handler.on_time(self.handler.context, now);
+        }
+
+        /// Past what waits for page-table entries, since it tells nothing about memory.
+        pub fn sendAtOnce(self: *Self, nodes: u64, payload: []const []const u8) void {
+            var rest = nodes;
+            while (rest != 0) : (rest &= rest - 1) {
+                self.queue(@intCast(@ctz(rest)), frame.Kind.span, payload);
+            }
         }
 
         fn queue(self: *Self, to: u8, kind: frame.Kind, parts: []const []const u8) void {
@@ -689,10 +702,14 @@ pub fn ShellOf(comptime Env: type) type {
 
         /// The kernel refused what the protocol's invariants allow: page state is no longer known.
         fn refused(self: *Self, what: []const u8, page: u32) noreturn {
-            self.env.fatal(
-                "page_lost: {s} of page 0x{x} failed (errno {d}); its state is unknown",
-                .{ what, self.ram.gpaOf(page), sys.last_errno },
-            );
+            var buffer: [160]u8 = undefined;
+            var w: std.Io.Writer = .fixed(&buffer);
+            const words = .{ what, sys.last_errno };
+            w.print("{s} failed (errno {d}), its state is unknown", words) catch unreachable;
+            const gpa = self.ram.gpaOf(page);
+            self.handler.page_lost(self.handler.context, gpa, w.buffered());
+            const node = self.core_config.node;
+            self.env.fatal("page_lost: page 0x{x} on node {d}: {s}", .{ gpa, node, w.buffered() });
         }
     };
 }

@@ -11,6 +11,8 @@ const Shard = @import("shard.zig").Shard;
 const bus_file = @import("bus.zig");
 const Access = bus_file.Access;
 const Inbox = @import("inbox.zig").Inbox;
+const freezer_file = @import("freezer.zig");
+const Freezer = freezer_file.Freezer;
 const Engine = @import("../engine.zig").Engine;
 
 const Op = enum(u8) {
@@ -19,7 +21,9 @@ const Op = enum(u8) {
     io_request = 3,
     io_answer = 4,
     control = 5,
+    /// The only one that may be longer: words follow.
     stop = 6,
+    freeze = 7,
     _,
 };
 
@@ -36,14 +40,27 @@ const Wire = extern struct {
     message: Message = std.mem.zeroes(Message),
 };
 
+/// Words of a stop: with the message they fit one frame.
+const stop_words_max = 200;
+
 /// A forwarded exit that TypeScript of this node answers.
 const Foreign = struct { busy: bool = false, node: u8 = 0, vcpu: u16 = 0 };
 
 pub const Span = struct {
     engine: *Engine,
     shard: Shard,
+    /// Of a compute node.
+    freezer: ?Freezer,
     foreign: [abi.io_slots_max - abi.vcpus_max]Foreign = @splat(.{}),
     foreign_lock: sys.Mutex = .{},
+
+    pub fn init(engine: *Engine, shard: Shard) Span {
+        const freezer: ?Freezer = switch (shard) {
+            .pager => |pager| .init(engine, &pager.shell, @backingInt(Op.freeze)),
+            .lender => null,
+        };
+        return .{ .engine = engine, .shard = shard, .freezer = freezer };
+    }
 
     fn others(self: *const Span) u32 {
         const all = (@as(u32, 1) << @intCast(self.engine.config.node_count)) - 1;
@@ -84,18 +101,24 @@ pub const Span = struct {
         self.send(nodes & self.others(), wire);
     }
 
-    /// Every engine of the VM stops for the same reason.
-    pub fn sendStop(self: *Span, reason: abi.StopReason, detail: u64) void {
+    /// Every engine of the VM stops for the same reason. The shard itself says it past whatever
+    /// waits for page-table entries, with words: the node that these wait for may be the lost one.
+    pub fn sendStop(self: *Span, reason: abi.StopReason, detail: u64, words: []const u8) void {
         const wire: Wire = .{ .op = @backingInt(Op.stop), .a = @backingInt(reason), .b = detail };
-        self.send(self.others(), wire);
+        if (!self.shard.isCurrent()) return self.send(self.others(), wire);
+        const cut = words[0..@min(words.len, stop_words_max)];
+        self.shard.sendAtOnce(self.others(), &.{ std.mem.asBytes(&wire), cut });
     }
 
     /// Pager.Handler.receive.
     pub fn receive(context: *anyopaque, from: u8, payload: []const u8) void {
         const self: *Span = @ptrCast(@alignCast(context));
-        if (payload.len != @sizeOf(Wire)) return self.hostile(from, "wrong size");
-        const wire = std.mem.bytesToValue(Wire, payload);
-        switch (@as(Op, @fromBackingInt(@intCast(wire.op)))) {
+        if (payload.len < @sizeOf(Wire)) return self.hostile(from, "message too short");
+        const head = payload[0..@sizeOf(Wire)];
+        const wire = std.mem.bytesToValue(Wire, head);
+        const op: Op = @fromBackingInt(@intCast(wire.op));
+        if (payload.len > head.len and op != .stop) return self.hostile(from, "message too long");
+        switch (op) {
             .interrupt => {
                 if (!wire.message.valid()) return self.hostile(from, "bad interrupt message");
                 self.engine.router.deliverFromPeer(wire.message);
@@ -106,19 +129,45 @@ pub const Span = struct {
                 self.hostile(from, "answer to a question nobody asked");
             },
             .control => self.engine.events.simple(.control, 0, from, wire.a, wire.b),
-            .stop => {
-                const reason = std.enums.fromInt(abi.StopReason, wire.a) orelse .vcpu_lost;
-                _ = self.engine.stopLocally(reason, 0xffff_ffff, wire.b);
+            .stop => self.stopped(from, wire, payload[head.len..]),
+            .freeze => {
+                const message = std.mem.bytesToValue(freezer_file.Wire, head);
+                if (self.freezer) |*freezer| return freezer.receive(from, message);
+                self.hostile(from, "a memory node has no guest to freeze");
             },
             _ => self.hostile(from, "unknown operation"),
         }
     }
 
+    fn stopped(self: *Span, from: u8, wire: Wire, words: []const u8) void {
+        const reason = std.enums.fromInt(abi.StopReason, wire.a) orelse .vcpu_lost;
+        var buffer: [stop_words_max + 32]u8 = undefined;
+        var w: std.Io.Writer = .fixed(&buffer);
+        if (words.len > 0) {
+            const cut = words[0..@min(words.len, stop_words_max)];
+            w.print("{s} (told by node {d})", .{ cut, from }) catch unreachable;
+        }
+        _ = self.engine.stopLocally(reason, 0xffff_ffff, wire.b, w.buffered());
+    }
+
     /// An authenticated peer that talks nonsense is a broken engine: the VM cannot be trusted
     /// further.
-    fn hostile(self: *Span, from: u8, why: []const u8) void {
-        self.engine.events.notice(why);
-        self.engine.stopWith(.vcpu_lost, 0xffff_ffff, from);
+    pub fn hostile(self: *Span, from: u8, why: []const u8) void {
+        self.stopFor(.vcpu_lost, from, "node {d} broke the protocol: {s}", .{ from, why });
+    }
+
+    fn stopFor(
+        self: *Span,
+        reason: abi.StopReason,
+        detail: u64,
+        comptime format: []const u8,
+        arguments: anytype,
+    ) void {
+        var buffer: [stop_words_max]u8 = undefined;
+        var w: std.Io.Writer = .fixed(&buffer);
+        // A full buffer cuts the words; what is in it stays.
+        w.print(format, arguments) catch |e| std.debug.assert(e == error.WriteFailed);
+        self.engine.stopTelling(reason, 0xffff_ffff, detail, w.buffered());
     }
 
     fn request(self: *Span, from: u8, wire: Wire) void {
@@ -194,7 +243,21 @@ pub const Span = struct {
         self.engine.events.simple(.peer, 0, node, @backingInt(abi.PeerState.dead), 0);
         // No vCPU went with a memory node; whether pages did, their homes know.
         if (self.engine.isMemoryNode(node)) return;
-        self.engine.stopWith(.vcpu_lost, 0xffff_ffff, node);
+        self.stopFor(.vcpu_lost, node, "node {d}: {s}", .{ node, why });
+    }
+
+    /// Pager.Handler.page_lost: the other engines end with the same words before this one does.
+    pub fn pageLost(context: *anyopaque, gpa: u64, why: []const u8) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        const node = self.engine.config.node;
+        self.stopFor(.page_lost, gpa, "page 0x{x} on node {d}: {s}", .{ gpa, node, why });
+        self.shard.lanes().flush();
+    }
+
+    /// Pager.Handler.on_time.
+    pub fn onTime(context: *anyopaque, now: u64) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        if (self.freezer) |*freezer| freezer.onTime(now);
     }
 
     /// Pager.Handler.noticed.
@@ -230,4 +293,6 @@ pub const Span = struct {
 
 comptime {
     std.debug.assert(@sizeOf(Wire) == 40);
+    const frame = @import("../transport/frame.zig");
+    std.debug.assert(@sizeOf(Wire) + stop_words_max <= frame.span_max);
 }

@@ -81,6 +81,8 @@ pub const Cluster = struct {
             .noticed = ignoreNotice,
             .settled = countSettled,
             .reset_done = countReset,
+            .on_time = noTime,
+            .page_lost = noPage,
             .inboxes = noInbox,
         }, &node.stats);
     }
@@ -241,6 +243,9 @@ fn countReset(context: *anyopaque) void {
     const node: *Node = @ptrCast(@alignCast(context));
     _ = node.resets.fetchAdd(1, .acq_rel);
 }
+
+fn noTime(_: *anyopaque, _: u64) void {}
+fn noPage(_: *anyopaque, _: u64, _: []const u8) void {}
 
 fn countLost(context: *anyopaque, _: u8, why: []const u8) void {
     const node: *Node = @ptrCast(@alignCast(context));

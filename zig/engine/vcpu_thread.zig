@@ -1,7 +1,8 @@
 //! The run loop: one thread per vCPU, the only one that touches its KVM vCPU and its LAPIC.
-//! Each turn: obey pause and stop, take the inbox, let the APIC timer happen, inject at most one
-//! interrupt, enter the guest, answer the exit. Kicks are a real-time signal whose handler sets
-//! immediate_exit, so a kick that lands just before KVM_RUN is not lost.
+//! Each turn: obey pause, freeze and stop, follow the guest's clock, take the inbox, let the APIC
+//! timer happen, inject at most one interrupt, enter the guest, answer the exit. Kicks are a
+//! real-time signal whose handler sets immediate_exit, so a kick that lands just before KVM_RUN is
+//! not lost.
 
 const std = @import("std");
 const posix = std.posix;
@@ -57,6 +58,10 @@ pub const VcpuThread = struct {
     thread: ?std.Thread = null,
     timer: timer.ThreadTimer = .{},
     armed_deadline: ?u64 = null,
+    /// Clock.changes that timer and TSC offset follow.
+    clock_changes: u32 = 0,
+    /// The pause this thread was counted for.
+    parked_for: u32 = 0,
     /// IF was clear at the last HLT.
     halted_masked: bool = false,
     /// KVM says an interrupt may be injected now; false again after one was.
@@ -81,7 +86,8 @@ pub const VcpuThread = struct {
 
     /// One turn of the loop; false ends the thread.
     fn turn(self: *VcpuThread) bool {
-        if (!self.engine.checkpoint()) return false;
+        if (!self.engine.checkpoint(&self.parked_for)) return false;
+        self.followClock() catch return self.kvmFailed();
         const run = self.vcpu.run;
         current_run = run;
         run.immediate_exit = 0;
@@ -93,6 +99,10 @@ pub const VcpuThread = struct {
         }
         self.prepare() catch return self.kvmFailed();
         if (!self.inbox.beginGuest()) return true;
+        if (!self.mayEnter()) {
+            self.inbox.endGuest();
+            return true;
+        }
         const entered = self.vcpu.enter();
         self.inbox.endGuest();
         const how = entered catch return self.kvmFailed();
@@ -100,6 +110,27 @@ pub const VcpuThread = struct {
         if (how == .interrupted) return true;
         self.stats.exits += 1;
         return exits.handle(self);
+    }
+
+    /// After beginGuest(): whoever closes the parking later sees guest mode, and kicks.
+    fn mayEnter(self: *const VcpuThread) bool {
+        return self.engine.parking.isOpen() and
+            self.engine.clock.changes.load(.seq_cst) == self.clock_changes;
+    }
+
+    /// After a freeze: the guest's clock has moved against the host's.
+    fn followClock(self: *VcpuThread) !void {
+        if (self.engine.clock.changes.load(.seq_cst) == self.clock_changes) return;
+        try self.setClock();
+        self.armed_deadline = null;
+    }
+
+    /// This thread, or any while it does not exist or is parked.
+    pub fn setClock(self: *VcpuThread) !void {
+        // Before the offset: a change in between is followed on the next turn.
+        self.clock_changes = self.engine.clock.changes.load(.seq_cst);
+        if (self.engine.config.node_count == 1) return;
+        try self.vcpu.setTscOffset(self.engine.tscOffset());
     }
 
     fn kvmFailed(self: *VcpuThread) bool {
