@@ -103,6 +103,15 @@ function allSuites(): Suite[] {
       ],
     },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
+    {
+      // Needs KVM. Static and for any x86-64: payload guests run functions of the program itself.
+      ...{ name: "kvm memory", budget: 300, dialect: "zig", fast: false, live: true },
+      command: [
+        ...[zig(), "test", "-O", "safe", "-target", "x86_64-linux-musl", "zig/tests_kvm.zig"],
+        ...["-lc", "--test-runner", "zig/test_runner.zig"],
+        ...["--test-filter", "engine.kvm_", "--test-filter", "engine.test_"],
+      ],
+    },
     ...bunSuite("e2e", 160, false, testFiles(["test/e2e"])),
     ...bunSuite("lab", 1900, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,

@@ -43,6 +43,7 @@ export const zigLayers: readonly Layer[] = [
   { at: "zig/gen_abi.zig", mayImport: ["std", "zig/exports.zig", ...zigBoundary] },
   { at: "zig/tests_explorer.zig", mayImport: ["zig/dsm"] },
   { at: "zig/tests_memory.zig", mayImport: ["zig/engine"] },
+  { at: "zig/tests_kvm.zig", mayImport: ["zig/engine"] },
   { at: "zig/explore.zig", mayImport: ["std", "zig/dsm"] },
   { at: "zig/tests_lanes.zig", mayImport: ["zig/transport"] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },

@@ -56,6 +56,7 @@ describe("habits", () => {
       "zig/tests.zig",
       "zig/tests_explorer.zig",
       "zig/tests_memory.zig",
+      "zig/tests_kvm.zig",
       "zig/tests_lanes.zig",
     ];
     const texts = await Promise.all(roots.map((root) => Bun.file(`${checkout}/${root}`).text()));

@@ -13,6 +13,7 @@ const Ram = @import("../memory/ram.zig").Ram;
 const lane_file = @import("../transport/lane.zig");
 const Lane = lane_file.Lane;
 const seal = @import("../transport/seal.zig");
+const Keeper = @import("../transport/keeper.zig").Keeper;
 const tcp = @import("../transport/tcp.zig");
 const Inbox = @import("inbox.zig").Inbox;
 const pager_file = @import("pager.zig");
@@ -29,6 +30,8 @@ pub const Node = struct {
     lost: std.atomic.Value(u32) = .init(0),
     settled: std.atomic.Value(u32) = .init(0),
     resets: std.atomic.Value(u32) = .init(0),
+    /// Without a thread: test_cuts.zig brings the connections.
+    keeper: ?Keeper = null,
 };
 
 pub const Options = struct {
@@ -37,6 +40,8 @@ pub const Options = struct {
     hold_ns_max: u64 = std.time.ns_per_ms,
     poll_ns_max: u64 = 0,
     limits: pager_file.Limits = .{},
+    /// A lane that is cut waits for another connection, instead of being lost.
+    resumable: bool = false,
 };
 
 pub const Cluster = struct {
@@ -85,20 +90,45 @@ pub const Cluster = struct {
             .page_lost = noPage,
             .inboxes = noInbox,
         }, &node.stats);
+        if (options.resumable) try self.addKeeper(node, number);
+    }
+
+    fn addKeeper(self: *Cluster, node: *Node, number: u8) !void {
+        const key: [32]u8 = @splat(0);
+        node.keeper = try Keeper.init(.{
+            .node = number,
+            .node_count = @intCast(self.nodes.len),
+            .listen_fd = -1,
+            .key = &key,
+            .abi_hash = 0,
+            .vm_generation = 0,
+            .deadline_ns = 0,
+        }, @splat(0), node.pager.mailbox.eventfd);
+        node.pager.shell.lanes.keeper = &node.keeper.?;
     }
 
     fn connect(self: *Cluster, a: usize, b: usize) !void {
+        const ends = try newConnection(a, b, 0);
+        try self.addLane(a, b, ends[0]);
+        try self.addLane(b, a, ends[1]);
+    }
+
+    /// Both ends of a connection as a handshake would leave it, with keys of its own: `number` says
+    /// which of this pair it is.
+    pub fn newConnection(a: usize, b: usize, number: u64) ![2]lane_file.Connection {
         const deadline = sys.monotonicNs() + 10 * std.time.ns_per_s;
         const listener = try tcp.listen(try tcp.Address.parse("127.0.0.1:0"));
         defer sys.close(listener.fd);
         const near = try tcp.connect(tcp.Address.local(listener.fd).?, deadline);
+        errdefer sys.close(near);
         const far = try tcp.accept(listener.fd, deadline);
-        // As a handshake would end, here with a key and hellos that nobody else sees.
         const key: [32]u8 = @splat(@intCast(a));
-        const hellos = [_]u8{@intCast(b)};
+        const hellos = std.mem.toBytes([_]u64{ b, number });
         const cipher = seal.Cipher.choose(seal.offered(), seal.offered());
-        try self.addLane(a, b, .{ .fd = near, .keys = .derive(&key, cipher, &hellos, true) });
-        try self.addLane(b, a, .{ .fd = far, .keys = .derive(&key, cipher, &hellos, false) });
+        return .{
+            .{ .fd = near, .keys = .derive(&key, cipher, &hellos, true) },
+            .{ .fd = far, .keys = .derive(&key, cipher, &hellos, false) },
+        };
     }
 
     fn addLane(self: *Cluster, own: usize, peer: usize, connection: lane_file.Connection) !void {
@@ -148,6 +178,7 @@ pub const Cluster = struct {
 
     fn free(self: *Cluster) void {
         for (self.nodes) |*node| {
+            if (node.keeper) |*keeper| keeper.deinit();
             node.pager.destroy();
             for (&node.lanes) |*lane| if (lane.*) |*l| l.deinit();
             node.ram.deinit();
