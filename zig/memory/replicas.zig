@@ -116,7 +116,8 @@ pub const Replicas = struct {
     }
 
     /// Applies a peer's change. A local change of the same entry that has not been sent yet is a
-    /// conflict, unless it only sets accessed or dirty.
+    /// conflict, unless one of the two only sets accessed or dirty: hardware may mark an entry that
+    /// another node's guest has just cleared. Then the mark is of no use, and the change is told.
     pub fn patch(self: *Replicas, page: u32, index: u16, old: u64, new: u64) Patched {
         const at = self.find(page) orelse return .unknown;
         const r = self.list.items[at];
@@ -124,7 +125,9 @@ pub const Replicas = struct {
         var current = @atomicLoad(u64, &r.live[index], .acquire);
         while (true) {
             const plain = ~accessed_dirty;
-            if (current & plain != old & plain and current & plain != new & plain) return .conflict;
+            if (current & plain != old & plain and current & plain != new & plain) {
+                return if (old & plain == new & plain) .applied else .conflict;
+            }
             // Bits hardware set here and nobody was told of survive, unless the entry went away.
             const extra = current & ~r.twin[index] & accessed_dirty;
             const merged = if (new & 1 != 0) new | extra else new;
@@ -184,6 +187,25 @@ test "patches apply, keep unsent accessed bits, and find conflicts" {
     page.entry(1).* = 0x7003;
     try std.testing.expectEqual(Patched.applied, replicas.patch(4, 1, 0x7023, 0));
     try std.testing.expectEqual(@as(u64, 0), page.entry(1).*);
+}
+
+test "a peer's accessed bit on an entry that was changed here meanwhile is no conflict" {
+    var page: TestPage = .{};
+    page.entry(2).* = 0x1003;
+    var replicas: Replicas = .{ .allocator = std.testing.allocator };
+    defer replicas.deinit();
+    try replicas.add(4, 2, &page.bytes, &page.bytes);
+    page.entry(2).* = 0;
+    try std.testing.expectEqual(Patched.applied, replicas.patch(4, 2, 0x1003, 0x1023));
+    try std.testing.expectEqual(@as(u64, 0), page.entry(2).*);
+    // What was changed here is still to be told.
+    var cursor: Replicas.Cursor = .{};
+    const change = replicas.next(&cursor) orelse return error.StoreLost;
+    try std.testing.expectEqual(@as(u64, 0x1003), change.old);
+    try std.testing.expectEqual(@as(u64, 0), change.new);
+    // Two changes that are more than marks stay a conflict.
+    page.entry(2).* = 0x5003;
+    try std.testing.expectEqual(Patched.conflict, replicas.patch(4, 2, 0, 0x6003));
 }
 
 test "a store that came before the twin was taken is still told" {
