@@ -97,6 +97,8 @@ pub const Stats = struct {
     revokes_deferred: u64 = 0,
     /// Deferred revokes answered because of their own age, not because the chain ended.
     holds_broken: u64 = 0,
+    /// Older chains that came to wait behind a younger one's transaction, with revokes elsewhere.
+    hurries: u64 = 0,
     /// Faults sent back to their thread because all request records were in use.
     requests_full: u64 = 0,
     replicated: u64 = 0,
@@ -144,6 +146,11 @@ pub const Txn = struct {
     page: Page = types.page_none,
     request: Request = undefined,
     phase: Phase = .strict,
+    /// Age of the oldest chain that waits for it to end, and that chain's node.
+    age: u64 = 0,
+    elder: Node = 0,
+    /// Other nodes that were told to give the page up.
+    asked: types.Nodes = 0,
     /// Nodes whose replica_ack is missing; nodes that refused.
     missing: types.Nodes = 0,
     refused: types.Nodes = 0,
@@ -396,6 +403,10 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                         .version = msg.version,
                         .age = msg.age,
                     }, out);
+                },
+                .hurry => {
+                    hold.heard(self, msg.age);
+                    hold.hurry(self, msg.page, msg.age, msg.requester, out);
                 },
                 .grant => requester.grant(self, msg, out),
                 .ack => requester.ack(self, msg.page, out),

@@ -4,6 +4,7 @@
 
 const types = @import("types.zig");
 const core_file = @import("core.zig");
+const hold = @import("hold.zig");
 const requester = @import("requester.zig");
 const replica = @import("replica.zig");
 const Actions = core_file.Actions;
@@ -30,7 +31,10 @@ pub fn kindOf(kind: types.MsgKind) core_file.RequestKind {
 }
 
 pub fn request(self: anytype, page: Page, r: Request, out: *Actions) void {
-    if (self.txns.find(page)) |txn| return self.requests.insert(&txn.queue, r);
+    if (self.txns.find(page)) |txn| {
+        self.requests.insert(&txn.queue, r);
+        return hold.inherit(self, txn, r, out);
+    }
     const txn = self.txns.put(page, .{ .request = r });
     // The page is strict again already; word of it comes on another lane (more than two nodes).
     if (self.directory[page].state == .replicated) {
@@ -78,6 +82,9 @@ pub fn next(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
 
 fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     const r = txn.request;
+    txn.age = r.age;
+    txn.elder = r.node;
+    txn.asked = 0;
     switch (r.kind) {
         .get_shared => read(self, page, r, out),
         .get_exclusive => write(self, page, r, out),
@@ -177,6 +184,7 @@ fn forward(
         }, out);
         return;
     }
+    self.txns.find(page).?.asked |= bit(to);
     out.send(to, kind, .{
         .kind = 0,
         .acks = acks,
