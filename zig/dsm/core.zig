@@ -42,11 +42,15 @@ pub const Config = struct {
     migratory_unchecked_max: u6 = 31,
     /// Where the arrays with an entry a page come from; null: from the core's allocator.
     page_memory: ?Memory = null,
+    /// Of a core made for Mutation.chosen.
+    mutation: Mutation = .none,
 };
 
-/// Deliberate faults that the explorer must find; .none in every build but tests.
+/// Deliberate faults that explorer and simulator must find; .none in every build but tests.
 pub const Mutation = enum {
     none,
+    /// One of the others, chosen at run time (Config.mutation): one build for all of them.
+    chosen,
     /// Write access as soon as the grant is here, without waiting for acks.
     early_grant,
     /// Each ack counts for two.
@@ -187,7 +191,6 @@ pub fn Pool(comptime T: type) type {
             errdefer a.free(items);
             const free = try a.alloc(u16, count);
             errdefer a.free(free);
-            errdefer a.free(free);
             const index = try memory.alloc(u16, page_count);
             @memset(items, .{});
             for (free, 0..) |*f, i| f.* = @intCast(count - 1 - i);
@@ -255,6 +258,11 @@ pub fn CoreOf(comptime mutation: Mutation) type {
 
         const Self = @This();
         pub const bug = mutation;
+
+        /// Whether this core has the deliberate fault. Decided at compile time in production.
+        pub inline fn has(self: *const Self, comptime fault: Mutation) bool {
+            return if (mutation == .chosen) self.config.mutation == fault else mutation == fault;
+        }
 
         pub fn init(allocator: std.mem.Allocator, config: Config) !Self {
             const a = allocator;

@@ -91,7 +91,7 @@ fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
         .upgrade => upgrade(self, page, r, out),
         .replicate => replica.fetch(self, page, txn, out),
     }
-    if (@TypeOf(self.*).bug == .owner_change and r.node != self.config.node) {
+    if (self.has(.owner_change) and r.node != self.config.node) {
         if (self.txns.find(page)) |t| if (t.queue.count > 0) next(self, page, t, out);
     }
 }
@@ -227,7 +227,7 @@ fn own(entry: *Entry, node: Node) void {
 fn upgrade(self: anytype, page: Page, r: Request, out: *Actions) void {
     const entry = &self.directory[page];
     const listed = entry.state == .shared and entry.sharers & bit(r.node) != 0;
-    if (!listed and @TypeOf(self.*).bug != .stale_upgrade) return write(self, page, r, out);
+    if (!listed and !self.has(.stale_upgrade)) return write(self, page, r, out);
     const others = if (listed) entry.sharers & ~bit(r.node) else 0;
     // Read by two, then written by the one that did not write last: it moves on.
     if (entry.owner != r.node and @popCount(others) == 1) {
