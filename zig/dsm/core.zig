@@ -48,11 +48,15 @@ pub const Config = struct {
     slots_max: u16 = 0,
     /// Where the arrays with an entry a page come from; null: from the core's allocator.
     page_memory: ?Memory = null,
+    /// Of a core made for Mutation.chosen.
+    mutation: Mutation = .none,
 };
 
-/// Deliberate faults that the explorer must find; .none in every build but tests.
+/// Deliberate faults that explorer and simulator must find; .none in every build but tests.
 pub const Mutation = enum {
     none,
+    /// One of the others, chosen at run time (Config.mutation): one build for all of them.
+    chosen,
     /// Write access as soon as the grant is here, without waiting for acks.
     early_grant,
     /// Each ack counts for two.
@@ -109,6 +113,8 @@ pub const Stats = struct {
     revokes_deferred: u64 = 0,
     /// Deferred revokes answered because of their own age, not because the chain ended.
     holds_broken: u64 = 0,
+    /// Older chains that came to wait behind a younger one's transaction, with revokes elsewhere.
+    hurries: u64 = 0,
     /// Faults sent back to their thread because all request records were in use.
     requests_full: u64 = 0,
     replicated: u64 = 0,
@@ -167,6 +173,11 @@ pub const Txn = struct {
     page: Page = types.page_none,
     request: Request = undefined,
     phase: Phase = .strict,
+    /// Age of the oldest chain that waits for it to end, and that chain's node.
+    age: u64 = 0,
+    elder: Node = 0,
+    /// Other nodes that were told to give the page up.
+    asked: types.Nodes = 0,
     /// Nodes whose replica_ack is missing; nodes that refused.
     missing: types.Nodes = 0,
     refused: types.Nodes = 0,
@@ -219,6 +230,11 @@ pub fn CoreOf(comptime mutation: Mutation) type {
 
         const Self = @This();
         pub const bug = mutation;
+
+        /// Whether this core has the deliberate fault. Decided at compile time in production.
+        pub inline fn has(self: *const Self, comptime fault: Mutation) bool {
+            return if (mutation == .chosen) self.config.mutation == fault else mutation == fault;
+        }
 
         pub fn init(allocator: std.mem.Allocator, config: Config) !Self {
             const a = allocator;
@@ -381,6 +397,10 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                         .version = msg.version,
                         .age = msg.age,
                     }, out);
+                },
+                .hurry => {
+                    hold.heard(self, msg.age);
+                    hold.hurry(self, msg.page, msg.age, msg.requester, out);
                 },
                 .grant => requester.grant(self, msg, out),
                 .ack => requester.ack(self, msg.page, out),

@@ -396,7 +396,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
         fn hasAge(msg: types.Msg) bool {
             return switch (@as(types.MsgKind, @fromBackingInt(@intCast(msg.kind)))) {
                 .get_shared, .get_exclusive, .upgrade => true,
-                .forward_shared, .forward_exclusive, .invalidate => true,
+                .forward_shared, .forward_exclusive, .invalidate, .hurry => true,
                 else => false,
             };
         }
@@ -415,7 +415,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                     age = @min(age, p.age);
                 };
                 for (core.txns.items) |t| if (t.page != types.page_none) {
-                    age = @min(age, t.request.age);
+                    age = @min(age, t.request.age, t.age);
                     var waiting = core.requests.iterate(t.queue);
                     while (waiting.next()) |q| age = @min(age, q.age);
                 };
@@ -474,6 +474,9 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 if (core.txns.find(page)) |t| {
                     self.mixRequest(hash, t.request);
                     mix(hash, .{ t.phase, t.missing, t.refused, t.queue.count });
+                    if (self.options.hold_ns_max > 0) {
+                        mix(hash, .{ t.age - self.base, t.elder, t.asked });
+                    }
                     var waiting = core.requests.iterate(t.queue);
                     while (waiting.next()) |q| self.mixRequest(hash, q);
                 }
@@ -519,7 +522,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             }
             for (h.deferred[0..h.deferred_count]) |d| {
                 mix(hash, .{ d.page, d.kind, d.requester, d.acks });
-                mix(hash, .{ d.age - self.base, d.until -| core.now });
+                mix(hash, .{ d.age - self.base, d.elder, d.until -| core.now });
             }
         }
     };

@@ -6,12 +6,16 @@
 //! it, at most hold_ns_max, whoever asks: at least half the time is progress.
 //!
 //! Ages come from a logical clock (larger than any age seen before), so they need no common time
-//! and no chain stays the youngest for ever. A deferred revoke also ends by its own deadline: an
-//! old request may sit behind it in the home's queue, which would close a circle of waits.
+//! and no chain stays the youngest for ever. A request that waits at its home behind the
+//! transaction of a younger chain lends that one its age (hurry), and a node that asks for more
+//! access answers what it has put aside for that page: so the oldest chain of all waits for
+//! nobody longer than one hold. A deferred revoke also ends by its own deadline, counted from the
+//! last page that its chain has got, whatever peers do.
 
 const std = @import("std");
 const types = @import("types.zig");
 const core_file = @import("core.zig");
+const home = @import("home.zig");
 const requester = @import("requester.zig");
 const Actions = core_file.Actions;
 const Revoke = requester.Revoke;
@@ -132,6 +136,15 @@ pub fn woken(self: anytype, page: Page) void {
         if (kept.age != chain.age) chain.acquired += 1;
         kept.until = self.now + took;
         kept.age = chain.age;
+        renew(self, chain);
+    }
+}
+
+/// The chain gets on: what it has put aside waits as long again.
+fn renew(self: anytype, chain: *Chain) void {
+    for (self.holds.deferred[0..self.holds.deferred_count]) |*r| {
+        const kept = chain.find(r.page) orelse continue;
+        if (kept.age == chain.age) r.until = self.now + patience * self.config.hold_ns_max;
     }
 }
 
@@ -180,7 +193,7 @@ fn freeAt(self: anytype, r: Revoke) ?u64 {
         const kept = chain.find(r.page) orelse continue;
         if (self.now <= kept.until) at = @max(at, kept.until + 1);
         const own = gathers(self, chain) and kept.age == chain.age;
-        if (!own or !isElder(self, chain, r.age, r.requester)) continue;
+        if (!own or !isElder(self, chain, r.age, r.elder)) continue;
         if (chain.waiting) return null;
         at = @max(at, chain.until + 1);
     }
@@ -209,17 +222,69 @@ fn release(self: anytype, out: *Actions) void {
     var i: usize = 0;
     while (i < self.holds.deferred_count and released < release_max) {
         const r = self.holds.deferred[i];
-        const held = mustDefer(self, r.page, r.age, r.requester);
+        const held = mustDefer(self, r.page, r.age, r.elder);
         if (held and self.now < r.until) {
             i += 1;
             continue;
         }
         if (held) self.stats.holds_broken += 1;
-        self.holds.deferred_count -= 1;
-        const rest = self.holds.deferred[i .. self.holds.deferred_count + 1];
-        std.mem.copyForwards(Revoke, rest[0 .. rest.len - 1], rest[1..]);
-        requester.answer(self, r, out);
+        answerDeferred(self, i, out);
         released += 1;
+    }
+}
+
+fn answerDeferred(self: anytype, index: usize, out: *Actions) void {
+    const r = self.holds.deferred[index];
+    self.holds.deferred_count -= 1;
+    const rest = self.holds.deferred[index .. self.holds.deferred_count + 1];
+    std.mem.copyForwards(Revoke, rest[0 .. rest.len - 1], rest[1..]);
+    requester.answer(self, r, out);
+}
+
+/// At the home: a request has to wait behind an open transaction. If it is of an older chain, those
+/// who put that transaction's revokes aside have to know.
+pub fn inherit(
+    self: anytype,
+    txn: *core_file.Txn,
+    r: core_file.Request,
+    out: *Actions,
+) void {
+    if (!enabled(self) or txn.phase != .strict or r.kind == .replicate) return;
+    if (!isOlder(r.age, r.node, txn.age, txn.elder)) return;
+    txn.age = r.age;
+    txn.elder = r.node;
+    // The asker itself has answered before it asked.
+    var rest = txn.asked & ~home.bit(r.node);
+    while (rest != 0) : (rest &= rest - 1) {
+        self.stats.hurries += 1;
+        out.send(@intCast(@ctz(rest)), .hurry, .{
+            .kind = 0,
+            .requester = r.node,
+            .page = txn.page,
+            .age = r.age,
+        });
+    }
+    hurry(self, txn.page, r.age, r.node, out);
+}
+
+fn isOlder(age: u64, node: Node, than: u64, than_node: Node) bool {
+    return age < than or (age == than and node < than_node);
+}
+
+/// An older chain waits for what may have been put aside here.
+pub fn hurry(self: anytype, page: Page, age: u64, elder: Node, out: *Actions) void {
+    for (self.holds.deferred[0..self.holds.deferred_count]) |*r| {
+        if (r.page != page or !isOlder(age, elder, r.age, r.elder)) continue;
+        r.age = age;
+        r.elder = elder;
+        return release(self, out);
+    }
+}
+
+/// This node is about to ask for the page: a revoke of it that was put aside is answered now.
+pub fn give(self: anytype, page: Page, out: *Actions) void {
+    for (self.holds.deferred[0..self.holds.deferred_count], 0..) |r, i| {
+        if (r.page == page) return answerDeferred(self, i, out);
     }
 }
 

@@ -31,7 +31,10 @@ pub fn kindOf(kind: types.MsgKind) core_file.RequestKind {
 }
 
 pub fn request(self: anytype, page: Page, r: Request, out: *Actions) void {
-    if (self.txns.find(page)) |txn| return self.requests.insert(&txn.queue, r);
+    if (self.txns.find(page)) |txn| {
+        self.requests.insert(&txn.queue, r);
+        return hold.inherit(self, txn, r, out);
+    }
     const txn = self.txns.put(page, .{ .request = r });
     // The page is strict again already; word of it comes on another lane (more than two nodes).
     if (self.directory[page].state == .replicated) {
@@ -87,13 +90,16 @@ pub fn next(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
 
 fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     const r = txn.request;
+    txn.age = r.age;
+    txn.elder = r.node;
+    txn.asked = 0;
     switch (r.kind) {
         .get_shared => read(self, page, r, out),
         .get_exclusive => write(self, page, r, out),
         .upgrade => upgrade(self, page, r, out),
         .replicate => replica.fetch(self, page, txn, out),
     }
-    if (@TypeOf(self.*).bug == .owner_change and r.node != self.config.node) {
+    if (self.has(.owner_change) and r.node != self.config.node) {
         if (self.txns.find(page)) |t| if (t.queue.count > 0) next(self, page, t, out);
     }
 }
@@ -186,6 +192,7 @@ fn forward(
         }, out);
         return;
     }
+    self.txns.find(page).?.asked |= bit(to);
     out.send(to, kind, .{
         .kind = 0,
         .acks = acks,
@@ -218,7 +225,7 @@ fn write(self: anytype, page: Page, r: Request, out: *Actions) void {
 }
 
 pub fn own(self: anytype, entry: *Entry, node: Node) void {
-    const keeps_version = @TypeOf(self.*).bug == .version_kept and entry.state != .untouched;
+    const keeps_version = self.has(.version_kept) and entry.state != .untouched;
     entry.state = .exclusive;
     entry.owner = node;
     entry.sharers = 0;
@@ -230,7 +237,7 @@ fn upgrade(self: anytype, page: Page, r: Request, out: *Actions) void {
     const entry = &self.directory[page];
     const listed = entry.state == .shared and entry.sharers & bit(r.node) != 0;
     if (!listed) self.stats.upgrades_late += 1;
-    if (!listed and @TypeOf(self.*).bug != .stale_upgrade) return write(self, page, r, out);
+    if (!listed and !self.has(.stale_upgrade)) return write(self, page, r, out);
     const others = if (listed) entry.sharers & ~bit(r.node) else 0;
     // Read by two, then written by the one that did not write last: it moves on.
     if (entry.owner != r.node and @popCount(others) == 1) {

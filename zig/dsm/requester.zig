@@ -26,6 +26,9 @@ pub fn fault(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actio
         return hold.woken(self, page);
     }
     if (self.pending.find(page) != null) return;
+    // What it has is not enough: those who wait for it come first, since this node's own request
+    // would wait behind theirs.
+    hold.give(self, page, out);
     const at_home = self.isHome(page);
     if (at_home and self.directory[page].state == .untouched and self.txns.find(page) == null) {
         home.own(self, &self.directory[page], self.config.node);
@@ -143,17 +146,14 @@ pub fn grant(self: anytype, msg: types.Msg, out: *Actions) void {
 
 pub fn ack(self: anytype, page: Page, out: *Actions) void {
     const p = self.pending.find(page).?;
-    p.acks += if (@TypeOf(self.*).bug == .ack_twice) 2 else 1;
+    p.acks += if (self.has(.ack_twice)) 2 else 1;
     complete(self, page, out);
 }
 
 fn ready(self: anytype, p: *const core_file.Pending) bool {
     if (!p.granted) return false;
-    return switch (@TypeOf(self.*).bug) {
-        .early_grant => true,
-        .ack_twice => p.acks >= p.acks_needed,
-        else => p.acks == p.acks_needed,
-    };
+    if (self.has(.early_grant)) return true;
+    return p.acks == p.acks_needed or (self.has(.ack_twice) and p.acks > p.acks_needed);
 }
 
 fn complete(self: anytype, page: Page, out: *Actions) void {
@@ -193,7 +193,9 @@ pub const Revoke = struct {
     for_requester: Node = types.node_none,
     acks: u8 = 0,
     version: u32 = 0,
+    /// Of the oldest chain that waits for the answer, and that chain's node.
     age: u64 = 0,
+    elder: Node = 0,
     /// When it is answered at the latest.
     until: u64 = 0,
 };
@@ -205,10 +207,14 @@ pub fn revoke(self: anytype, r: Revoke, out: *Actions) bool {
         return true;
     }
     const asker = if (r.requester == types.node_none) r.for_requester else r.requester;
-    // While this node itself waits for more access to the page, it has no use for what it has.
-    if (self.pending.find(r.page) == null and hold.mustDefer(self, r.page, r.age, asker)) {
+    // While this node itself waits for more access to the page, it has no use for what it has; and
+    // another reader takes nothing away.
+    const takes = r.kind != .forward_shared or self.local[r.page] != .shared;
+    const keeps = takes and self.pending.find(r.page) == null;
+    if (keeps and hold.mustDefer(self, r.page, r.age, asker)) {
         var later = r;
         later.requester = asker;
+        later.elder = asker;
         hold.postpone(self, later);
         return false;
     }

@@ -36,6 +36,9 @@ pub const MsgKind = enum(u8) {
     done = 9,
     /// any -> home: this page is the root of the kernel's page tables, replicate it.
     replicate = 10,
+    /// home -> whoever was told to give the page up for a younger chain: an older one waits behind
+    /// that (`age`, of `requester`), so nobody younger than it may put the revoke aside.
+    hurry = 11,
     /// home -> every node. flag_data: take a read-only copy of the table (`index` = its level,
     /// `old` = its parent's page). Without: every node has one, make it writable with a twin.
     replica = 13,
@@ -87,7 +90,7 @@ pub const Msg = extern struct {
     pub fn tells(self: Msg) bool {
         return switch (@as(MsgKind, @fromBackingInt(@intCast(self.kind)))) {
             .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,
-            .put_ack, .put_more => false,
+            .put_ack, .put_more, .hurry => false,
             .put => self.hasData(),
             else => true,
         };

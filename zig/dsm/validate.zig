@@ -33,6 +33,7 @@ pub fn validate(self: anytype, from: Node, msg: types.Msg) Error!void {
             try need(kind != .invalidate or self.local[msg.page] != .exclusive);
             try need(!hold.isDeferred(self, msg.page));
         },
+        .hurry => try need(from_home and isPeer(self, msg.requester)),
         .grant => {
             try need(!at_home or isOwnTurn(self, msg.page));
             try grant(self, msg);

@@ -90,8 +90,23 @@ const Staged = struct { to: u8, msg: types.Msg, data: Carried };
 /// owes others, before it forgets everything.
 const Ending = enum { no, settling, settled, resetting };
 
+/// Deliberate faults that the simulator must find; .none in production, at no cost there.
+pub const Bug = enum {
+    none,
+    /// What is sent is copied before it is write-protected: a store between them is lost.
+    copy_before_protect,
+    /// An install that should wake the page's waiters does not.
+    forgotten_wake,
+    /// A page that nobody installed is taken for the one to install.
+    ignored_exists,
+    /// Diffs of page tables leave after the messages that depend on them.
+    late_diff,
+    /// Nobody waits for acknowledgements of diffs (more than two nodes).
+    no_gate,
+};
+
 /// What an environment declares:
-/// - `mutation`: the core's deliberate fault, .none but in tests;
+/// - `mutation`: the core's deliberate fault, .none but in tests; `bug()`: the shell's;
 /// - `Ram`: pageCount, pageBytes (not to be called where it would fault), gpaOf, pageOf;
 /// - `Kernel`: the system calls of a userfaultfd (memory/uffd.zig);
 /// - `Lanes`: mayRequest, receive, next, isLost, queue, lose, onTime, flush (lanes.zig);
@@ -123,6 +138,9 @@ pub fn ShellOf(comptime Env: type) type {
         scanned: ?Stillness = null,
         /// More than two nodes: what waits for acknowledgements of diffs.
         gate: Gate,
+        /// Of the step in progress. Kept here: a fresh one would be filled on every step, which took
+        /// longer than the step itself.
+        actions: Actions = .{ .count = 0 },
         staged: [staged_max]Staged = undefined,
         staged_count: usize = 0,
         staged_pages: *[staged_pages_max]PageBytes,
@@ -406,23 +424,26 @@ pub fn ShellOf(comptime Env: type) type {
 
         /// One event through the core: memory actions, scan, sends.
         fn step(self: *Self, event: types.Event, data: ?*const PageBytes) void {
-            var out: Actions = .empty;
-            self.core.step(event, &out);
+            self.stepCore(event, data);
             self.stats.revokes_deferred = self.core.stats.revokes_deferred;
-            self.perform(out.slice(), data);
             self.release();
             while (self.children.pop()) |child| {
                 // A scan since may have found the entry changed: that event was the newer word.
                 if (!self.stillLinked(child)) continue;
-                out = .empty;
-                self.core.step(child, &out);
-                self.perform(out.slice(), null);
+                self.stepCore(child, null);
                 self.release();
             }
         }
 
+        fn stepCore(self: *Self, event: types.Event, data: ?*const PageBytes) void {
+            self.actions.count = 0;
+            self.core.step(event, &self.actions);
+            self.perform(self.actions.slice(), data);
+        }
+
         /// Sends what perform() staged, after the diffs it may depend on.
         fn release(self: *Self) void {
+            if (self.env.bug() == .late_diff) self.sendStaged();
             for (self.staged[0..self.staged_count]) |s| {
                 if (s.msg.tells()) {
                     self.scan();
@@ -457,9 +478,8 @@ pub fn ShellOf(comptime Env: type) type {
         /// Behind whatever waits for peers to take this node's page-table entries.
         fn queueInOrder(self: *Self, to: u8, kind: frame.Kind, parts: []const []const u8) void {
             const sequence = self.core.gate();
-            if (self.gate.isEmpty() and self.core.gatePassed(sequence)) {
-                return self.queue(to, kind, parts);
-            }
+            const passed = self.gate.isEmpty() and self.core.gatePassed(sequence);
+            if (passed or self.env.bug() == .no_gate) return self.queue(to, kind, parts);
             self.gate.hold(to, kind, sequence, parts) catch {
                 self.env.fatal("no memory for messages that wait for page-table entries", .{});
             };
@@ -475,6 +495,10 @@ pub fn ShellOf(comptime Env: type) type {
 
         /// Executes memory actions in order and stages sends, copying the pages they carry.
         fn perform(self: *Self, actions: []const types.Action, data: ?*const PageBytes) void {
+            const copies_first = self.env.bug() == .copy_before_protect;
+            if (copies_first) for (actions) |action| if (action == .send) {
+                self.stage(action.send.to, action.send.msg);
+            };
             for (actions) |action| switch (action) {
                 .install => |i| self.install(i.page, i.access, i.source, i.wake, data),
                 .protect => |page| self.uffd.protect(page) catch self.refused("protect", page),
@@ -500,7 +524,7 @@ pub fn ShellOf(comptime Env: type) type {
                 .patch => |p| self.patch(p.page, p.index, p.old, p.new),
                 // Write-protected: what is read now is final.
                 .save => |s| @memcpy(&self.slots[s.slot], self.ram.pageBytes(s.page)),
-                .send => |s| self.stage(s.to, s.msg, s.slot),
+                .send => |s| if (!copies_first) self.stage(s.to, s.msg, s.slot),
                 .fatal => |f| self.env.fatal(
                     "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
                     .{ self.ram.gpaOf(f.page), f.code },
@@ -519,11 +543,14 @@ pub fn ShellOf(comptime Env: type) type {
             const bytes = self.contentOf(source, data) orelse {
                 return self.refused("install without content", page);
             };
-            const result = self.uffd.copy(page, bytes, access == .shared, wakes);
+            const wakes_now = wakes and self.env.bug() != .forgotten_wake;
+            const result = self.uffd.copy(page, bytes, access == .shared, wakes_now);
             const installed = result catch return self.refused("install", page);
             // The core installs only where nothing is mapped: anything there would be a second
             // truth.
-            if (installed == .existed) self.refused("install over a present page", page);
+            if (installed == .existed and self.env.bug() != .ignored_exists) {
+                self.refused("install over a present page", page);
+            }
             if (self.policyOf(page)) |policy| policy.came(page);
             if (wakes) self.woken(page);
         }
@@ -669,17 +696,15 @@ pub fn ShellOf(comptime Env: type) type {
             while (self.replicas.next(&cursor)) |change| {
                 self.stats.replica_diffs += 1;
                 const before = self.replicas.list.items.len;
-                var out: Actions = .empty;
-                self.core.step(.{ .replica_changed = .{
+                const first = self.staged_count;
+                self.stepCore(.{ .replica_changed = .{
                     .page = change.page,
                     .index = change.index,
                     .old = change.old,
                     .new = change.new,
                     .old_child = self.childOf(change.old, change.level),
                     .new_child = self.childOf(change.new, change.level),
-                } }, &out);
-                const first = self.staged_count;
-                self.perform(out.slice(), null);
+                } }, null);
                 self.sendTableWords(first);
                 // A removal moves replicas under the cursor.
                 if (self.replicas.list.items.len != before) cursor = .{};
