@@ -1,6 +1,6 @@
 //! Runs inside a guest of two NUMA nodes: threads pinned to a CPU of each do what shared memory
 //! must get right. `span_check [counters|mutex|pingpong|churn|fill|all|clock|device] [--rounds N]
-//! [--mib N | --share P] [--plant] [--node-dir DIR]`; device is for guests only, and no part of all.
+//! [--mib N | --share P] [--plant] [--node-dir DIR]`; device is for guests only, no part of all.
 //! One line a check (one a node and side for fill), exit status 1 when anything was lost, 2 when a
 //! check cannot run. Fill takes N MiB in all, or as much of every node as brings P percent of its
 //! memory into use. Clock lasts as many milliseconds as rounds, no part of all. --plant counts

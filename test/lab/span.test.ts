@@ -1,7 +1,7 @@
 // One Linux on several nodes, with the default command line: engines on one emulated host, and one
 // VM over two emulated hosts joined by address and key. In the guest a program of ours (test/guest)
 // works on both sides at once: counters, mutex, futex ping-pong, fork and exit, and fills memory of
-// every node from every side: 91 % of it, of 160 MiB. `make soak` boots ten times: SSIHV_SPAN_BOOTS.
+// every node from every side: 91 % of 160 MiB. `make soak` boots ten times: SSIHV_SPAN_BOOTS.
 // The guest's clock runs 50 times slower (100 over two hosts): a page transfer costs a millisecond
 // of emulation, and a tick costs page transfers. Small VMs, because every page is dear.
 

@@ -138,8 +138,8 @@ pub fn ShellOf(comptime Env: type) type {
         scanned: ?Stillness = null,
         /// More than two nodes: what waits for acknowledgements of diffs.
         gate: Gate,
-        /// Of the step in progress. Kept here: a fresh one would be filled on every step, which took
-        /// longer than the step itself.
+        /// Of the step in progress. Kept here: a fresh one would be filled on every step, which
+        /// took longer than the step itself.
         actions: Actions = .{ .count = 0 },
         staged: [staged_max]Staged = undefined,
         staged_count: usize = 0,

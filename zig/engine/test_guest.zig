@@ -365,7 +365,7 @@ pub const Guests = struct {
             });
         }
         if (is_lost) std.debug.panic("a node lost its peer while guests ran", .{});
-        std.debug.panic("guests did not end, and for {d} s no fault or message came", .{patience_s});
+        std.debug.panic("guests did not end; for {d} s no fault or message came", .{patience_s});
     }
 };
 

@@ -55,8 +55,9 @@ pub const Counting = struct {
 /// Every payload stores 1, 2, 3 ... to random ones of its own words, which lie in every page, and
 /// loads random words of all. The dice that choose a writer's words are known to all readers: who
 /// has seen a writer's number s knows what all of that writer's words must hold at least, since
-/// stores and loads are seen in order. So a load may give the number that the newest store known so far
-/// left in the word, or a newer one that the dice put into that very word: anything else is wrong.
+/// stores and loads are seen in order. So a load may give the number that the newest store known
+/// so far left in the word, or a newer one that the dice put into that very word: anything else is
+/// wrong.
 pub const Random = struct {
     stage: Stage,
     pages: usize,
