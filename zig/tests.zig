@@ -25,6 +25,7 @@ test {
     _ = @import("engine/events.zig");
     _ = @import("engine/exits.zig");
     _ = @import("engine/freeze_test.zig");
+    _ = @import("engine/freezer.zig");
     _ = @import("engine/gate.zig");
     _ = @import("engine/inbox.zig");
     _ = @import("engine/lane_watch.zig");

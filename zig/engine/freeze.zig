@@ -91,8 +91,6 @@ pub const Machine = struct {
     round: u64 = 0,
     is_frozen: bool = false,
     in_trouble: bool = false,
-    /// The round after this one has begun elsewhere: its freeze came before this one's thaw.
-    next_begun: bool = false,
     /// What this node's guest may have seen; null until its vCPUs are out of the guest.
     seen: ?u64 = null,
     /// Node 0 has been told that this node is ready; and was it ever in this round?
@@ -166,10 +164,10 @@ pub const Machine = struct {
             if (self.is_frozen) return;
             return if (self.node == leader) self.begin(out) else self.enter(out);
         }
-        // Its sender has the thaw of this round, for which this node must have been ready.
+        // Its sender has the thaw of this round already, for which this node must have been ready.
+        // Node 0 passes the freeze on, behind the thaw.
         const is_due = self.was_ready and self.node != leader and round == self.round + 1;
-        if (!is_due) return out.add(.{ .violated = "freeze of a round that cannot be" });
-        self.next_begun = true;
+        if (!is_due) out.add(.{ .violated = "freeze of a round that cannot be" });
     }
 
     fn takeBack(self: *Machine, out: *Actions) void {
@@ -226,10 +224,7 @@ pub const Machine = struct {
         self.has_reported = false;
         self.was_ready = false;
         self.ready = 0;
-        const begins = self.in_trouble or is_late;
-        const goes_on = !begins and !self.next_begun;
-        self.next_begun = false;
-        if (goes_on) {
+        if (!self.in_trouble and !is_late) {
             // It was ready, hence still.
             const seen = self.seen.?;
             self.is_frozen = false;
@@ -238,7 +233,7 @@ pub const Machine = struct {
         }
         // Its guests have not run: what they have seen is still the same.
         out.add(.{ .subtract = ticks });
-        if (begins) self.tellFreeze(out);
+        self.tellFreeze(out);
     }
 };
 

@@ -89,11 +89,11 @@ const World = struct {
         hash.update(&.{ self.troubles, self.lates });
         for (self.machines[0..self.count], 0..) |*m, i| {
             hash.update(&.{
-                @truncate(m.round),           m.late_in_row,
-                @truncate(m.ready),           @intFromBool(m.is_frozen),
-                @intFromBool(m.in_trouble),   @intFromBool(m.next_begun),
-                @intFromBool(m.seen != null), @intFromBool(m.has_reported),
-                @intFromBool(m.was_ready),    @intFromBool(self.in_trouble[i]),
+                @truncate(m.round),               m.late_in_row,
+                @truncate(m.ready),               @intFromBool(m.is_frozen),
+                @intFromBool(m.in_trouble),       @intFromBool(m.seen != null),
+                @intFromBool(m.has_reported),     @intFromBool(m.was_ready),
+                @intFromBool(self.in_trouble[i]),
             });
             for (self.lanes[i][0..self.count]) |*lane| {
                 hash.update(&.{0xff});
@@ -387,6 +387,31 @@ test "a thaw held up on its way begins the next round, its guests seeing nothing
         try testing.expectEqual(@as(u64, 990), if (round < 3) first.subtract else first.thaw.ticks);
         // All that time its vCPUs were out.
         try testing.expectEqual(if (round < 3) @as(?u64, 1000) else null, m.seen);
+    }
+}
+
+test "a thaw that crosses a taken-back report begins the next round before a guest has run" {
+    var m: Machine = .{ .node = 1, .node_count = 2, .late_ticks = 100 };
+    var out: Actions = .{};
+    m.receive(0, .{ .kind = .freeze, .round = 0 }, 1000, &out);
+    m.look(.{ .in_trouble = false, .is_still = true, .now = 1000 }, &out);
+    m.look(.{ .in_trouble = true, .is_still = true, .now = 1001 }, &out);
+    out = .{};
+    m.receive(0, .{ .kind = .thaw, .round = 0, .sent = 1001, .ticks = 1 }, 1002, &out);
+    try testing.expectEqual(@as(u64, 1), out.slice()[0].subtract);
+    try testing.expectEqual(.freeze, out.slice()[1].send.message.kind);
+    try testing.expectEqual(@as(u64, 1), out.slice()[1].send.message.round);
+}
+
+test "node 0 passes on what it is told: two of three may not hear each other" {
+    const leader: Machine = .{ .node = 0, .node_count = 3, .late_ticks = 0 };
+    for ([_]freeze.Kind{ .freeze, .ready }) |kind| {
+        var m = leader;
+        var out: Actions = .{};
+        m.receive(1, .{ .kind = kind, .round = 0 }, 0, &out);
+        try testing.expect(m.is_frozen);
+        try testing.expectEqual(@as(u64, 0b110), out.slice()[1].send.to);
+        try testing.expectEqual(.freeze, out.slice()[1].send.message.kind);
     }
 }
 

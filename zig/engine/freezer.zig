@@ -54,6 +54,27 @@ pub const Wire = extern struct {
     waited_ns: u64,
 };
 
+/// When a wait for pages is a stall: no wait of this node has ended for too long. Many threads that
+/// queue for one page each wait long, and yet go on. A page that does not come for peer_timeout, of
+/// nodes that all answer, is no reason any more: a frozen VM would not bring it.
+const PageWatch = struct {
+    stall_ns: u64,
+    timeout_ns: u64,
+    /// Waits that have ended, and when the last one did.
+    wakes: u64 = 0,
+    wakes_ns: u64 = 0,
+
+    /// The stall, if it is one, given the age of the oldest fault.
+    fn wait(self: *PageWatch, age_ns: u64, wakes: u64, now: u64) ?u64 {
+        if (wakes != self.wakes) {
+            self.wakes = wakes;
+            self.wakes_ns = now;
+        }
+        const waited_ns = @min(age_ns, now -| self.wakes_ns);
+        return if (waited_ns > self.stall_ns and age_ns <= self.timeout_ns) waited_ns else null;
+    }
+};
+
 pub const Freezer = struct {
     engine: *Engine,
     shell: *Shell,
@@ -65,9 +86,7 @@ pub const Freezer = struct {
     since_ns: u64 = 0,
     before_ns: u64 = 0,
     is_announced: bool = false,
-    /// Waits of this node's threads that have ended, and when the last one did.
-    wakes: u64 = 0,
-    wakes_ns: u64 = 0,
+    pages: PageWatch,
 
     pub fn init(engine: *Engine, shell: *Shell, op: u8) Freezer {
         const c = &engine.config;
@@ -79,6 +98,7 @@ pub const Freezer = struct {
             .shell = shell,
             .op = op,
             .stall_ns = stall_ns,
+            .pages = .{ .stall_ns = stall_ns, .timeout_ns = shell.lanes.peer_timeout_ns },
             .machine = .{
                 .node = @intCast(c.node),
                 .node_count = @intCast(@popCount(c.compute_nodes)),
@@ -144,23 +164,10 @@ pub const Freezer = struct {
             const why: Why = if (lane.what == .silent) .silent_lane else .unreachable_lane;
             return .{ .why = why, .node = lane.node, .waited_ns = now - lane.since_ns, .by = by };
         }
-        const waited_ns = self.pageWait(now) orelse return null;
-        return .{ .why = .page, .waited_ns = waited_ns, .by = by };
-    }
-
-    /// The age of the oldest fault, when no wait of this node has ended since either: many that
-    /// queue for one page each wait long and yet go on. A page that does not come for peer_timeout,
-    /// of nodes that all answer, is no reason any more: a frozen VM would not bring it.
-    fn pageWait(self: *Freezer, now: u64) ?u64 {
         const faults = &self.shell.faults;
-        if (faults.wakes != self.wakes) {
-            self.wakes = faults.wakes;
-            self.wakes_ns = now;
-        }
-        const age = self.engine.shared.stats.oldest_fault_ns;
-        const waited_ns = @min(age, now -| self.wakes_ns);
-        if (waited_ns <= self.stall_ns or age > self.shell.lanes.peer_timeout_ns) return null;
-        return waited_ns;
+        const age_ns = self.engine.shared.stats.oldest_fault_ns;
+        const waited_ns = self.pages.wait(age_ns, faults.wakes, now) orelse return null;
+        return .{ .why = .page, .waited_ns = waited_ns, .by = by };
     }
 
     /// Whether no vCPU executes guest code. One outside the guest cannot enter it while the freeze
@@ -285,4 +292,23 @@ fn tenths(ns: u64) struct { u64, u64 } {
 
 comptime {
     std.debug.assert(@sizeOf(Wire) == 40);
+}
+
+test "pages stall when none comes for too long, but not for ever" {
+    const expectEqual = std.testing.expectEqual;
+    var pages: PageWatch = .{ .stall_ns = 300, .timeout_ns = 5000 };
+    try expectEqual(null, pages.wait(0, 1, 10_000));
+    try expectEqual(null, pages.wait(300, 1, 10_300));
+    try expectEqual(@as(?u64, 301), pages.wait(301, 1, 10_301));
+    // Others got theirs: the oldest one queues.
+    try expectEqual(null, pages.wait(400, 2, 10_400));
+    try expectEqual(null, pages.wait(700, 2, 10_700));
+    try expectEqual(@as(?u64, 301), pages.wait(701, 2, 10_701));
+    // A fault younger than the last wake.
+    try expectEqual(null, pages.wait(200, 2, 20_000));
+    try expectEqual(null, pages.wait(5001, 2, 30_000));
+}
+
+test "tenths of seconds" {
+    try std.testing.expectEqual(.{ 12, 3 }, tenths(12_399 * std.time.ns_per_ms));
 }
