@@ -56,7 +56,7 @@ describe.skipIf(reason !== undefined)("the demo", () => {
       let failed = true;
       try {
         const host = lab.host(1);
-        const words = `${demo.join(" ")} --run-flags='--clock-dilation 50 --peer-timeout 30s'`;
+        const words = `${demo.join(" ")} --run-flags='--clock-dilation 150 --peer-timeout 30s'`;
         // Without a terminal the guest powers off by itself.
         const alone = await host.run(`${words} --nodes 1 2>&1`, { limitSeconds: 120 });
         expect(alone.log).toContain("demo: rung 1: one engine on this host, because KVM with TDP");

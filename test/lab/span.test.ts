@@ -1,7 +1,8 @@
 // One Linux on several nodes, with the default command line: engines on one emulated host, and one
 // VM over two emulated hosts joined by address and key. In the guest a program of ours (test/guest)
 // works on both sides at once: counters, mutex, futex ping-pong, fork and exit, and fills memory of
-// every node from every side: 91 % of 160 MiB. `make soak` boots ten times: SSIHV_SPAN_BOOTS.
+// every node from every side. `make soak` boots ten times, fills 91 % and cuts the link meanwhile:
+// SSIHV_SPAN_BOOTS.
 // The guest's clock runs 150 times slower (200 over two hosts): a page transfer costs one to three
 // milliseconds of emulation, and a tick costs page transfers. With 50 a boot took 60,000 transfers and
 // more on a slow machine, with 150 it took 47,000. Small VMs, because every page is dear.
@@ -20,9 +21,10 @@ const limitTwoHosts = 1200;
 // These hosts stand still for seconds when the machine under them does.
 const patience = "--peer-timeout 30s";
 const boots = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 2);
-/** Three nodes, and cuts for minutes: only where boots repeat. */
+/** Filling nine tenths of both nodes, three nodes, and cuts under load cost many minutes on a slow
+ * machine: only where boots repeat. */
 const soaking = boots >= 10;
-const ALL = "span_check all --share 91";
+const ALL = soaking ? "span_check all --share 91" : "span_check all";
 
 const nodes =
   "for n in 0 1; do d=/sys/devices/system/node/node$n; " +
@@ -76,7 +78,7 @@ describe.skipIf(reason !== undefined)("several engines on one host", () => {
   for (let turn = 1; turn <= boots; turn++) {
     const checks = turn === 1 ? ALL : "span_check counters && span_check mutex";
     // Small, because each page that is filled is moved at least once.
-    const memory = turn === 1 ? "160M" : "256M";
+    const memory = turn === 1 && soaking ? "208M" : "256M";
     test(
       `boot ${turn} of ${boots}: both nodes are there, ${checks}`,
       async () => {
@@ -171,24 +173,22 @@ describe.skipIf(reason !== undefined)("one VM over two hosts", () => {
   }
 
   test(
-    "joined by address and key, it boots, counts exactly while the link is cut, powers off on both",
+    "joined by address and key, it boots, counts exactly and powers off on both",
     async () => {
       failed = true;
       const flags = `--clock-dilation 200 ${patience}`;
-      const rounds = soaking ? 300 : 60;
-      const mixed = Array.from({ length: soaking ? 10 : 1 }, () =>
-        ["counters", "mutex", "device", "churn"].map((check) => `span_check ${check}`),
-      );
-      const checks = mixed.flat().map((check) => `${check} --rounds ${rounds}`);
-      const both = await scripts(`${nodes}${checks.join(" && ")}`, flags);
+      const mixed = ["counters", "mutex", "device", "churn"];
+      const checks = soaking ? Array.from({ length: 10 }, () => mixed).flat() : ["counters"];
+      const script = checks.map((check) => `span_check ${check}`).join(" && ");
+      const both = await scripts(`${nodes}${script}`, flags);
       const seed = Number(process.env["SSIHV_SEED"] ?? Date.now() % 1_000_000);
-      console.log(`span, two hosts: SSIHV_SEED=${seed}`);
+      if (soaking) console.log(`span, two hosts: SSIHV_SEED=${seed}`);
       let cutting: Promise<void> | undefined;
       let output = "";
       const onHostOutput = (index: number, text: string) => {
         if (index === 1) output += text;
-        if (cutting === undefined && output.includes("ssihv-guest: ready")) {
-          cutting = pullCable(soaking ? 40 : 4, seed);
+        if (soaking && cutting === undefined && output.includes("ssihv-guest: ready")) {
+          cutting = pullCable(40, seed);
         }
       };
       const limits = { limitSeconds: limitTwoHosts + 20, onHostOutput };
@@ -196,8 +196,7 @@ describe.skipIf(reason !== undefined)("one VM over two hosts", () => {
       await cutting;
       console.log(`span, two hosts: ${JSON.stringify(lastLine(first?.log ?? ""))}`);
       expectTwoNodes(first?.log ?? "");
-      expect(cutting).toBeDefined();
-      expect(first?.log).toContain("connected again");
+      if (soaking) expect(first?.log).toContain("connected again");
       expect(first?.exitCode).toBe(0);
       expect(second?.exitCode).toBe(0);
       failed = false;
