@@ -21,6 +21,8 @@ pub const event_ring_entries: u32 = 512;
 pub const last_words_text_max: u32 = 2048;
 /// Pages that one question to the shard can be about.
 pub const page_records_max: u32 = 64;
+/// What a pager keeps of each guest page it has dealt with (counted in engine/pager.zig).
+pub const page_state_bytes: u32 = 44;
 pub const shared_magic: u32 = 0x56495353; // "SSIV", little endian
 
 /// Result of every exported function; text and errno of the newest failure: ssihv_error_last.

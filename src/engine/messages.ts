@@ -174,6 +174,18 @@ export const STOPPED_REASONS: readonly StoppedReason[] = [
   "page_lost",
 ];
 
+/** What a node's memory was used for, in pages; the most there ever was where it says so. */
+export interface MemorySummary {
+  /** Counted only where a budget is smaller than what there is. */
+  readonly ownPagesMax: number;
+  readonly cachePagesMax: number;
+  readonly evicted: number;
+  /** Pages that left and came back soon. */
+  readonly returned: number;
+  /** A memory node's frames in use. */
+  readonly framesHeld: number;
+}
+
 /** The numbers of the run's last line; times in the unit the name says. */
 export interface EngineSummary {
   readonly node: number;
@@ -197,6 +209,7 @@ export interface EngineSummary {
   /** Of the vCPUs' time, 0..1. */
   readonly stalledShare: number;
   readonly mismatches: number;
+  readonly memory: MemorySummary;
   /** Hot pages for --report: transfers per guest page, most first. */
   readonly hotPages?: readonly {
     readonly gpa: number;

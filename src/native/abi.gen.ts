@@ -14,6 +14,7 @@ export const constants = {
   event_ring_entries: 512,
   last_words_text_max: 2048,
   page_records_max: 64,
+  page_state_bytes: 44,
   shared_magic: 1447646035,
   register_file_max: 64,
 } as const;

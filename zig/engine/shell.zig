@@ -149,6 +149,9 @@ pub fn ShellOf(comptime Env: type) type {
         slots: []PageBytes,
         /// What leaves when memory is short; null: it never is.
         room: ?Room,
+        /// Memory nodes with frames of this node's, and those that the core knows to be lost.
+        lenders: types.Nodes,
+        lenders_lost: types.Nodes = 0,
         ending: Ending = .no,
         stopping: std.atomic.Value(bool) = .init(false),
 
@@ -181,6 +184,8 @@ pub fn ShellOf(comptime Env: type) type {
             var room: ?Room = null;
             if (o.limits.any()) room = try .init(allocator, memory, o.core.page_count, o.limits);
             errdefer if (room) |*r| r.deinit(allocator);
+            var lenders: types.Nodes = 0;
+            for (o.core.frames) |range| lenders |= @as(types.Nodes, 1) << @intCast(range.node);
             return .{
                 .allocator = allocator,
                 .env = o.env,
@@ -198,6 +203,7 @@ pub fn ShellOf(comptime Env: type) type {
                 .staged_pages = pages,
                 .slots = slots,
                 .room = room,
+                .lenders = lenders,
                 .faults_hold = o.faults_hold,
             };
         }
@@ -218,8 +224,20 @@ pub fn ShellOf(comptime Env: type) type {
             self.takePosts();
             for (0..self.core_config.node_count) |node| self.takeFrames(@intCast(node));
             self.onTime();
+            self.noticeLosses();
             if (self.ending == .no) self.makeRoom() else self.goOnEnding();
             self.lanes.flush();
+        }
+
+        /// A memory node that is lost takes its frames with it; no vCPU, so the VM may go on.
+        fn noticeLosses(self: *Self) void {
+            var rest = self.lenders & ~self.lenders_lost;
+            while (rest != 0) : (rest &= rest - 1) {
+                const node: u8 = @intCast(@ctz(rest));
+                if (!self.lanes.isLost(node)) continue;
+                self.lenders_lost |= @as(types.Nodes, 1) << @intCast(node);
+                self.step(.{ .node_lost = .{ .node = node } }, null);
+            }
         }
 
         fn goOnEnding(self: *Self) void {
@@ -351,6 +369,7 @@ pub fn ShellOf(comptime Env: type) type {
             self.gate.clear();
             self.scanned = null;
             if (self.room) |*room| room.clear();
+            self.lenders_lost = 0;
             self.core.deinit();
             self.core = Core.init(self.allocator, self.core_config) catch {
                 self.env.fatal("no memory for page states at reset", .{});
@@ -523,6 +542,7 @@ pub fn ShellOf(comptime Env: type) type {
                 },
                 .patch => |p| self.patch(p.page, p.index, p.old, p.new),
                 // Write-protected: what is read now is final.
+                .discarded => unreachable,
                 .save => |s| @memcpy(&self.slots[s.slot], self.ram.pageBytes(s.page)),
                 .send => |s| if (!copies_first) self.stage(s.to, s.msg, s.slot),
                 .fatal => |f| self.env.fatal(
