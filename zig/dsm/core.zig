@@ -53,6 +53,8 @@ pub const Config = struct {
 /// Deliberate faults that the explorer must find; .none in every build but tests.
 pub const Mutation = enum {
     none,
+    /// The one that `planted` names at run time: one build for all of them.
+    planted,
     /// Write access as soon as the grant is here, without waiting for acks.
     early_grant,
     /// Each ack counts for two.
@@ -216,9 +218,10 @@ pub fn CoreOf(comptime mutation: Mutation) type {
         /// Time of the event in progress.
         now: u64 = 0,
         stats: Stats = .{},
+        planted: if (mutation == .planted) Mutation else void =
+            if (mutation == .planted) .none else {},
 
         const Self = @This();
-        pub const bug = mutation;
 
         pub fn init(allocator: std.mem.Allocator, config: Config) !Self {
             const a = allocator;
@@ -279,6 +282,11 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             self.holds.deinit(a);
             self.replicas.deinit(a);
             self.slots.deinit(a, memory);
+        }
+
+        /// Whether this core has that deliberate fault.
+        pub inline fn has(self: *const Self, comptime bug: Mutation) bool {
+            return if (mutation == .planted) self.planted == bug else mutation == bug;
         }
 
         pub fn access(self: *const Self, page: Page) types.Access {

@@ -25,6 +25,8 @@ pub const Options = struct {
     root: ?u8 = null,
     hold_ns_max: u64 = 0,
     shell_bug: model_file.ShellBug = .none,
+    /// With the explorer of .planted.
+    bug: core_file.Mutation = .none,
     /// Each node evicts that many times at most, any page at any time, through so many slots.
     evictions: u8 = 0,
     slots: u16 = 1,
@@ -144,6 +146,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 .replicate = o.root != null,
                 .hold_ns_max = o.hold_ns_max,
                 .shell_bug = .none,
+                .bug = o.bug,
                 .slots = if (o.evictions > 0) o.slots else 0,
             });
             for (&self.used, fixed) |*u, f| u.* = f.end_index;

@@ -6,28 +6,28 @@ const explorer = @import("explorer.zig");
 const scenarios = @import("scenarios.zig");
 const model_file = @import("model.zig");
 
-fn explore(
-    name: []const u8,
-    comptime bug: core_file.Mutation,
-    o: explorer.Options,
-) !explorer.Result {
-    const r = try explorer.Explorer(bug).run(std.heap.page_allocator, o);
+fn report(name: []const u8, r: explorer.Result) void {
     std.debug.print("explorer: {s}: {d} states, {d} transitions, {d} quiet, depth {d}{s}\n", .{
         name, r.states, r.transitions, r.quiet, r.depth, if (r.cut) " (cut)" else "",
     });
     if (r.failure) |f| std.debug.print("explorer: {s}: found {t}\n", .{ name, f });
-    return r;
 }
 
-fn sound(name: []const u8, o: explorer.Options) !explorer.Result {
-    const r = try explore(name, .none, o);
+fn sound(name: []const u8, options: explorer.Options) !explorer.Result {
+    var o = options;
+    o.trace = true;
+    const r = try explorer.Explorer(.none).run(std.heap.page_allocator, o);
+    report(name, r);
     if (r.failure) |f| return f;
     try std.testing.expect(!r.cut and r.quiet > 0);
     return r;
 }
 
-fn finds(name: []const u8, comptime bug: core_file.Mutation, o: explorer.Options) !void {
-    const r = try explore(name, bug, o);
+fn finds(name: []const u8, bug: core_file.Mutation, options: explorer.Options) !void {
+    var o = options;
+    o.bug = bug;
+    const r = try explorer.Explorer(.planted).run(std.heap.page_allocator, o);
+    report(name, r);
     try std.testing.expect(r.failure != null);
 }
 

@@ -93,7 +93,7 @@ fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
         .upgrade => upgrade(self, page, r, out),
         .replicate => replica.fetch(self, page, txn, out),
     }
-    if (@TypeOf(self.*).bug == .owner_change and r.node != self.config.node) {
+    if (self.has(.owner_change) and r.node != self.config.node) {
         if (self.txns.find(page)) |t| if (t.queue.count > 0) next(self, page, t, out);
     }
 }
@@ -218,7 +218,7 @@ fn write(self: anytype, page: Page, r: Request, out: *Actions) void {
 }
 
 pub fn own(self: anytype, entry: *Entry, node: Node) void {
-    const keeps_version = @TypeOf(self.*).bug == .version_kept and entry.state != .untouched;
+    const keeps_version = self.has(.version_kept) and entry.state != .untouched;
     entry.state = .exclusive;
     entry.owner = node;
     entry.sharers = 0;
@@ -230,7 +230,7 @@ fn upgrade(self: anytype, page: Page, r: Request, out: *Actions) void {
     const entry = &self.directory[page];
     const listed = entry.state == .shared and entry.sharers & bit(r.node) != 0;
     if (!listed) self.stats.upgrades_late += 1;
-    if (!listed and @TypeOf(self.*).bug != .stale_upgrade) return write(self, page, r, out);
+    if (!listed and !self.has(.stale_upgrade)) return write(self, page, r, out);
     const others = if (listed) entry.sharers & ~bit(r.node) else 0;
     // Read by two, then written by the one that did not write last: it moves on.
     if (entry.owner != r.node and @popCount(others) == 1) {

@@ -16,7 +16,8 @@ pub const words = 2;
 const first_entry = 256;
 pub const pages_max = 12;
 pub const nodes_max = 3;
-const lane_max = 48;
+const lane_max = 16;
+const held_max = 16;
 pub const slots_max = 2;
 
 /// Deliberate faults of the shell.
@@ -29,6 +30,9 @@ pub const ShellBug = enum {
     /// Nobody waits for acknowledgements of diffs (more than two nodes).
     no_gate,
 };
+
+/// Of the step in progress. Not in the step itself: safe builds would fill it every time.
+threadlocal var step_actions: Actions = .empty;
 
 pub const Content = [words]u8;
 
@@ -93,6 +97,8 @@ pub const Settings = struct {
     replicate: bool = false,
     hold_ns_max: u64 = 0,
     shell_bug: ShellBug = .none,
+    /// Of every core, if the model is of .planted.
+    bug: core_file.Mutation = .none,
     threads: u16 = 1,
     /// Write-back slots of a node.
     slots: u16 = 0,
@@ -116,7 +122,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             fresh: [pages_max]bool = @splat(false),
             slots: [slots_max]Content = @splat(@splat(0)),
             thread: Thread = .{},
-            held: [lane_max]Held = undefined,
+            held: [held_max]Held = undefined,
             held_count: u8 = 0,
         };
 
@@ -134,7 +140,15 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
 
         pub fn init(a: []const std.mem.Allocator, settings: Settings) !Self {
             var self: Self = .{ .settings = settings, .cores = undefined };
-            for (0..settings.nodes) |n| self.cores[n] = try .init(a[n], .{
+            for (0..settings.nodes) |n| {
+                self.cores[n] = try .init(a[n], configOf(settings, n));
+                if (mutation == .planted) self.cores[n].planted = settings.bug;
+            }
+            return self;
+        }
+
+        fn configOf(settings: Settings, n: usize) core_file.Config {
+            return .{
                 .node = @intCast(n),
                 .node_count = settings.nodes,
                 .page_count = settings.pages,
@@ -145,8 +159,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 .tables_max = 4,
                 .migratory_unchecked_max = 1,
                 .slots_max = settings.slots,
-            });
-            return self;
+            };
         }
 
         pub fn deinit(self: *Self) void {
@@ -244,8 +257,9 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
         }
 
         fn stepOnly(self: *Self, n: usize, event: types.Event) Failure!void {
-            var out: Actions = .empty;
-            self.cores[n].step(event, &out);
+            const out = &step_actions;
+            out.count = 0;
+            self.cores[n].step(event, out);
             var staged: [64]Held = undefined;
             const count = try self.perform(n, out.slice(), &staged);
             var tells = false;
@@ -374,7 +388,8 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 if (old == new) continue;
                 m.twin[p][w] = new;
                 const level = m.replica[p] - 1;
-                var out: Actions = .empty;
+                const out = &step_actions;
+                out.count = 0;
                 self.cores[n].step(.{ .replica_changed = .{
                     .page = @intCast(p),
                     .index = @intCast(first_entry + w),
@@ -382,7 +397,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                     .new = new,
                     .old_child = self.childOf(level, old),
                     .new_child = self.childOf(level, new),
-                } }, &out);
+                } }, out);
                 var staged: [64]Held = undefined;
                 const count = try self.perform(n, out.slice(), &staged);
                 for (staged[0..count]) |s| {

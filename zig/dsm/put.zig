@@ -52,7 +52,7 @@ pub fn answer(self: anytype, r: requester.Revoke, out: *Actions) void {
         return requester.sendAck(r, out);
     }
     self.stats.forwards_from_slot += 1;
-    const from_page = @TypeOf(self.*).bug == .put_from_page;
+    const from_page = self.has(.put_from_page);
     const slot = if (from_page) null else evict.numberOf(self, r.page);
     out.add(.{ .send = .{ .to = r.requester, .msg = requester.grantOf(r), .slot = slot } });
 }
@@ -112,7 +112,7 @@ fn isSoleCopy(entry: core_file.Entry, node: Node) bool {
 /// The bytes that came are the page from now on, and the home has them alone.
 fn take(self: anytype, page: Page, out: *Actions) void {
     const entry = &self.directory[page];
-    if (@TypeOf(self.*).bug == .lost_put) {
+    if (self.has(.lost_put)) {
         entry.state = .untouched;
         return;
     }

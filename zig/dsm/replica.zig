@@ -323,7 +323,7 @@ fn link(self: anytype, parent: Page, index: u16, child: Page, out: *Actions) voi
 /// What hung below it goes first: it can be freed without its entries being cleared one by one.
 fn orphan(self: anytype, page: Page, depth: u8, out: *Actions) void {
     if (self.tables.find(page) == null) return;
-    if (@TypeOf(self.*).bug == .keep_orphan) return;
+    if (self.has(.keep_orphan)) return;
     if (out.count + 2 * @as(usize, self.config.node_count) > Actions.capacity) {
         return out.add(.{ .fatal = .{ .page = page, .code = types.fatal_unlinked } });
     }
@@ -405,7 +405,7 @@ pub fn diff(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
 /// A peer took the table out of use. If that peer had a replica it owns the page and said so
 /// before. If not, nobody may write to it any more without asking: copies become plain shared ones.
 fn unlink(self: anytype, page: Page, depth: u8, out: *Actions) void {
-    if (@TypeOf(self.*).bug == .keep_orphan) return;
+    if (self.has(.keep_orphan)) return;
     if (self.tables.find(page) == null) return;
     // Replicated everywhere, yet the peer knew of no table here (an entry elsewhere led to it,
     // too): the home takes it out of use.

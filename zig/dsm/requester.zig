@@ -143,17 +143,15 @@ pub fn grant(self: anytype, msg: types.Msg, out: *Actions) void {
 
 pub fn ack(self: anytype, page: Page, out: *Actions) void {
     const p = self.pending.find(page).?;
-    p.acks += if (@TypeOf(self.*).bug == .ack_twice) 2 else 1;
+    p.acks += if (self.has(.ack_twice)) 2 else 1;
     complete(self, page, out);
 }
 
 fn ready(self: anytype, p: *const core_file.Pending) bool {
     if (!p.granted) return false;
-    return switch (@TypeOf(self.*).bug) {
-        .early_grant => true,
-        .ack_twice => p.acks >= p.acks_needed,
-        else => p.acks == p.acks_needed,
-    };
+    if (self.has(.early_grant)) return true;
+    if (self.has(.ack_twice)) return p.acks >= p.acks_needed;
+    return p.acks == p.acks_needed;
 }
 
 fn complete(self: anytype, page: Page, out: *Actions) void {
