@@ -16,6 +16,7 @@ test {
     _ = @import("devices/rtc.zig");
     _ = @import("devices/uart.zig");
     _ = @import("dsm/core_test.zig");
+    _ = @import("dsm/lender.zig");
     _ = @import("dsm/page_array.zig");
     _ = @import("dsm/request_queue.zig");
     _ = @import("dsm/livelock_test.zig");

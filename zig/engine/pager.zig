@@ -542,8 +542,8 @@ pub const Pager = struct {
                 self.stats.replicated_pages = self.replicas.list.items.len;
             },
             .patch => |p| self.patch(p.page, p.index, p.old, p.new),
-            // slots_max is 0: nothing is evicted.
-            .save => unreachable,
+            // slots_max and discards_max are 0: nothing is evicted or discarded.
+            .save, .keep, .discarded => unreachable,
             .send => |s| self.stage(s.to, s.msg),
             .fatal => |f| last_words.fatal(
                 "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
