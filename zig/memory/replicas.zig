@@ -115,21 +115,28 @@ pub const Replicas = struct {
         return @reduce(.Or, difference) == 0;
     }
 
-    /// Applies a peer's change. A local change of the same entry that has not been sent yet is a
-    /// conflict, unless one of the two only sets accessed or dirty: hardware may mark an entry that
-    /// another node's guest has just cleared. Then the mark is of no use, and the change is told.
+    /// Applies a peer's change. It conflicts with another change of the same entry that the peer
+    /// had not heard of, told or not, unless both are the same, or one only sets accessed or dirty:
+    /// hardware may mark an entry that another node's guest has just cleared.
     pub fn patch(self: *Replicas, page: u32, index: u16, old: u64, new: u64) Patched {
         const at = self.find(page) orelse return .unknown;
         const r = self.list.items[at];
         std.debug.assert(index < entries_per_page);
+        const told = r.twin[index];
+        const marks = isSame(old, new);
+        if (!isSame(told, old)) {
+            // A mark on what the entry was before is of no use. What is told must stay told.
+            if (marks) return .applied;
+            if (!isSame(told, new)) return .conflict;
+        }
         var current = @atomicLoad(u64, &r.live[index], .acquire);
         while (true) {
-            const plain = ~accessed_dirty;
-            if (current & plain != old & plain and current & plain != new & plain) {
-                return if (old & plain == new & plain) .applied else .conflict;
+            if (!isSame(current, old) and !isSame(current, new)) {
+                // Changed here and about to be told.
+                return if (marks) .applied else .conflict;
             }
             // Bits hardware set here and nobody was told of survive, unless the entry went away.
-            const extra = current & ~r.twin[index] & accessed_dirty;
+            const extra = current & ~told & accessed_dirty;
             const merged = if (new & 1 != 0) new | extra else new;
             // Hardware may set A or D between: compare and swap keeps its bit.
             const slot = &r.live[index];
@@ -137,6 +144,10 @@ pub const Replicas = struct {
         }
         r.twin[index] = new;
         return .applied;
+    }
+
+    fn isSame(a: u64, b: u64) bool {
+        return (a ^ b) & ~accessed_dirty == 0;
     }
 };
 
@@ -206,6 +217,25 @@ test "a peer's accessed bit on an entry that was changed here meanwhile is no co
     // Two changes that are more than marks stay a conflict.
     page.entry(2).* = 0x5003;
     try std.testing.expectEqual(Patched.conflict, replicas.patch(4, 2, 0, 0x6003));
+}
+
+test "an entry that went and came back is told, whatever a peer's hardware marked before" {
+    var page: TestPage = .{};
+    page.entry(2).* = 0x1003;
+    var replicas: Replicas = .{ .allocator = std.testing.allocator };
+    defer replicas.deinit();
+    try replicas.add(4, 2, &page.bytes, &page.bytes);
+    page.entry(2).* = 0;
+    var cursor: Replicas.Cursor = .{};
+    try std.testing.expectEqual(@as(u64, 0), replicas.next(&cursor).?.new);
+    page.entry(2).* = 0x1003;
+    try std.testing.expectEqual(Patched.applied, replicas.patch(4, 2, 0x1003, 0x1023));
+    cursor = .{};
+    const change = replicas.next(&cursor) orelse return error.StoreLost;
+    try std.testing.expectEqual(@as(u64, 0), change.old);
+    try std.testing.expectEqual(@as(u64, 0x1003), change.new);
+    // A peer's change of what the entry was before that: nobody can say which came last.
+    try std.testing.expectEqual(Patched.conflict, replicas.patch(4, 2, 0x7003, 0x8003));
 }
 
 test "a store that came before the twin was taken is still told" {
