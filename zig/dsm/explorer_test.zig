@@ -85,6 +85,7 @@ test "replicated page tables, three nodes, with a barrier" {
 test "a table that is asked for while another node drops it" {
     _ = try sound("3 nodes, asked for while dropped", scenarios.asked_while_dropped);
     _ = try sound("3 nodes, linked again while offered", scenarios.relinked_while_offered);
+    _ = try sound("3 nodes, dropped before it was let go", scenarios.dropped_before_let);
 }
 
 test "holds, deadlines at any time" {

@@ -333,6 +333,8 @@ fn orphan(self: anytype, page: Page, depth: u8, out: *Actions) void {
     self.replicas.live -= 1;
     out.add(.{ .forget_replica = page });
     self.local[page] = .exclusive;
+    // What it asked for before another node's entry let it write: the home forgets it, too.
+    if (self.pending.find(page) != null) self.pending.remove(page);
     self.replicas.sequence +%= 1;
     broadcast(self, .unreplicate, .{
         .kind = 0,
@@ -367,6 +369,7 @@ fn taken(self: anytype, owner: Node, page: Page, out: *Actions) void {
     const entry = &self.directory[page];
     entry.* = .{ .state = .exclusive, .owner = owner, .version = entry.version +% 1 };
     const txn = self.txns.find(page) orelse return;
+    home.forgetRequest(self, txn, owner);
     if (txn.phase == .parked) home.next(self, page, txn, out);
 }
 

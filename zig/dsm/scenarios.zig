@@ -160,6 +160,24 @@ pub const relinked_while_offered = ofThree(homes[1], &.{
     },
 });
 
+/// A node that waits for the right to write a table is told to by another's entry, before its home
+/// lets it, and takes the table out of use: its own request is still at the home.
+pub const dropped_before_let = ofThree(&.{
+    .{ .first_page = lock_page, .node = 2 },
+    .{ .first_page = parent, .node = 0 },
+}, &.{
+    &.{},
+    &.{
+        .{ .kind = .store, .page = lock_page, .word = 1 },
+        .{ .kind = .store, .page = child, .word = 1 },
+        unlinks,
+    },
+    &.{
+        .{ .kind = .store, .page = child, .word = 0 },
+        .{ .kind = .load, .page = lock_page, .word = 1 },
+    },
+});
+
 /// The parent starts empty.
 fn linking(home: []const HomeRange, scripts: []const []const Op) explorer.Options {
     var o = tablesWith(home, scripts);
