@@ -23,7 +23,7 @@ bun_flags := --compile --minify --sourcemap=linked --bytecode --format=esm \
 
 setup_inputs := tools/setup.sh tools/bun/package-lock.json tools/zig-requirements.txt \
 	package.json bun.lock
-zig_sources := $(shell find zig -name '*.zig' ! -name '.*' ! -name 'test*' ! -name 'gen_*')
+zig_sources := $(shell find zig -name '*.zig' ! -name '.*' ! -name 'test*' ! -name 'gen_*' ! -path 'zig/sim/*')
 ts_sources := $(shell find $(wildcard src acpi coordinator) -type f ! -name '*.test.ts')
 
 ##> all        build dist/ssihv, one file (also what plain `make` does)
@@ -51,6 +51,13 @@ lab: .tools/setup-build.stamp
 .PHONY: demo
 demo: .tools/setup-test.stamp dist/ssihv
 	$(BUN) tools/demo.ts $(ARGS)
+
+##> sim        random schedules of a simulated cluster: SECONDS=60 SEED=n NODES=n, REPLAY='...'
+.PHONY: sim
+SECONDS ?= 60
+sim: .tools/setup-build.stamp
+	$(ZIG) run -O safe zig/simulate.zig -lc -- $(if $(REPLAY),replay $(REPLAY),\
+		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)))
 
 ##> soak       litmus shapes 100,000 times each, ten boots over two nodes in a row (an hour)
 .PHONY: soak

@@ -103,6 +103,14 @@ function allSuites(): Suite[] {
       ],
     },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
+    {
+      // Optimised: 100,000 schedules of a simulated cluster.
+      ...{ name: "sim", budget: 150, dialect: "zig", fast: false, live: true },
+      command: [
+        ...[zig(), "test", "-O", "safe", "zig/tests_sim.zig", "-lc"],
+        ...["--test-runner", "zig/test_runner.zig"],
+      ],
+    },
     ...bunSuite("e2e", 120, false, testFiles(["test/e2e"])),
     ...bunSuite("lab", 1700, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,

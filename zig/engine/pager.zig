@@ -113,6 +113,7 @@ pub const Pager = struct {
                 .page_memory = .kernel,
             },
             .lanes = .{
+                .env = .{},
                 .own = settings.node,
                 .peer_timeout_ns = settings.peer_timeout_ns,
                 .stats = stats,
