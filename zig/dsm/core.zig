@@ -367,7 +367,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                     .new_child = r.new_child,
                 }, out),
                 .root => |r| replica.root(self, r.page, out),
-                .child => |c| replica.learn(self, c.page, c.parent, c.level, out),
+                .child => |c| replica.found(self, c.page, c.parent, c.level, out),
                 .evict => |e| {
                     self.now = @max(self.now, e.now);
                     evict.evict(self, e.page, out);

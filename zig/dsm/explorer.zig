@@ -485,7 +485,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 self.mixSlot(hash, n, page);
             }
             const r = &core.replicas;
-            mix(hash, .{ r.count, r.active, r.sequence, r.acknowledged });
+            mix(hash, .{ r.count, r.active, r.sequence, r.acknowledged, r.heard });
             for (0..r.count) |i| mix(hash, r.wants[(r.first + i) % r.wants.len]);
             self.mixHolds(hash, core);
         }

@@ -105,6 +105,8 @@ test "replicated page tables, three nodes, with a barrier" {
 test "a table that is asked for while another node drops it" {
     _ = try sound("3 nodes, asked for while dropped", scenarios.asked_while_dropped);
     _ = try sound("3 nodes, linked again while offered", scenarios.relinked_while_offered);
+    _ = try sound("3 nodes, linked again before the offer", scenarios.relinked_before_offer);
+    _ = try sound("3 nodes, linked again, home last", scenarios.relinked_before_home_knew);
     _ = try sound("3 nodes, dropped before it was let go", scenarios.dropped_before_let);
 }
 

@@ -7,6 +7,11 @@
 //! read-only one (share), then let every node write (go). A node that knows of no such table
 //! (any more) refuses, and the page stays shared and strict: always correct. Whoever clears the
 //! entry that leads to a table owns the page from then on, and says so before anything else.
+//!
+//! A table may go and come back while it is offered, and word of that reaches every node on a lane
+//! of its own. So the offer and its acceptance name the change that each side knows the table by,
+//! and count only where the other has heard of it: then whatever takes the table out of use later
+//! is news to both, and each of them stops by itself.
 
 const std = @import("std");
 const types = @import("types.zig");
@@ -27,12 +32,20 @@ const depth_max = 4;
 
 const root_level = 4;
 
+/// The change of an entry by which a node came to know a table.
+const Origin = struct {
+    /// Who made it; none: the entry was there when the table above it came to be a replica.
+    node: Node = types.node_none,
+    sequence: u32 = 0,
+};
+
 pub const Table = struct {
     page: Page = types.page_none,
     /// page_none for the root.
     parent: Page = types.page_none,
     level: u8 = 0,
     tries: u8 = 0,
+    origin: Origin = .{},
     /// In the home's queue of tables to replicate.
     wanted: bool = false,
     /// Part of the share that is under way: a table that went and came back since is not.
@@ -51,6 +64,8 @@ pub const Replicas = struct {
     /// Diffs sent, and how far each node has acknowledged them.
     sequence: u32 = 0,
     acknowledged: [types.nodes_max]u32 = @splat(0),
+    /// Newest diff heard from each node.
+    heard: [types.nodes_max]u32 = @splat(0),
 
     pub fn init(a: std.mem.Allocator, config: core_file.Config) !Replicas {
         return .{ .wants = try a.alloc(Page, config.tables_max) };
@@ -84,24 +99,42 @@ pub fn root(self: anytype, page: Page, out: *Actions) void {
         });
         return;
     }
-    learn(self, page, types.page_none, root_level, out);
+    learn(self, page, types.page_none, root_level, .{}, out);
 }
 
-/// An entry of `parent`, as this node sees it, points at the table `page`.
-pub fn learn(self: anytype, page: Page, parent: Page, level: u8, out: *Actions) void {
+/// An entry of `parent`, which has just come to be a replica here, points at the table `page`.
+pub fn found(self: anytype, page: Page, parent: Page, level: u8, out: *Actions) void {
+    learn(self, page, parent, level, .{}, out);
+}
+
+fn learn(
+    self: anytype,
+    page: Page,
+    parent: Page,
+    level: u8,
+    origin: Origin,
+    out: *Actions,
+) void {
     if (!self.config.replicate or self.tables.find(page) != null) return;
     if (parent != types.page_none and self.local[parent] != .replicated) return;
-    if (!record(self, page, parent, level)) return;
+    if (!record(self, page, parent, level, origin)) return;
     if (self.isHome(page)) want(self, self.tables.find(page).?, out);
 }
 
-fn record(self: anytype, page: Page, parent: Page, level: u8) bool {
+fn record(self: anytype, page: Page, parent: Page, level: u8, origin: Origin) bool {
     if (self.tables.full()) {
         self.stats.tables_full += 1;
         return false;
     }
-    _ = self.tables.put(page, .{ .parent = parent, .level = level });
+    _ = self.tables.put(page, .{ .parent = parent, .level = level, .origin = origin });
     return true;
+}
+
+/// Whether this node has heard of that change.
+fn knows(self: anytype, origin: Origin) bool {
+    if (origin.node == types.node_none or origin.node == self.config.node) return true;
+    const ahead = self.replicas.heard[origin.node] -% origin.sequence;
+    return ahead < 1 << 31;
 }
 
 fn want(self: anytype, table: *Table, out: *Actions) void {
@@ -186,6 +219,8 @@ pub fn share(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
         .version = entry.version,
         .index = table.level,
         .old = table.parent,
+        .requester = table.origin.node,
+        .new = table.origin.sequence,
     }, out);
     if (txn.missing == 0) advance(self, page, txn, out);
 }
@@ -195,10 +230,11 @@ pub fn offered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     const page = msg.page;
     const parent: Page = @intCast(msg.old);
     if (msg.hasData() and parent == types.page_none and self.tables.find(page) == null) {
-        _ = record(self, page, parent, root_level);
+        _ = record(self, page, parent, root_level, .{});
     }
     const known = self.tables.find(page) != null;
-    var accepted = known;
+    const origin: Origin = .{ .node = msg.requester, .sequence = @intCast(msg.new) };
+    var accepted = known and knows(self, origin);
     if (!msg.hasData()) {
         accepted = known and self.tables.find(page).?.offered and
             (self.local[page] == .shared or self.local[page] == .replicated);
@@ -217,11 +253,13 @@ pub fn offered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
         } });
         hold.woken(self, page);
     }
+    const own: Origin = if (accepted) self.tables.find(page).?.origin else .{};
     out.send(from, .replica_ack, .{
         .kind = 0,
         .flags = if (accepted) 0 else types.flag_refused,
-        .requester = self.config.node,
+        .requester = own.node,
         .page = page,
+        .new = own.sequence,
     });
 }
 
@@ -240,12 +278,17 @@ pub fn answered(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     const page = msg.page;
     const txn = self.txns.find(page).?;
     txn.missing &= ~home.bit(from);
+    const origin: Origin = .{ .node = msg.requester, .sequence = @intCast(msg.new) };
     if (msg.flags & types.flag_refused != 0) {
         txn.refused |= home.bit(from);
     } else {
         home.forgetRequest(self, txn, from);
         const entry = &self.directory[page];
-        if (txn.phase == .share) entry.sharers |= home.bit(from);
+        if (txn.phase == .share) {
+            entry.sharers |= home.bit(from);
+            // It has the copy, but of a table that this node has yet to hear of.
+            if (!knows(self, origin)) txn.refused |= home.bit(from);
+        }
     }
     if (txn.missing == 0) advance(self, page, txn, out);
 }
@@ -309,14 +352,22 @@ pub fn changed(self: anytype, c: Change, out: *Actions) void {
         .old = c.old,
         .new = c.new,
     }, out);
-    if (moved) if (c.new_child) |child| link(self, c.page, c.index, child, out);
+    const origin: Origin = .{ .node = self.config.node, .sequence = self.replicas.sequence };
+    if (moved) if (c.new_child) |child| link(self, c.page, c.index, child, origin, out);
 }
 
-fn link(self: anytype, parent: Page, index: u16, child: Page, out: *Actions) void {
+fn link(
+    self: anytype,
+    parent: Page,
+    index: u16,
+    child: Page,
+    origin: Origin,
+    out: *Actions,
+) void {
     const table = self.tables.find(parent) orelse return;
     if (table.level < 2) return;
     if (table.level == root_level and index < types.kernel_half_first) return;
-    learn(self, child, parent, table.level - 1, out);
+    learn(self, child, parent, table.level - 1, origin, out);
 }
 
 /// This node's guest took the table out of use: the page is this node's, and strict, from now on.
@@ -385,12 +436,12 @@ pub fn unreplicated(self: anytype, from: Node, msg: types.Msg, out: *Actions) vo
     if (self.local[page] != .invalid) out.add(.{ .drop = page });
     self.local[page] = .invalid;
     if (self.isHome(page)) taken(self, from, page, out);
-    acknowledge(self, from, msg.version, out);
+    hear(self, from, msg.version, out);
 }
 
 /// A peer's guest changed an entry.
 pub fn diff(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
-    defer acknowledge(self, from, msg.version, out);
+    defer hear(self, from, msg.version, out);
     const page = msg.page;
     if (self.tables.find(page) == null) return;
     // The peer was let write; the home's word to this node is still under way.
@@ -402,7 +453,8 @@ pub fn diff(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     const new_child: Page = @intCast(msg.age >> 32);
     if (old_child == new_child) return;
     if (old_child != types.page_none) unlink(self, old_child, depth_max, out);
-    if (new_child != types.page_none) link(self, page, msg.index, new_child, out);
+    const origin: Origin = .{ .node = from, .sequence = msg.version };
+    if (new_child != types.page_none) link(self, page, msg.index, new_child, origin, out);
 }
 
 /// A peer took the table out of use. If that peer had a replica it owns the page and said so
@@ -412,7 +464,8 @@ fn unlink(self: anytype, page: Page, depth: u8, out: *Actions) void {
     if (self.tables.find(page) == null) return;
     // Replicated everywhere, yet the peer knew of no table here (an entry elsewhere led to it,
     // too): the home takes it out of use.
-    const settled = self.isHome(page) and self.txns.find(page) == null;
+    const txn = self.txns.find(page);
+    const settled = self.isHome(page) and (txn == null or txn.?.phase == .parked);
     if (settled and self.local[page] == .replicated) return orphan(self, page, depth, out);
     if (out.count + 2 * @as(usize, self.config.node_count) > Actions.capacity) {
         return out.add(.{ .fatal = .{ .page = page, .code = types.fatal_unlinked } });
@@ -430,9 +483,10 @@ fn unlink(self: anytype, page: Page, depth: u8, out: *Actions) void {
     self.versions[page] = entry.version;
 }
 
-fn acknowledge(self: anytype, to: Node, sequence: u32, out: *Actions) void {
+fn hear(self: anytype, from: Node, sequence: u32, out: *Actions) void {
+    self.replicas.heard[from] = sequence;
     if (self.config.node_count == 2) return;
-    out.send(to, .diff_ack, .{
+    out.send(from, .diff_ack, .{
         .kind = 0,
         .requester = self.config.node,
         .page = 0,

@@ -170,6 +170,57 @@ pub const relinked_while_offered = ofThree(homes[1], &.{
     },
 });
 
+/// One entry goes and another one comes, in one scan, and the home of the table hears of both
+/// before it offers it; it is a third node, the parent's home, that hears of them late, with its
+/// copy of the table taken already. It must see what the others write there.
+pub const relinked_before_offer = relinkedAtOnce(&.{
+    .{ .kind = .store, .page = child, .word = 1 },
+    .{ .kind = .store, .page = lock_page, .word = 1, .value = 1 },
+}, &.{.{ .kind = .store, .page = child, .word = 0 }}, &.{
+    // Takes a page of node 0, which scans before it gives it.
+    .{ .kind = .store, .page = lock_page, .word = 0 },
+    .{ .kind = .await_set, .page = lock_page, .word = 1 },
+    .{ .kind = .load, .page = child, .word = 1 },
+});
+
+/// The other way round: the third node has heard of both when the offer comes, and its home has
+/// not.
+pub const relinked_before_home_knew = relinkedAtOnce(&.{
+    .{ .kind = .store, .page = lock_page, .word = 1, .value = 1 },
+    .{ .kind = .await_set, .page = lock_page, .word = 0 },
+    .{ .kind = .load, .page = child, .word = 1 },
+}, &.{}, &.{
+    .{ .kind = .await_set, .page = lock_page, .word = 1 },
+    .{ .kind = .store, .page = child, .word = 1 },
+    .{ .kind = .store, .page = lock_page, .word = 0, .value = 1 },
+});
+
+/// `first` and `third`: what nodes 0 and 2 do after the entries have changed.
+fn relinkedAtOnce(
+    comptime first: []const Op,
+    second: []const Op,
+    third: []const Op,
+) explorer.Options {
+    var o = ofThree(&.{
+        .{ .first_page = lock_page, .node = 0 },
+        .{ .first_page = parent, .node = 2 },
+        .{ .first_page = child, .node = 1 },
+    }, &.{
+        &[_]Op{
+            .{ .kind = .store, .page = parent, .word = 0, .value = 0 },
+            .{ .kind = .store, .page = parent, .word = slot, .value = link },
+        } ++ first,
+        second,
+        third,
+    });
+    o.prepare = &.{
+        .{ .kind = .store, .page = lock_page, .value = 0 },
+        .{ .kind = .store, .page = child, .word = 0, .value = 7 },
+        .{ .kind = .store, .page = parent, .word = 0, .value = link },
+    };
+    return o;
+}
+
 /// The table goes out of use, and its new owner puts it, while its home still waits to hear that a
 /// third node had made it writable.
 pub const put_while_replicated = blk: {

@@ -40,8 +40,10 @@ pub const MsgKind = enum(u8) {
     /// that (`age`, of `requester`), so nobody younger than it may put the revoke aside.
     hurry = 11,
     /// home -> every node. flag_data: take a read-only copy of the table (`index` = its level,
-    /// `old` = its parent's page). Without: every node has one, make it writable with a twin.
+    /// `old` = its parent's page; known by the change number `new` of `requester`, none: of
+    /// nobody). Without: every node has one, make it writable with a twin.
     replica = 13,
+    /// The change that this node knows the table by, in the same way.
     replica_ack = 14,
     /// 8-byte entry `index` of a replicated page changed from `old` to `new`. `age` holds the pages
     /// both point at (new in the high half), `version` the sequence to acknowledge.

@@ -53,12 +53,14 @@ pub fn validate(self: anytype, from: Node, msg: types.Msg) Error!void {
         .replica => {
             try need(from_home and self.config.replicate);
             try need(msg.old == types.page_none or msg.old < self.config.page_count);
+            try need(isOrigin(self, msg));
             if (msg.hasData()) try need(self.local[msg.page] == .invalid);
         },
         .replica_ack => {
             const txn = self.txns.find(msg.page) orelse return error.ProtocolViolated;
             try need(at_home and (txn.phase == .share or txn.phase == .go));
             try need(txn.missing & home.bit(from) != 0);
+            try need(isOrigin(self, msg));
         },
         .diff => {
             try need(self.config.replicate and msg.index < entries_per_page);
@@ -104,6 +106,12 @@ fn kindOf(number: u8) ?types.MsgKind {
 
 fn need(ok: bool) Error!void {
     if (!ok) return error.ProtocolViolated;
+}
+
+/// A change of an entry: whose, and its number.
+fn isOrigin(self: anytype, msg: types.Msg) bool {
+    if (msg.new > std.math.maxInt(u32)) return false;
+    return msg.requester == types.node_none or msg.requester < self.config.node_count;
 }
 
 /// At the home: the open transaction is this node's own, so somebody owes it an answer.
