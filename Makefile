@@ -52,6 +52,13 @@ lab: .tools/setup-build.stamp
 demo: .tools/setup-test.stamp dist/ssihv
 	$(BUN) tools/demo.ts $(ARGS)
 
+##> sim        random schedules of a simulated cluster: SECONDS=60 SEED=n NODES=n, REPLAY='...'
+.PHONY: sim
+SECONDS ?= 60
+sim: .tools/setup-build.stamp
+	$(ZIG) run -O safe zig/simulate.zig -lc -- $(if $(REPLAY),replay $(REPLAY),\
+		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)))
+
 ##> soak       litmus shapes 10,000,000 times each on KVM, ten boots over two nodes (hours)
 .PHONY: soak
 soak: .tools/setup-test.stamp dist/ssihv

@@ -104,6 +104,14 @@ function allSuites(): Suite[] {
     },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
     {
+      // Optimised: 100,000 schedules of a simulated cluster.
+      ...{ name: "sim", budget: 250, dialect: "zig", fast: false, live: true },
+      command: [
+        ...[zig(), "test", "-O", "safe", "zig/tests_sim.zig", "-lc"],
+        ...["--test-runner", "zig/test_runner.zig"],
+      ],
+    },
+    {
       // Needs KVM. Static and for any x86-64: payload guests run functions of the program itself.
       ...{ name: "kvm memory", budget: 300, dialect: "zig", fast: false, live: true },
       command: [

@@ -14,6 +14,9 @@ pub const panic = std.debug.FullPanic(onPanic);
 const fuzz_inputs = 2000;
 const fuzz_bytes_max = 4096;
 
+/// Where a test that expects panics sends them (sim/fiber.zig).
+pub threadlocal var panic_trap: ?*const fn (words: []const u8) noreturn = null;
+
 var current: []const u8 = "before the first test";
 var logged_errors: usize = 0;
 
@@ -90,6 +93,7 @@ fn fatal(comptime format: []const u8, args: anytype) noreturn {
 }
 
 fn onPanic(message: []const u8, return_address: ?usize) noreturn {
+    if (panic_trap) |trap| trap(message);
     report("PANIC", "{s}", .{message});
     std.debug.defaultPanic(message, return_address);
 }

@@ -29,6 +29,13 @@ export const zigLayers: readonly Layer[] = [
     ),
   },
   {
+    // The production shell and core in a simulated environment; "root" says where panics go.
+    at: "zig/sim",
+    mayImport: ["std", "builtin", "root", "zig/base", "zig/dsm", "zig/engine", "zig/memory"].concat(
+      ["zig/transport", "zig/abi.zig"],
+    ),
+  },
+  {
     at: "zig/engine.zig",
     mayImport: ["std", "builtin", "zig/base", "zig/dsm", "zig/engine", "zig/abi.zig"].concat(
       zigParts,
@@ -45,6 +52,8 @@ export const zigLayers: readonly Layer[] = [
   { at: "zig/tests_memory.zig", mayImport: ["zig/engine"] },
   { at: "zig/tests_kvm.zig", mayImport: ["zig/engine"] },
   { at: "zig/explore.zig", mayImport: ["std", "zig/dsm"] },
+  { at: "zig/tests_sim.zig", mayImport: ["zig/sim"] },
+  { at: "zig/simulate.zig", mayImport: ["std", "zig/base", "zig/sim"] },
   { at: "zig/tests_lanes.zig", mayImport: ["zig/transport"] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },
   { at: "zig/bench_lane.zig", mayImport: ["std", "zig/base", "zig/transport"] },

@@ -58,6 +58,7 @@ describe("habits", () => {
       "zig/tests_memory.zig",
       "zig/tests_kvm.zig",
       "zig/tests_lanes.zig",
+      "zig/tests_sim.zig",
     ];
     const texts = await Promise.all(roots.map((root) => Bun.file(`${checkout}/${root}`).text()));
     const list = texts.join("\n");

@@ -5,8 +5,6 @@
 //! the others may have given this node up meanwhile.
 
 const std = @import("std");
-const abi = @import("../abi.zig");
-const Lane = @import("../transport/lane.zig").Lane;
 
 pub const Trouble = struct {
     node: u8,
@@ -23,74 +21,81 @@ const State = struct {
     is_up: bool = true,
 };
 
-pub const Watch = struct {
-    /// A lane unwell for longer is in trouble; 0: none ever is.
-    stall_ns: u64 = 0,
-    states: [abi.nodes_max]?State = @splat(null),
-    /// How long the shard stood still when it last did; the freezer's to clear.
-    stood_ns: u64 = 0,
-    /// A freezing shard looks at least so often; 0: as otherwise.
-    pace_ns: u64 = 0,
+pub fn WatchOf(comptime Lane: type, comptime nodes_max: usize) type {
+    return struct {
+        /// A lane unwell for longer is in trouble; 0: none ever is.
+        stall_ns: u64 = 0,
+        states: [nodes_max]?State = @splat(null),
+        /// How long the shard stood still when it last did; the freezer's to clear.
+        stood_ns: u64 = 0,
+        /// A freezing shard looks at least so often; 0: as otherwise.
+        pace_ns: u64 = 0,
 
-    pub fn begin(self: *Watch, node: u8, now: u64) void {
-        self.states[node] = .{ .well_ns = now };
-    }
+        const Self = @This();
 
-    pub fn end(self: *Watch, node: u8) void {
-        self.states[node] = null;
-    }
-
-    /// On every turn of the shard, after it has read the lane.
-    pub fn look(self: *Watch, node: u8, lane: *const Lane, now: u64) void {
-        const state = if (self.states[node]) |*s| s else return;
-        const progress = lane.acked != state.acked;
-        state.acked = lane.acked;
-        state.is_up = lane.phase == .up;
-        if (!state.is_up or lane.acked < state.proof) return;
-        if (progress or lane.unacked() == 0) state.well_ns = now;
-    }
-
-    /// The lane must prove itself by an acknowledgement of its newest frame, a ping just queued.
-    pub fn doubt(self: *Watch, node: u8, lane: *const Lane, now: u64) void {
-        const state = if (self.states[node]) |*s| s else return;
-        state.proof = lane.tx_sequence;
-        state.well_ns = now -| self.stall_ns -| 1;
-    }
-
-    /// False since doubt() until the peer has answered.
-    pub fn isProven(self: *const Watch, node: u8, lane: *const Lane) bool {
-        const state = self.states[node] orelse return true;
-        return lane.acked >= state.proof;
-    }
-
-    /// The lane that is unwell for longest, if any is for too long.
-    pub fn worst(self: *const Watch, now: u64) ?Trouble {
-        if (self.stall_ns == 0) return null;
-        var found: ?Trouble = null;
-        for (self.states, 0..) |maybe, node| {
-            const state = maybe orelse continue;
-            if (now -| state.well_ns <= self.stall_ns) continue;
-            if (found) |f| if (f.since_ns <= state.well_ns) continue;
-            found = .{
-                .node = @intCast(node),
-                .what = if (state.is_up) .silent else .unreachable_lane,
-                .since_ns = state.well_ns,
-            };
+        pub fn begin(self: *Self, node: u8, now: u64) void {
+            self.states[node] = .{ .well_ns = now };
         }
-        return found;
-    }
 
-    /// How often a shard must look at least, so that it notices in time.
-    pub fn period(self: *const Watch) u64 {
-        const stall = if (self.stall_ns == 0) std.math.maxInt(u64) else self.stall_ns / 2;
-        return if (self.pace_ns == 0) stall else @min(stall, self.pace_ns);
-    }
-};
+        pub fn end(self: *Self, node: u8) void {
+            self.states[node] = null;
+        }
+
+        /// On every turn of the shard, after it has read the lane.
+        pub fn look(self: *Self, node: u8, lane: *const Lane, now: u64) void {
+            const state = if (self.states[node]) |*s| s else return;
+            const progress = lane.acked != state.acked;
+            state.acked = lane.acked;
+            state.is_up = lane.phase == .up;
+            if (!state.is_up or lane.acked < state.proof) return;
+            if (progress or lane.unacked() == 0) state.well_ns = now;
+        }
+
+        /// The lane must prove itself by an acknowledgement of its newest frame, a ping just
+        /// queued.
+        pub fn doubt(self: *Self, node: u8, lane: *const Lane, now: u64) void {
+            const state = if (self.states[node]) |*s| s else return;
+            state.proof = lane.tx_sequence;
+            state.well_ns = now -| self.stall_ns -| 1;
+        }
+
+        /// False since doubt() until the peer has answered.
+        pub fn isProven(self: *const Self, node: u8, lane: *const Lane) bool {
+            const state = self.states[node] orelse return true;
+            return lane.acked >= state.proof;
+        }
+
+        /// The lane that is unwell for longest, if any is for too long.
+        pub fn worst(self: *const Self, now: u64) ?Trouble {
+            if (self.stall_ns == 0) return null;
+            var found: ?Trouble = null;
+            for (self.states, 0..) |maybe, node| {
+                const state = maybe orelse continue;
+                if (now -| state.well_ns <= self.stall_ns) continue;
+                if (found) |f| if (f.since_ns <= state.well_ns) continue;
+                found = .{
+                    .node = @intCast(node),
+                    .what = if (state.is_up) .silent else .unreachable_lane,
+                    .since_ns = state.well_ns,
+                };
+            }
+            return found;
+        }
+
+        /// How often a shard must look at least, so that it notices in time.
+        pub fn period(self: *const Self) u64 {
+            const stall = if (self.stall_ns == 0) std.math.maxInt(u64) else self.stall_ns / 2;
+            return if (self.pace_ns == 0) stall else @min(stall, self.pace_ns);
+        }
+    };
+}
 
 const testing = std.testing;
+const TestLane = @import("../transport/lane.zig").Lane;
+const Watch = WatchOf(TestLane, 4);
 
 test "a lane is in trouble when it is down, or when nothing is acknowledged, for too long" {
-    var lane = try Lane.init(testing.allocator, 1, .{});
+    var lane = try TestLane.init(testing.allocator, 1, .{});
     defer lane.deinit();
     lane.phase = .up;
     defer lane.phase = .down;
@@ -126,7 +131,7 @@ test "a lane is in trouble when it is down, or when nothing is acknowledged, for
 }
 
 test "after a standstill only what was sent since then proves a lane" {
-    var lane = try Lane.init(testing.allocator, 1, .{});
+    var lane = try TestLane.init(testing.allocator, 1, .{});
     defer lane.deinit();
     lane.phase = .up;
     defer lane.phase = .down;

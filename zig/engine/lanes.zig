@@ -10,9 +10,7 @@ const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const frame = @import("../transport/frame.zig");
 const lane_file = @import("../transport/lane.zig");
-const Lane = lane_file.Lane;
-const Keeper = @import("../transport/keeper.zig").Keeper;
-const Watch = @import("lane_watch.zig").Watch;
+const WatchOf = @import("lane_watch.zig").WatchOf;
 
 /// The figures in shared memory may be so old.
 const stats_ns = 100 * std.time.ns_per_ms;
@@ -26,303 +24,331 @@ pub const Observer = struct {
     noticed: *const fn (context: *anyopaque, node: u8, what: []const u8) void,
 };
 
-pub const Lanes = struct {
-    own: u8,
-    peer_timeout_ns: u64,
-    stats: *abi.EngineStats,
-    all: [abi.nodes_max]?*Lane = @splat(null),
-    keeper: ?*Keeper = null,
-    observer: Observer,
-    /// Monotonic time at which a frame of each peer last opened, and of its newest connection.
-    heard: [abi.nodes_max]u64 = @splat(0),
-    adopted: [abi.nodes_max]u64 = @splat(0),
-    /// Frames known to have opened, for `heard`.
-    opened: [abi.nodes_max]u64 = @splat(0),
-    pinged_ns: u64 = 0,
-    counted_ns: u64 = 0,
-    /// The last onTime(); and the standstill before it that was longer than peer_timeout.
-    turned_ns: u64 = 0,
-    fence_ns: u64 = 0,
-    /// Which of them keep this node waiting.
-    watch: Watch = .{},
+/// Of an engine; the simulator's have other lanes, clocks and keepers.
+pub const Production = struct {
+    pub const Lane = lane_file.Lane;
+    pub const Keeper = @import("../transport/keeper.zig").Keeper;
+    pub const nodes_max = abi.nodes_max;
 
-    pub fn set(self: *Lanes, node: u8, lane: *Lane) void {
-        self.all[node] = lane;
-        // Frames that came before, for the clock, may lie in its buffer still.
-        lane.last_heard_ns = sys.monotonicNs();
-        self.heard[node] = lane.last_heard_ns;
-        self.adopted[node] = lane.last_heard_ns;
-        self.watch.begin(node, lane.last_heard_ns);
-    }
-
-    pub fn isLost(self: *const Lanes, node: u8) bool {
-        return self.all[node] == null;
-    }
-
-    /// Appends what to wait for; poll(2) skips the descriptor -1 of a lane that is cut.
-    pub fn poll(self: *const Lanes, fds: []linux.pollfd) usize {
-        var n: usize = 0;
-        for (self.all) |maybe| {
-            const lane = maybe orelse continue;
-            const out: i16 = if (lane.wantsOut()) linux.POLL.OUT else 0;
-            fds[n] = .{ .fd = lane.fd, .events = linux.POLL.IN | out, .revents = 0 };
-            n += 1;
-        }
-        return n;
-    }
-
-    /// When to wake for the lanes at the latest: idle checks, or an acknowledgement that is owed.
-    pub fn deadline(self: *const Lanes, now: u64) u64 {
-        const idle_ns = @min(self.peer_timeout_ns / 4, std.time.ns_per_s, self.watch.period());
-        var at = now + @max(idle_ns, std.time.ns_per_ms);
-        for (self.all) |maybe| {
-            const lane = maybe orelse continue;
-            if (lane.ackDeadline()) |ack| at = @min(at, ack);
-        }
-        return at;
-    }
-
-    /// False: some lane has no room for requests. Faults stay in the kernel's queue and posts in
-    /// their mailbox, so it is the vCPUs that wait; acknowledgements end it, which POLLIN tells.
-    pub fn mayRequest(self: *Lanes) bool {
-        var all_may = true;
-        for (self.all) |maybe| {
-            const lane = maybe orelse continue;
-            all_may = lane.mayRequest() and all_may;
-        }
-        return all_may;
-    }
-
-    /// Reads once; null when there is nothing to take frames from.
-    pub fn receive(self: *Lanes, node: u8) ?*Lane {
-        const lane = self.all[node] orelse return null;
-        const got = lane.receive() catch |e| {
-            self.sever(node, e);
-            return null;
-        };
-        if (got > 0) {
-            lane.last_heard_ns = sys.monotonicNs();
-            self.stats.bytes_received += got;
-        }
-        return lane;
-    }
-
-    /// The peer's next frame, null when there is none, now or for ever.
-    pub fn next(self: *Lanes, node: u8, lane: *Lane) ?lane_file.Received {
-        const received = lane.next() catch |e| {
-            if (e == error.Refused) self.sever(node, error.Refused) else self.loseBy(node, e);
-            return null;
-        };
-        if (received == null and self.opened[node] != lane.counters.opened) {
-            self.opened[node] = lane.counters.opened;
-            self.heard[node] = lane.last_heard_ns;
-        }
-        if (received == null and lane.takeRoomNotice()) self.wakeShard();
-        return received;
-    }
-
-    /// Its next sleep ends at once: posts that were held back are in a box whose signal is spent.
-    fn wakeShard(self: *const Lanes) void {
-        if (self.keeper) |keeper| sys.eventfdSignal(keeper.shard_fd);
-    }
-
-    /// A broken invariant if it does not fit: answers are bounded by what was asked (lane.zig).
-    pub fn queue(self: *Lanes, to: u8, kind: frame.Kind, parts: []const []const u8) bool {
-        const lane = self.all[to] orelse return false;
-        lane.queue(@backingInt(kind), parts) catch {
-            self.lose(to, "its lane is full of answers that it does not take");
-            return false;
-        };
-        for (parts) |p| self.stats.bytes_sent += p.len;
-        return true;
-    }
-
-    pub fn flush(self: *Lanes) void {
-        for (self.all, 0..) |maybe, node| {
-            const lane = maybe orelse continue;
-            _ = lane.flush() catch |e| self.sever(@intCast(node), e);
-        }
-    }
-
-    /// Connections that have come, pings, silence, acknowledgements, figures.
-    pub fn onTime(self: *Lanes, now: u64) void {
-        self.takeArrivals(now);
-        const stood_still = self.forgiveStandstill(now);
-        const ping = stood_still or now -| self.pinged_ns >= self.pingPeriod();
-        if (ping) self.pinged_ns = now;
-        for (self.all, 0..) |maybe, i| {
-            const lane = maybe orelse continue;
-            const node: u8 = @intCast(i);
-            if (now -| self.heard[node] > self.peer_timeout_ns) {
-                self.lose(node, "silent for longer than peer_timeout");
-                continue;
-            }
-            self.renewIfSilent(node, lane, now);
-            if (ping) _ = self.queue(node, .ping, &.{std.mem.asBytes(&now)});
-            if (stood_still) {
-                self.watch.doubt(node, lane, now);
-                if (lane.phase == .down and self.fence(node, lane)) continue;
-            }
-            self.watch.look(node, lane, now);
-            lane.onTime(now);
-        }
-        if (now -| self.counted_ns >= stats_ns) self.count(now);
-    }
-
-    fn pingPeriod(self: *const Lanes) u64 {
-        const stall_ns = self.watch.stall_ns;
-        const quarter = self.peer_timeout_ns / 4;
-        return if (stall_ns == 0) quarter else @min(quarter, stall_ns);
-    }
-
-    /// True when this shard has not looked for so long that its peers may have missed it.
-    fn forgiveStandstill(self: *Lanes, now: u64) bool {
-        const before = self.turned_ns;
-        self.turned_ns = now;
-        const stall_ns = self.watch.stall_ns;
-        const limit = if (stall_ns == 0) self.peer_timeout_ns / 2 else stall_ns;
-        const gap = now -| before;
-        if (before == 0 or gap <= limit) return false;
-        // What was read just now counts as heard now already.
-        for (&self.heard) |*at| at.* = @min(now, at.* + gap);
-        for (&self.adopted) |*at| at.* = @min(now, at.* + gap);
-        self.watch.stood_ns = gap;
-        self.fence_ns = if (gap > self.peer_timeout_ns) gap else 0;
-        return true;
-    }
-
-    /// This node was silent for so long that all others have given it up, but for those that stood
-    /// still as well: and these have not closed their connections meanwhile. True: it is over.
-    fn fence(self: *Lanes, node: u8, lane: *const Lane) bool {
-        if (self.fence_ns == 0 or self.watch.isProven(node, lane)) return false;
-        var text: [160]u8 = undefined;
-        var w: std.Io.Writer = .fixed(&text);
-        const tenths = self.fence_ns / (100 * std.time.ns_per_ms);
-        w.writeAll("it has given this node up, whose engine stood still for ") catch unreachable;
-        w.print("{d}.{d} s, longer than peer_timeout", .{ tenths / 10, tenths % 10 }) catch
-            unreachable;
-        self.lose(node, w.buffered());
-        return true;
-    }
-
-    /// TCP waits ever longer before it tries again, and knows nothing of peer_timeout: after half
-    /// of it a fresh connection is the better chance. The side that connects decides.
-    fn renewIfSilent(self: *Lanes, node: u8, lane: *Lane, now: u64) void {
-        if (node > self.own or lane.phase == .down) return;
-        const since = @max(self.heard[node], self.adopted[node]);
-        if (now -| since <= self.peer_timeout_ns / 2) return;
-        self.cutBecause(node, "silent for half of peer_timeout");
-    }
-
-    fn sever(self: *Lanes, node: u8, e: lane_file.ConnectionError) void {
-        if (self.fence(node, self.all[node].?)) return;
-        var words: [160]u8 = undefined;
-        self.cutBecause(node, self.all[node].?.explain(e, &words));
-    }
-
-    fn cutBecause(self: *Lanes, node: u8, why: []const u8) void {
-        const lane = self.all[node] orelse return;
-        lane.cut();
-        const keeper = self.keeper orelse return self.lose(node, why);
-        keeper.want(node);
-        var text: [240]u8 = undefined;
-        const what = std.fmt.bufPrint(&text, "connection cut, to be resumed: {s}", .{why});
-        self.observer.noticed(self.observer.context, node, what catch &text);
-    }
-
-    fn takeArrivals(self: *Lanes, now: u64) void {
-        const keeper = self.keeper orelse return;
-        var rest = keeper.takeReady();
-        while (rest != 0) : (rest &= rest - 1) {
-            const node: u8 = @intCast(@ctz(rest));
-            var arrival = keeper.take(node) orelse continue;
-            const lane = self.all[node] orelse {
-                arrival.discard();
-                continue;
-            };
-            switch (arrival) {
-                .refused => |words| self.lose(node, words.text()),
-                .connection => |connection| {
-                    self.adopted[node] = now;
-                    lane.adopt(connection) catch |e| {
-                        self.sever(node, e);
-                        continue;
-                    };
-                    self.observer.noticed(self.observer.context, node, "connected again");
-                },
-            }
-        }
-    }
-
-    fn loseBy(self: *Lanes, node: u8, e: lane_file.Error) void {
-        var words: [160]u8 = undefined;
-        self.lose(node, self.all[node].?.explain(e, &words));
-    }
-
-    /// The peer is given up and told so: if it lives and hears it, it must not go on by itself. One
-    /// that hears nothing is as silent to us as we are to it, and ends by its own peer_timeout.
-    pub fn lose(self: *Lanes, node: u8, why: []const u8) void {
-        const lane = self.all[node] orelse return;
-        if (lane.phase == .up) {
-            const reason: [frame.bye_min]u8 = @splat(0);
-            const words = why[0..@min(why.len, frame.bye_max - frame.bye_min)];
-            const queued = lane.queue(@backingInt(frame.Kind.bye), &.{ &reason, words });
-            // Both may fail, as all on a lane that is given up: then it is not told.
-            if (queued) |_| _ = lane.flush() catch false else |_| {}
-        }
-        self.drop(node, why);
-    }
-
-    /// The peer's last frame.
-    pub fn heardGoodbye(self: *Lanes, node: u8, payload: []const u8) void {
-        var text: [160]u8 = undefined;
-        var w: std.Io.Writer = .fixed(&text);
-        const why = payload[frame.bye_min..];
-        w.print("it has given this node up: {s}", .{why}) catch unreachable;
-        self.drop(node, w.buffered());
-    }
-
-    /// The lane's memory stays: the caller may hold a frame of it.
-    fn drop(self: *Lanes, node: u8, why: []const u8) void {
-        const lane = self.all[node] orelse return;
-        self.all[node] = null;
-        self.watch.end(node);
-        lane.cut();
-        self.wakeShard();
-        self.observer.lost(self.observer.context, node, why);
-    }
-
-    fn count(self: *Lanes, now: u64) void {
-        self.counted_ns = now;
-        var sum: struct { queued: u64 = 0, unacked: u64 = 0, most: u64 = 0 } = .{};
-        var counters: lane_file.Counters = .{};
-        var first: u64 = 0;
-        for (self.all) |maybe| {
-            const lane = maybe orelse continue;
-            const c = &lane.counters;
-            sum.queued += lane.queued();
-            sum.unacked += lane.unacked();
-            sum.most = @max(sum.most, c.unacked_bytes_max);
-            counters.connections += c.connections;
-            counters.resent += c.resent;
-            counters.violations += c.violations;
-            counters.held_back += c.held_back;
-            counters.acks_alone += c.acks_alone;
-            first += 1;
-        }
-        const stats = self.stats;
-        stats.lane_bytes_queued = sum.queued;
-        stats.lane_bytes_unacked = sum.unacked;
-        stats.lane_bytes_unacked_max = sum.most;
-        stats.lane_reconnects = counters.connections - first;
-        stats.lane_frames_resent = counters.resent;
-        stats.lane_refusals = counters.violations;
-        stats.lane_requests_held = counters.held_back;
-        stats.lane_acks_alone = counters.acks_alone;
+    pub fn now(_: Production) u64 {
+        return sys.monotonicNs();
     }
 };
 
+pub const Lanes = LanesOf(Production);
+
+pub fn LanesOf(comptime Env: type) type {
+    return struct {
+        env: Env,
+        own: u8,
+        peer_timeout_ns: u64,
+        stats: *abi.EngineStats,
+        all: [Env.nodes_max]?*Env.Lane = @splat(null),
+        keeper: ?*Env.Keeper = null,
+        observer: Observer,
+        /// Monotonic time at which a frame of each peer last opened, and of its newest connection.
+        heard: [Env.nodes_max]u64 = @splat(0),
+        adopted: [Env.nodes_max]u64 = @splat(0),
+        /// Frames known to have opened, for `heard`.
+        opened: [Env.nodes_max]u64 = @splat(0),
+        pinged_ns: u64 = 0,
+        counted_ns: u64 = 0,
+        /// The last onTime(); and the standstill before it that was longer than peer_timeout.
+        turned_ns: u64 = 0,
+        fence_ns: u64 = 0,
+        /// Which of them keep this node waiting.
+        watch: WatchOf(Env.Lane, Env.nodes_max) = .{},
+
+        const Self = @This();
+
+        pub fn set(self: *Self, node: u8, lane: *Env.Lane) void {
+            self.all[node] = lane;
+            // Frames that came before, for the clock, may lie in its buffer still.
+            lane.last_heard_ns = self.env.now();
+            self.heard[node] = lane.last_heard_ns;
+            self.adopted[node] = lane.last_heard_ns;
+            self.watch.begin(node, lane.last_heard_ns);
+        }
+
+        pub fn isLost(self: *const Self, node: u8) bool {
+            return self.all[node] == null;
+        }
+
+        /// Appends what to wait for; poll(2) skips the descriptor -1 of a lane that is cut.
+        pub fn poll(self: *const Self, fds: []linux.pollfd) usize {
+            var n: usize = 0;
+            for (self.all) |maybe| {
+                const lane = maybe orelse continue;
+                const out: i16 = if (lane.wantsOut()) linux.POLL.OUT else 0;
+                fds[n] = .{ .fd = lane.fd, .events = linux.POLL.IN | out, .revents = 0 };
+                n += 1;
+            }
+            return n;
+        }
+
+        /// When to wake for the lanes at the latest: idle checks, or an acknowledgement that is
+        /// owed.
+        pub fn deadline(self: *const Self, now: u64) u64 {
+            const idle_ns = @min(self.peer_timeout_ns / 4, std.time.ns_per_s, self.watch.period());
+            var at = now + @max(idle_ns, std.time.ns_per_ms);
+            for (self.all) |maybe| {
+                const lane = maybe orelse continue;
+                if (lane.ackDeadline()) |ack| at = @min(at, ack);
+            }
+            return at;
+        }
+
+        /// False: some lane has no room for requests. Faults stay in the kernel's queue and posts
+        /// in their mailbox, so it is the vCPUs that wait; acknowledgements end it, which POLLIN
+        /// tells.
+        pub fn mayRequest(self: *Self) bool {
+            var all_may = true;
+            for (self.all) |maybe| {
+                const lane = maybe orelse continue;
+                all_may = lane.mayRequest() and all_may;
+            }
+            return all_may;
+        }
+
+        /// Reads once; null when there is nothing to take frames from.
+        pub fn receive(self: *Self, node: u8) ?*Env.Lane {
+            const lane = self.all[node] orelse return null;
+            const got = lane.receive() catch |e| {
+                self.sever(node, e);
+                return null;
+            };
+            if (got > 0) {
+                lane.last_heard_ns = self.env.now();
+                self.stats.bytes_received += got;
+            }
+            return lane;
+        }
+
+        /// The peer's next frame, null when there is none, now or for ever.
+        pub fn next(self: *Self, node: u8, lane: *Env.Lane) ?lane_file.Received {
+            const received = lane.next() catch |e| {
+                if (e == error.Refused) self.sever(node, error.Refused) else self.loseBy(node, e);
+                return null;
+            };
+            if (received == null and self.opened[node] != lane.counters.opened) {
+                self.opened[node] = lane.counters.opened;
+                self.heard[node] = lane.last_heard_ns;
+            }
+            if (received == null and lane.takeRoomNotice()) self.wakeShard();
+            return received;
+        }
+
+        /// Its next sleep ends at once: posts that were held back are in a box whose signal is
+        /// spent.
+        fn wakeShard(self: *const Self) void {
+            if (self.keeper) |keeper| keeper.wakeShard();
+        }
+
+        /// A broken invariant if it does not fit: answers are bounded by what was asked (lane.zig).
+        pub fn queue(self: *Self, to: u8, kind: frame.Kind, parts: []const []const u8) bool {
+            const lane = self.all[to] orelse return false;
+            lane.queue(@backingInt(kind), parts) catch {
+                self.lose(to, "its lane is full of answers that it does not take");
+                return false;
+            };
+            for (parts) |p| self.stats.bytes_sent += p.len;
+            return true;
+        }
+
+        pub fn flush(self: *Self) void {
+            for (self.all, 0..) |maybe, node| {
+                const lane = maybe orelse continue;
+                _ = lane.flush() catch |e| self.sever(@intCast(node), e);
+            }
+        }
+
+        /// Connections that have come, pings, silence, acknowledgements, figures.
+        pub fn onTime(self: *Self, now: u64) void {
+            self.takeArrivals(now);
+            const stood_still = self.forgiveStandstill(now);
+            const ping = stood_still or now -| self.pinged_ns >= self.pingPeriod();
+            if (ping) self.pinged_ns = now;
+            for (self.all, 0..) |maybe, i| {
+                const lane = maybe orelse continue;
+                const node: u8 = @intCast(i);
+                if (now -| self.heard[node] > self.peer_timeout_ns) {
+                    self.lose(node, "silent for longer than peer_timeout");
+                    continue;
+                }
+                self.renewIfSilent(node, lane, now);
+                if (ping) _ = self.queue(node, .ping, &.{std.mem.asBytes(&now)});
+                if (stood_still) {
+                    self.watch.doubt(node, lane, now);
+                    if (lane.phase == .down and self.fence(node, lane)) continue;
+                }
+                self.watch.look(node, lane, now);
+                lane.onTime(now);
+            }
+            if (now -| self.counted_ns >= stats_ns) self.count(now);
+        }
+
+        fn pingPeriod(self: *const Self) u64 {
+            const stall_ns = self.watch.stall_ns;
+            const quarter = self.peer_timeout_ns / 4;
+            return if (stall_ns == 0) quarter else @min(quarter, stall_ns);
+        }
+
+        /// True when this shard has not looked for so long that its peers may have missed it.
+        fn forgiveStandstill(self: *Self, now: u64) bool {
+            const before = self.turned_ns;
+            self.turned_ns = now;
+            const stall_ns = self.watch.stall_ns;
+            const limit = if (stall_ns == 0) self.peer_timeout_ns / 2 else stall_ns;
+            const gap = now -| before;
+            if (before == 0 or gap <= limit) return false;
+            // What was read just now counts as heard now already.
+            for (&self.heard) |*at| at.* = @min(now, at.* + gap);
+            for (&self.adopted) |*at| at.* = @min(now, at.* + gap);
+            self.watch.stood_ns = gap;
+            self.fence_ns = if (gap > self.peer_timeout_ns) gap else 0;
+            return true;
+        }
+
+        /// This node was silent for so long that all others have given it up, but for those that
+        /// stood still as well: and these have not closed their connections meanwhile. True: it is
+        /// over.
+        fn fence(self: *Self, node: u8, lane: *const Env.Lane) bool {
+            if (self.fence_ns == 0 or self.watch.isProven(node, lane)) return false;
+            var text: [160]u8 = undefined;
+            var w: std.Io.Writer = .fixed(&text);
+            const tenths = self.fence_ns / (100 * std.time.ns_per_ms);
+            const stood = "it has given this node up, whose engine stood still for ";
+            w.print(stood ++ "{d}.{d} s, longer than peer_timeout", .{
+                tenths / 10, tenths % 10,
+            }) catch unreachable;
+            self.lose(node, w.buffered());
+            return true;
+        }
+
+        /// TCP waits ever longer before it tries again, and knows nothing of peer_timeout: after
+        /// half of it a fresh connection is the better chance. The side that connects makes one;
+        /// the other can only say that it is needed, by closing what bytes it cannot use: a length
+        /// that changed on the way has it wait for a frame that never ends.
+        fn renewIfSilent(self: *Self, node: u8, lane: *Env.Lane, now: u64) void {
+            if (lane.phase == .down) return;
+            const since = @max(self.heard[node], self.adopted[node]);
+            if (now -| since <= self.peer_timeout_ns / 2) return;
+            self.cutBecause(node, "silent for half of peer_timeout");
+        }
+
+        fn sever(self: *Self, node: u8, e: lane_file.ConnectionError) void {
+            if (self.fence(node, self.all[node].?)) return;
+            var words: [160]u8 = undefined;
+            self.cutBecause(node, self.all[node].?.explain(e, &words));
+        }
+
+        fn cutBecause(self: *Self, node: u8, why: []const u8) void {
+            const lane = self.all[node] orelse return;
+            lane.cut();
+            const keeper = self.keeper orelse return self.lose(node, why);
+            keeper.want(node);
+            var text: [240]u8 = undefined;
+            const what = std.fmt.bufPrint(&text, "connection cut, to be resumed: {s}", .{why});
+            self.observer.noticed(self.observer.context, node, what catch &text);
+        }
+
+        fn takeArrivals(self: *Self, now: u64) void {
+            const keeper = self.keeper orelse return;
+            var rest = keeper.takeReady();
+            while (rest != 0) : (rest &= rest - 1) {
+                const node: u8 = @intCast(@ctz(rest));
+                var arrival = keeper.take(node) orelse continue;
+                const lane = self.all[node] orelse {
+                    arrival.discard();
+                    continue;
+                };
+                switch (arrival) {
+                    .refused => |words| self.lose(node, words.text()),
+                    .connection => |connection| {
+                        self.adopted[node] = now;
+                        lane.adopt(connection) catch |e| {
+                            self.sever(node, e);
+                            continue;
+                        };
+                        self.observer.noticed(self.observer.context, node, "connected again");
+                    },
+                }
+            }
+        }
+
+        fn loseBy(self: *Self, node: u8, e: lane_file.Error) void {
+            var words: [160]u8 = undefined;
+            self.lose(node, self.all[node].?.explain(e, &words));
+        }
+
+        /// The peer is given up and told so: if it lives and hears it, it must not go on by itself.
+        /// One that hears nothing is as silent to us as we are to it, and ends by its own
+        /// peer_timeout.
+        pub fn lose(self: *Self, node: u8, why: []const u8) void {
+            const lane = self.all[node] orelse return;
+            if (lane.phase == .up) {
+                const reason: [frame.bye_min]u8 = @splat(0);
+                const words = why[0..@min(why.len, frame.bye_max - frame.bye_min)];
+                const queued = lane.queue(@backingInt(frame.Kind.bye), &.{ &reason, words });
+                // Both may fail, as all on a lane that is given up: then it is not told.
+                if (queued) |_| _ = lane.flush() catch false else |_| {}
+            }
+            self.drop(node, why);
+        }
+
+        /// The peer's last frame.
+        pub fn heardGoodbye(self: *Self, node: u8, payload: []const u8) void {
+            var text: [160]u8 = undefined;
+            var w: std.Io.Writer = .fixed(&text);
+            const why = payload[frame.bye_min..];
+            w.print("it has given this node up: {s}", .{why}) catch unreachable;
+            self.drop(node, w.buffered());
+        }
+
+        /// The lane's memory stays: the caller may hold a frame of it.
+        fn drop(self: *Self, node: u8, why: []const u8) void {
+            const lane = self.all[node] orelse return;
+            self.all[node] = null;
+            self.watch.end(node);
+            lane.cut();
+            self.wakeShard();
+            self.observer.lost(self.observer.context, node, why);
+        }
+
+        fn count(self: *Self, now: u64) void {
+            self.counted_ns = now;
+            var sum: struct { queued: u64 = 0, unacked: u64 = 0, most: u64 = 0 } = .{};
+            var counters: lane_file.Counters = .{};
+            var first: u64 = 0;
+            for (self.all) |maybe| {
+                const lane = maybe orelse continue;
+                const c = &lane.counters;
+                sum.queued += lane.queued();
+                sum.unacked += lane.unacked();
+                sum.most = @max(sum.most, c.unacked_bytes_max);
+                counters.connections += c.connections;
+                counters.resent += c.resent;
+                counters.violations += c.violations;
+                counters.held_back += c.held_back;
+                counters.acks_alone += c.acks_alone;
+                first += 1;
+            }
+            const stats = self.stats;
+            stats.lane_bytes_queued = sum.queued;
+            stats.lane_bytes_unacked = sum.unacked;
+            stats.lane_bytes_unacked_max = sum.most;
+            stats.lane_reconnects = counters.connections - first;
+            stats.lane_frames_resent = counters.resent;
+            stats.lane_refusals = counters.violations;
+            stats.lane_requests_held = counters.held_back;
+            stats.lane_acks_alone = counters.acks_alone;
+        }
+    };
+}
+
 const testing = std.testing;
+const Keeper = Production.Keeper;
+const Lane = Production.Lane;
 const seal = @import("../transport/seal.zig");
 const tcp = @import("../transport/tcp.zig");
 
@@ -376,6 +402,7 @@ const TestBed = struct {
             .far = try .init(testing.allocator, 0, .{}),
         };
         self.lanes = .{
+            .env = .{},
             .own = 0,
             .peer_timeout_ns = std.time.ns_per_s,
             .stats = &self.stats,
@@ -458,6 +485,22 @@ test "a cut is noticed and resumed, what was queued meanwhile arrives, silence e
     bed.keeper.arrived(1, .{ .fd = try sys.eventfd(), .keys = undefined });
     bed.lanes.onTime(now + 10 * timeout);
     try testing.expectEqual(@as(u32, 0), bed.keeper.ready.load(.monotonic));
+}
+
+test "a lane on which nothing opens is closed after half of the time, for the peer to see" {
+    var bed: TestBed = undefined;
+    try bed.init();
+    defer bed.deinit();
+    // The peer is the one who connects: it hears this side well and would go on waiting.
+    try bed.connect(0);
+    const noticed = bed.told.noticed;
+    const heard = @max(bed.lanes.heard[1], bed.lanes.adopted[1]);
+    bed.lanes.onTime(heard + bed.lanes.peer_timeout_ns / 2);
+    try testing.expect(bed.near.phase != .down);
+    bed.lanes.onTime(heard + bed.lanes.peer_timeout_ns / 2 + 1);
+    try testing.expect(bed.near.phase == .down);
+    try testing.expectEqual(noticed + 1, bed.told.noticed);
+    try testing.expectEqual(@as(u32, 0), bed.told.lost);
 }
 
 test "a full lane holds requests back and keeps the peer" {

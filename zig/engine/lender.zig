@@ -60,6 +60,7 @@ pub const Lender = struct {
             .settings = settings,
             .mailbox = mailbox,
             .lanes = .{
+                .env = .{},
                 .own = settings.node,
                 .peer_timeout_ns = settings.peer_timeout_ns,
                 .stats = stats,

@@ -126,6 +126,7 @@ pub const Pager = struct {
             },
             .limits = settings.limits,
             .lanes = .{
+                .env = .{},
                 .own = settings.node,
                 .peer_timeout_ns = settings.peer_timeout_ns,
                 .stats = stats,

@@ -93,12 +93,6 @@ const Ending = enum { no, settling, settled, resetting };
 /// Deliberate faults that the simulator must find; .none in production, at no cost there.
 pub const Bug = enum {
     none,
-    /// What is sent is copied before it is write-protected: a store between them is lost.
-    copy_before_protect,
-    /// An install that should wake the page's waiters does not.
-    forgotten_wake,
-    /// A page that nobody installed is taken for the one to install.
-    ignored_exists,
     /// Diffs of page tables leave after the messages that depend on them.
     late_diff,
     /// Nobody waits for acknowledgements of diffs (more than two nodes).
@@ -150,6 +144,7 @@ pub fn ShellOf(comptime Env: type) type {
         /// What leaves when memory is short; null: it never is.
         room: ?Room,
         ending: Ending = .no,
+        takes_posts_first: bool = false,
         stopping: std.atomic.Value(bool) = .init(false),
 
         const Self = @This();
@@ -214,6 +209,9 @@ pub fn ShellOf(comptime Env: type) type {
 
         /// All that is there to do now.
         pub fn turn(self: *Self) void {
+            // Where there is room for few requests, neither may take all of it for ever.
+            self.takes_posts_first = !self.takes_posts_first;
+            if (self.takes_posts_first) self.takePosts();
             if (self.mayTakeFaults()) self.takeFaults() else self.stats.turns_held += 1;
             self.takePosts();
             for (0..self.core_config.node_count) |node| self.takeFrames(@intCast(node));
@@ -495,10 +493,6 @@ pub fn ShellOf(comptime Env: type) type {
 
         /// Executes memory actions in order and stages sends, copying the pages they carry.
         fn perform(self: *Self, actions: []const types.Action, data: ?*const PageBytes) void {
-            const copies_first = self.env.bug() == .copy_before_protect;
-            if (copies_first) for (actions) |action| if (action == .send) {
-                self.stage(action.send.to, action.send.msg);
-            };
             for (actions) |action| switch (action) {
                 .install => |i| self.install(i.page, i.access, i.source, i.wake, data),
                 .protect => |page| self.uffd.protect(page) catch self.refused("protect", page),
@@ -524,7 +518,7 @@ pub fn ShellOf(comptime Env: type) type {
                 .patch => |p| self.patch(p.page, p.index, p.old, p.new),
                 // Write-protected: what is read now is final.
                 .save => |s| @memcpy(&self.slots[s.slot], self.ram.pageBytes(s.page)),
-                .send => |s| if (!copies_first) self.stage(s.to, s.msg, s.slot),
+                .send => |s| self.stage(s.to, s.msg, s.slot),
                 .fatal => |f| self.env.fatal(
                     "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
                     .{ self.ram.gpaOf(f.page), f.code },
@@ -543,14 +537,11 @@ pub fn ShellOf(comptime Env: type) type {
             const bytes = self.contentOf(source, data) orelse {
                 return self.refused("install without content", page);
             };
-            const wakes_now = wakes and self.env.bug() != .forgotten_wake;
-            const result = self.uffd.copy(page, bytes, access == .shared, wakes_now);
+            const result = self.uffd.copy(page, bytes, access == .shared, wakes);
             const installed = result catch return self.refused("install", page);
             // The core installs only where nothing is mapped: anything there would be a second
             // truth.
-            if (installed == .existed and self.env.bug() != .ignored_exists) {
-                self.refused("install over a present page", page);
-            }
+            if (installed == .existed) self.refused("install over a present page", page);
             if (self.policyOf(page)) |policy| policy.came(page);
             if (wakes) self.woken(page);
         }

@@ -107,6 +107,11 @@ pub const Keeper = struct {
         sys.eventfdSignal(self.eventfd);
     }
 
+    /// Shard, for itself: its next sleep ends at once.
+    pub fn wakeShard(self: *const Keeper) void {
+        sys.eventfdSignal(self.shard_fd);
+    }
+
     /// Shard: the peers for which take() has something; cheap when there are none.
     pub fn takeReady(self: *Keeper) u32 {
         // Relaxed at first: nothing is read because of it.

@@ -1,0 +1,117 @@
+//! What must hold when nothing is left to happen: no vCPU waits, the directories equal the sum of
+//! the nodes (dsm/audit.zig), every kernel maps what its core thinks, and no record, frame, staged
+//! page or gated message is left over.
+
+const std = @import("std");
+const audit = @import("../dsm/audit.zig");
+const types = @import("../dsm/types.zig");
+const finding = @import("finding.zig");
+
+pub fn check(world: anytype) void {
+    const cluster = &world.cluster;
+    for (cluster.vcpus) |*v| {
+        if (v.state == .finished) continue;
+        finding.fail(.stuck, "vcpu {d} of node {d} is {t} and nothing is left to happen", .{
+            v.index, v.node, v.state,
+        });
+    }
+    for (world.shells, cluster.machines, 0..) |*shell, *m, n| {
+        checkShell(shell, n);
+        checkRoom(shell, &m.kernel);
+    }
+    if (cluster.network.in_use != 0) {
+        finding.fail(.leak, "{d} frames are left in the lanes", .{cluster.network.in_use});
+    }
+    for (cluster.machines) |*from| for (cluster.machines, 0..) |*to, n| {
+        if (from.spans_sent[n] == to.spans_taken[from.node]) continue;
+        finding.fail(.leak, "{d} spans from node {d} to {d}, {d} came", .{
+            from.spans_sent[n], from.node, n, to.spans_taken[from.node],
+        });
+    };
+    checkDirectories(world);
+    checkMappings(world);
+}
+
+fn checkShell(shell: anytype, node: usize) void {
+    const core = &shell.core;
+    const left = .{
+        .{ "open requests", core.pending.items.len - core.pending.free_count },
+        .{ "open transactions", core.txns.items.len - core.txns.free_count },
+        .{ "deferred revokes", core.holds.deferred_count },
+        .{ "open replications", core.replicas.active },
+        .{ "tables to replicate", core.replicas.count },
+        .{ "gated messages", shell.gate.waiting.items.len },
+        .{ "write-back slots", core.slots.items.len - core.slots.free_count },
+        .{ "staged messages", shell.staged_count },
+        .{ "staged pages", shell.staged_page_count },
+        .{ "untold tables", shell.children.items.len },
+        .{ "seen faults", waiting(shell) },
+    };
+    inline for (left) |pair| {
+        if (pair[1] != 0) finding.fail(.leak, "node {d}: {d} {s} are left", .{
+            node, pair[1], pair[0],
+        });
+    }
+    if (shell.replicas.list.items.len != core.replicas.live) {
+        finding.fail(.leak, "node {d}: {d} twins for {d} replicas", .{
+            node, shell.replicas.list.items.len, core.replicas.live,
+        });
+    }
+    var records: usize = 0;
+    var free = core.requests.free;
+    while (free != 0) : (free = core.requests.records[free - 1].next) records += 1;
+    if (records != core.requests.records.len) {
+        finding.fail(.leak, "node {d}: {d} records of requests are lost", .{
+            node, core.requests.records.len - records,
+        });
+    }
+}
+
+/// What decides which page leaves knows of every page that is here.
+fn checkRoom(shell: anytype, kernel: anytype) void {
+    const room = if (shell.room) |*room| room else return;
+    const policy = room.limited(.cache) orelse return;
+    var foreign: usize = 0;
+    for (0..shell.core_config.page_count) |i| {
+        const page: u32 = @intCast(i);
+        foreign += @intFromBool(kernel.canRead(page) and !shell.core.isHome(page));
+    }
+    if (policy.present() == foreign) return;
+    finding.fail(.leak, "node {d}: {d} pages of other nodes are here, {d} are known of", .{
+        shell.core_config.node, foreign, policy.present(),
+    });
+}
+
+fn waiting(shell: anytype) usize {
+    var count: usize = 0;
+    for (shell.faults.entries[0..shell.faults.count]) |e| count += @intFromBool(e.waiting);
+    return count;
+}
+
+fn checkDirectories(world: anytype) void {
+    const Core = @TypeOf(world.shells[0].core);
+    const cores = world.cluster.allocator.alloc(Core, world.shells.len) catch
+        @panic("no memory for an audit");
+    for (cores, world.shells) |*core, *shell| core.* = shell.core;
+    const v = audit.audit(cores) orelse return;
+    finding.fail(.directory, "page {d} on node {d} is {t}, the directory says {t}", .{
+        v.page, v.node, v.found, v.expected,
+    });
+}
+
+fn checkMappings(world: anytype) void {
+    for (world.shells, world.cluster.machines) |*shell, *m| {
+        for (0..world.cluster.config.pages) |i| {
+            const page: u32 = @intCast(i);
+            const found: types.Access = if (m.kernel.canWrite(page))
+                .exclusive
+            else if (m.kernel.canRead(page)) .shared else .invalid;
+            const access = shell.core.access(page);
+            const expected: types.Access = if (access == .replicated) .exclusive else access;
+            if (found == expected) continue;
+            finding.fail(.mapping, "node {d}: page {d} is mapped {t}, the core says {t}", .{
+                m.node, page, found, access,
+            });
+        }
+    }
+}
