@@ -80,7 +80,7 @@ function allSuites(): Suite[] {
     },
     {
       // Optimised, because it walks hundreds of thousands of states.
-      ...{ name: "explorer", budget: 150, dialect: "zig", fast: true, live: true },
+      ...{ name: "explorer", budget: 200, dialect: "zig", fast: true, live: true },
       command: [
         ...[zig(), "test", "-O", "safe", "zig/tests_explorer.zig", "-lc"],
         ...["--test-runner", "zig/test_runner.zig"],

@@ -21,6 +21,8 @@ pub const event_ring_entries: u32 = 512;
 pub const last_words_text_max: u32 = 2048;
 /// Pages that one question to the shard can be about.
 pub const page_records_max: u32 = 64;
+/// What a pager keeps of each guest page it has dealt with (counted in engine/pager.zig).
+pub const page_state_bytes: u32 = 44;
 pub const shared_magic: u32 = 0x56495353; // "SSIV", little endian
 
 /// Result of every exported function; text and errno of the newest failure: ssihv_error_last.
@@ -311,7 +313,14 @@ pub const EngineStats = extern struct {
 };
 
 /// A page in its home's directory. Shared: read-only copies at the sharers, `owner` wrote last.
-pub const PageState = enum(u32) { untouched = 0, shared = 1, exclusive = 2, replicated = 3 };
+/// Stored: in frames of the memory nodes that are named as sharers, and nowhere else.
+pub const PageState = enum(u32) {
+    untouched = 0,
+    shared = 1,
+    exclusive = 2,
+    replicated = 3,
+    stored = 4,
+};
 
 /// How a node has a page: not at all, write-protected, as the only copy, as one of equal copies.
 pub const PageAccess = enum(u32) { invalid = 0, shared = 1, exclusive = 2, replicated = 3 };
@@ -322,16 +331,27 @@ pub const PageRequest = enum(u32) {
     get_exclusive = 2,
     upgrade = 3,
     replicate = 4,
+    discard = 5,
+    /// The home's own: a second copy on a memory node.
+    repair = 6,
 };
 
 /// How far the transaction of a page is at its home (zig/dsm/core.zig, Phase).
-pub const PagePhase = enum(u32) { none = 0, strict = 1, share = 2, go = 3, parked = 4 };
+pub const PagePhase = enum(u32) {
+    none = 0,
+    strict = 1,
+    share = 2,
+    go = 3,
+    parked = 4,
+    load = 5,
+    discard = 6,
+};
 
 /// A page as one node's shard knows it: its own copy and, if it is the page's home, the directory
 /// entry and the open transaction.
 pub const PageRecord = extern struct {
     gpa: u64,
-    /// Directory: bit n = node n has a read-only copy.
+    /// Directory: bit n = node n has a read-only copy, or a frame with the stored page.
     sharers: u64,
     /// Directory.
     version: u32,

@@ -140,7 +140,7 @@ pub const Engine = struct {
         for (c.ram[0..c.ram_range_count]) |r| {
             if (r.node >= c.node_count or !isCompute(c, r.node)) return false;
         }
-        if (isCompute(c, c.node)) return true;
+        if (isCompute(c, c.node)) return c.frame_copies >= 1 and c.frame_copies <= 2;
         if (c.vcpu_count > 0 or c.frames_lent == 0) return false;
         for (c.frames) |r| {
             if (r.first > c.frames_lent or r.count > c.frames_lent - r.first) return false;
@@ -209,6 +209,9 @@ pub const Engine = struct {
             .peer_timeout_ns = peerTimeoutNs(c),
             .service_priority = c.service_priority,
             .limits = .{ .cache_pages = c.cache_pages_max, .own_pages = c.resident_pages_max },
+            .compute = c.compute_nodes,
+            .frames = c.frames,
+            .frame_copies = @intCast(c.frame_copies),
         }, handler(span), &self.shared.stats);
         span.* = .init(self, .{ .pager = pager });
         pager.inspection.attach(&self.shared.pages, &self.events);

@@ -9,13 +9,18 @@ const scenarios = @import("dsm/scenarios.zig");
 
 const usage =
     \\explore: every interleaving of a small cluster
-    \\  --nodes N       2 or 3 nodes (2)
+    \\  --nodes N       1 to 3 nodes with a vCPU (2)
     \\  --pages N       pages, with homes in turn (1)
     \\  --operations N  free loads and stores of each node's thread (3)
     \\  --hold          chains of faults hold their pages; deadlines pass at any time
     \\  --tables        the scenarios of replicated page tables instead
     \\  --evictions N   times each node may evict a page (0)
     \\  --slots N       its write-back slots (1)
+    \\  --discards N    times each node may discard a page (0)
+    \\  --memory N      memory nodes besides (0)
+    \\  --frames N      frames that each of them lends every home (1)
+    \\  --copies N      copies of each page that a home pushes out (1)
+    \\  --crashes N     memory nodes that crash (0)
     \\  --states N      give up beyond so many states (20000000)
     \\
 ;
@@ -32,7 +37,7 @@ pub fn main(init: std.process.Init) !void {
             tables = true;
         } else {
             const value = number(args.next()) orelse return refuse(arg);
-            if (std.mem.eql(u8, arg, "--nodes") and value >= 2 and value <= 3) {
+            if (std.mem.eql(u8, arg, "--nodes") and value >= 1 and value <= 3) {
                 o.nodes = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--pages") and value >= 1 and value <= 3) {
                 o.pages = @intCast(value);
@@ -42,19 +47,31 @@ pub fn main(init: std.process.Init) !void {
                 o.evictions = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--slots") and value >= 1 and value <= 2) {
                 o.slots = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--discards") and value <= 20) {
+                o.discards = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--memory") and value <= 3) {
+                o.memory = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--crashes") and value <= 3) {
+                o.crashes = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--frames") and value >= 1 and value <= 2) {
+                o.frames = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--copies") and value >= 1 and value <= 2) {
+                o.frame_copies = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--states")) {
                 o.states_max = value;
             } else return refuse(arg);
         }
     }
     o.trace = true;
-    o.homes = &.{
+    if (o.nodes > 1) o.homes = &.{
         .{ .first_page = 0, .node = 0 },
         .{ .first_page = 1, .node = 1 },
         .{ .first_page = 2, .node = 0 },
     };
     if (!tables) return report("free operations", o);
-    for (scenarios.tables) |t| try report("two nodes", with(o, t));
+    for (scenarios.tables, 0..) |t, i| {
+        if (o.discards == 0 or i % 6 < 4) try report("two nodes", with(o, t));
+    }
     for (scenarios.tables_of_three) |t| try report("three nodes", with(o, t));
 }
 
@@ -63,6 +80,9 @@ fn with(o: explorer.Options, scenario: explorer.Options) explorer.Options {
     var s = scenario;
     s.evictions = o.evictions;
     s.slots = o.slots;
+    s.discards = o.discards;
+    // What a guest may discard: the table that goes out of use.
+    s.discardable = .{ .page = scenarios.child };
     s.states_max = o.states_max;
     s.trace = true;
     return s;

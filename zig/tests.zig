@@ -17,6 +17,7 @@ test {
     _ = @import("devices/rtc.zig");
     _ = @import("devices/uart.zig");
     _ = @import("dsm/core_test.zig");
+    _ = @import("dsm/lender.zig");
     _ = @import("dsm/request_queue.zig");
     _ = @import("dsm/livelock_test.zig");
     _ = @import("engine/bus.zig");
@@ -32,6 +33,7 @@ test {
     _ = @import("engine/lanes.zig");
     _ = @import("engine/link.zig");
     _ = @import("engine/parking.zig");
+    _ = @import("engine/pager.zig");
     _ = @import("engine/room.zig");
     _ = @import("engine/sleep.zig");
     _ = @import("kvm/api.zig");

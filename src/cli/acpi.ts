@@ -13,7 +13,7 @@ import { suggest } from "../base/suggest.ts";
 import { vmAcpiTables } from "../node/vm-acpi.ts";
 import { splitOverNodes } from "../node/vm-request.ts";
 import type { CliContext } from "./context.ts";
-import { memoryFlag, RUN_DEFAULTS, wholeNumber } from "./run-options.ts";
+import { RUN_DEFAULTS, sizeFlag, wholeNumber } from "./run-options.ts";
 
 export interface AcpiOptions {
   readonly nodes: number;
@@ -146,7 +146,7 @@ const SHAPE_FLAGS: FlagParametersForType<AcpiOptions, CliContext> = {
   },
   memory: {
     kind: "parsed",
-    parse: memoryFlag,
+    parse: sizeFlag("--memory"),
     default: "512M",
     brief: "RAM in all: 512M, 4G",
   },

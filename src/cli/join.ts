@@ -21,6 +21,7 @@ export interface JoinFlags {
   readonly keyFile?: string;
   readonly wait?: number;
   readonly lane?: string;
+  readonly memoryOnly: boolean;
   readonly json: boolean;
 }
 
@@ -55,8 +56,11 @@ class JoinOutput {
       case "joined": {
         const { vm, node, nodes } = event.welcome;
         const own = nodes[node];
-        const mib = Math.round((own?.memoryBytes ?? 0) / 2 ** 20);
-        const share = `${own?.vcpus ?? 0} vCPU(s), ${mib} MiB`;
+        const mib = (bytes = 0) => `${Math.round(bytes / 2 ** 20)} MiB`;
+        const share =
+          own?.lentBytes === undefined
+            ? `${own?.vcpus ?? 0} vCPU(s), ${mib(own?.memoryBytes)}`
+            : `lends ${mib(own.lentBytes)}`;
         const words = `VM ${vm}: this host is node ${node} of ${nodes.length} (${share})`;
         return this.line(`ssihv: ${printable(words)}`);
       }
@@ -91,7 +95,7 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
     });
   }
   const key = readKeyFile(flags.keyFile);
-  requireKvm(this.host);
+  if (!flags.memoryOnly) requireKvm(this.host);
   const facts = this.host.facts();
   const output = new JoinOutput(flags.json, (line) => this.process.stderr.write(line));
   const command = this.host.engineCommand;
@@ -102,7 +106,7 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
       key,
       waitMs: flags.wait === undefined ? WAIT_MS : Math.ceil(flags.wait / 1000),
       ...(flags.lane !== undefined && { laneHost: flags.lane }),
-      memoryOnly: false,
+      memoryOnly: flags.memoryOnly,
     },
     {
       createPage: await this.host.sharedPages(),
@@ -158,6 +162,7 @@ Examples:
   ssihv join 10.0.0.1:7700 --key-file vm.key
   ssihv join lead.example:7700 --key-file vm.key --wait 10min
   ssihv join 10.0.0.1:7700 --key-file vm.key --lane 192.168.7.2
+  ssihv join 10.0.0.1:7700 --key-file vm.key --memory-only
 
 A lead that is not there yet is waited for. Engines talk on ports of their own: the one after the
 lead's for node 0, the next for node 1, and so on; they must be reachable.
@@ -206,6 +211,12 @@ export const joinCommand = buildCommand<JoinFlags, [lead: HostPort], CliContext>
         optional: true,
         brief: "address other nodes reach this host at [the one the lead sees]",
         placeholder: "ADDRESS",
+      },
+      memoryOnly: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "only lend memory: no vCPUs, so no KVM is needed (ssihv run --memory-nodes)",
       },
       json: {
         kind: "boolean",

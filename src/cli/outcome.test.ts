@@ -5,6 +5,7 @@ import type { VmOutcome } from "../node/vm.ts";
 import {
   type EngineSummary,
   hotPageLines,
+  memoryLines,
   outcomeJson,
   outcomeStatus,
   outcomeText,
@@ -42,6 +43,7 @@ const SUMMARY: EngineSummary = {
   longestStallUs: 900,
   stalledShare: 0.0312,
   mismatches: 0,
+  memory: { ownPagesMax: 0, cachePagesMax: 0, evicted: 0, returned: 0, framesHeld: 0 },
 };
 
 test("every reason has its status", () => {
@@ -110,6 +112,23 @@ test("the last line sums work over the nodes and takes times of the worst", () =
   expect(summaryLine("demo", [SUMMARY, frozen])).toContain(
     "longest stall 12000 us, frozen 2 times for 23.2 s (longest 20.0 s), stalled 3.1 %",
   );
+});
+
+test("what each node's memory was used for is told where it was short", () => {
+  const { memory } = SUMMARY;
+  const used = { ownPagesMax: 8192, cachePagesMax: 1024, evicted: 10, returned: 4 };
+  const all = [
+    { ...SUMMARY, memory: { ...memory, ...used } },
+    { ...SUMMARY, node: 1, memory: { ...memory, cachePagesMax: 256, evicted: 1 } },
+    { ...SUMMARY, node: 2, memory: { ...memory, framesHeld: 128 } },
+    { ...SUMMARY, node: 3 },
+  ];
+  expect(memoryLines(all)).toEqual([
+    "node 0: at most 32.0 MiB of its own pages and 4.0 MiB of others'; 10 pages evicted, 4 back",
+    "node 1: at most 1.0 MiB of others'; 1 page evicted, 0 back",
+    "memory node 2: 0.5 MiB in use",
+  ]);
+  expect(summaryLine("demo", all)).toContain(", 11 pages evicted (4 came back soon), 0 mismatches");
 });
 
 test("the report adds up the pages of all nodes and names them", () => {

@@ -93,6 +93,27 @@ function freezeWords(summaries: readonly EngineSummary[]): string[] {
   return [`frozen ${count(freezes, "time")} for ${all} s (longest ${longest} s)`];
 }
 
+function evictionWords(summaries: readonly EngineSummary[]): string[] {
+  const evicted = sum(summaries, ({ memory }) => memory.evicted);
+  if (evicted === 0) return [];
+  const returned = sum(summaries, ({ memory }) => memory.returned);
+  return [`${count(evicted, "page")} evicted (${returned} came back soon)`];
+}
+
+/** `--report`: what each node's memory was used for, where its budgets were smaller than it. */
+export function memoryLines(summaries: readonly EngineSummary[]): string[] {
+  const mib = (pages: number) => `${(pages / 256).toFixed(1)} MiB`;
+  return summaries.flatMap(({ node, memory }) => {
+    const { ownPagesMax, cachePagesMax, evicted, returned, framesHeld } = memory;
+    if (framesHeld > 0) return [`memory node ${node}: ${mib(framesHeld)} in use`];
+    if (ownPagesMax === 0 && cachePagesMax === 0) return [];
+    const own = ownPagesMax === 0 ? [] : [`${mib(ownPagesMax)} of its own pages`];
+    const cache = cachePagesMax === 0 ? [] : [`${mib(cachePagesMax)} of others'`];
+    const parts = [...own, ...cache].join(" and ");
+    return [`node ${node}: at most ${parts}; ${count(evicted, "page")} evicted, ${returned} back`];
+  });
+}
+
 /** The run's last line: work summed over the nodes, times of the worst node. */
 export function summaryLine(name: string, summaries: readonly EngineSummary[]): string {
   const first = summaries[0];
@@ -113,6 +134,7 @@ export function summaryLine(name: string, summaries: readonly EngineSummary[]): 
     ...(oldest === 0 ? [] : [`oldest fault in flight ${oldest} us`]),
     ...freezeWords(summaries),
     `stalled ${(worst(summaries, (each) => each.stalledShare) * 100).toFixed(1)} %`,
+    ...evictionWords(summaries),
     count(mismatches, "mismatch", "mismatches"),
   ];
   return `VM ${name}: ${parts.join(", ")}`;

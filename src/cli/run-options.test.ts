@@ -7,7 +7,7 @@ import { SsihvError } from "../base/errors.ts";
 import { parseClusterConfig } from "../config/cluster-config.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { planVm, warnings } from "../node/vm-request.ts";
-import { memoryFlag, type RunFlags, runRequest, wholeNumber } from "./run-options.ts";
+import { type RunFlags, runRequest, sizeFlag, wholeNumber } from "./run-options.ts";
 
 const MIB = 1n << 20n;
 const NO_FLAGS: RunFlags = {
@@ -56,6 +56,7 @@ test("without a file the defaults hold", () => {
     kernel: "/k",
     cmdline: "",
     nodes: [{ cpus: 1, memoryBytes: 512n * MIB }],
+    memory: { memoryNodes: 0, copies: 1 },
     reboot: true,
     pageTables: "auto",
     clockDilation: 1,
@@ -132,8 +133,46 @@ test("what cannot be is refused with the flag's name", () => {
     expect(refusal(() => wholeNumber("--cpus", 1, 512)(text)).message).toContain("--cpus");
   }
   expect(wholeNumber("--cpus", 1, 512)("512")).toBe(512);
-  expect(refusal(() => memoryFlag("512")).hint).toContain("512M");
-  expect(memoryFlag("512M")).toBe(512n * MIB);
+  const slip = refusal(() => sizeFlag("--cache")("512"));
+  expect(slip.message).toStartWith("--cache: ");
+  expect(slip.hint).toContain("--cache 512M");
+  expect(sizeFlag("--memory")("512M")).toBe(512n * MIB);
+});
+
+test("memory nodes come on top of those that run vCPUs", () => {
+  const flags = { nodes: 2, memory: 256n * MIB, memoryNodes: 2, copies: 2, cache: 16n * MIB };
+  const request = runRequest({ ...NO_FLAGS, kernel: "/k", ...flags }, undefined);
+  expect(request.nodes.map((node) => node.memoryBytes)).toEqual([128n * MIB, 128n * MIB]);
+  expect(request.memory).toEqual({ memoryNodes: 2, copies: 2, cacheBytes: 16n * MIB });
+  const file = `cluster: x
+nodes: [{name: a, cpus: 1, memory: 1G}]
+vm: {memory_nodes: 2, node_memory: 512M, memory_node_memory: 600M, cache: 8M, copies: 2}
+`;
+  const config = parseClusterConfig(file, "/etc/c.yaml");
+  const wanted = {
+    memoryNodes: 2,
+    nodeBytes: 512n * MIB,
+    memoryNodeBytes: 600n * MIB,
+    cacheBytes: 8n * MIB,
+    copies: 2,
+  };
+  expect(runRequest({ ...NO_FLAGS, kernel: "/k" }, config).memory).toEqual(wanted);
+  const fewer = { memoryNodes: 1, copies: 1 };
+  expect(runRequest({ ...NO_FLAGS, kernel: "/k", ...fewer }, config).memory).toEqual({
+    ...wanted,
+    ...fewer,
+  });
+  const bad = (line: string) => () => parseClusterConfig(file.replace(/vm:.*/, line), "c.yaml");
+  expect(bad("vm: {copies: 3}")).toThrow(/vm.copies: expected 1 or 2, found 3/);
+  expect(bad("vm: {cache: many}")).toThrow(/vm.cache: "many" is not a size/);
+  expect(bad("vm: {memory_node: 1}")).toThrow(/did you mean memory_nodes\?/);
+  const given = { nodeMemory: 96n * MIB, memoryNodeMemory: 64n * MIB };
+  expect(runRequest({ ...NO_FLAGS, kernel: "/k", ...given }, undefined).memory).toEqual({
+    memoryNodes: 0,
+    copies: 1,
+    nodeBytes: 96n * MIB,
+    memoryNodeBytes: 64n * MIB,
+  });
 });
 
 test("a plan names files that are there and lines that fit", () => {

@@ -8,7 +8,7 @@ import { parseSize } from "../config/size.ts";
 import type { HostPort } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmDoor } from "../node/vm.ts";
-import { splitOverNodes, type VmRequest } from "../node/vm-request.ts";
+import { type MemoryRequest, splitOverNodes, type VmRequest } from "../node/vm-request.ts";
 
 export interface RunFlags {
   readonly kernel?: string;
@@ -17,6 +17,11 @@ export interface RunFlags {
   readonly cpus?: number;
   readonly memory?: bigint;
   readonly nodes?: number;
+  readonly memoryNodes?: number;
+  readonly nodeMemory?: bigint;
+  readonly memoryNodeMemory?: bigint;
+  readonly cache?: bigint;
+  readonly copies?: number;
   readonly name?: string;
   readonly listen?: HostPort;
   readonly keyFile?: string;
@@ -58,14 +63,17 @@ export function wholeNumber(flag: string, min: number, max: number) {
   };
 }
 
-export function memoryFlag(text: string): bigint {
-  const bytes = parseSize(text, "--memory");
-  if (/^\d+$/.test(text.trim()) && bytes < 1n << 20n) {
-    throw new SsihvError("flag_invalid", `--memory: ${text} is ${text} bytes`, {
-      hint: `write the unit: --memory ${text}M`,
-    });
-  }
-  return bytes;
+/** A size; a small number without a unit is a slip. */
+export function sizeFlag(flag: string) {
+  return (text: string): bigint => {
+    const bytes = parseSize(text, flag);
+    if (/^\d+$/.test(text.trim()) && bytes < 1n << 20n) {
+      throw new SsihvError("flag_invalid", `${flag}: ${text} is ${text} bytes`, {
+        hint: `write the unit: ${flag} ${text}M`,
+      });
+    }
+    return bytes;
+  };
 }
 
 export function durationFlag(flag: string) {
@@ -82,6 +90,19 @@ function shapes(flags: RunFlags, config: ClusterConfig | undefined): VmRequest["
   // One vCPU per node is what someone who says only --nodes means.
   const least = nodes === undefined ? Math.max(cpus, count) : cpus;
   return splitOverNodes(count, flags.cpus ?? least, flags.memory ?? memory);
+}
+
+function memoryOf(flags: RunFlags, vm: ClusterConfig["vm"]): MemoryRequest {
+  const nodeMemory = flags.nodeMemory ?? vm.nodeMemory;
+  const memoryNodeMemory = flags.memoryNodeMemory ?? vm.memoryNodeMemory;
+  const cache = flags.cache ?? vm.cache;
+  return {
+    memoryNodes: flags.memoryNodes ?? vm.memoryNodes ?? 0,
+    ...(nodeMemory !== undefined && { nodeBytes: nodeMemory }),
+    ...(memoryNodeMemory !== undefined && { memoryNodeBytes: memoryNodeMemory }),
+    ...(cache !== undefined && { cacheBytes: cache }),
+    copies: flags.copies ?? vm.copies ?? 1,
+  };
 }
 
 /** Reads the key file: the one thing here that is not pure. */
@@ -144,6 +165,7 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     ...(initrd !== undefined && { initrd }),
     cmdline: flags.cmdline ?? vm.cmdline ?? "",
     nodes,
+    memory: memoryOf(flags, vm),
     ...(addresses !== undefined && { addresses }),
     ...(door !== undefined && { door }),
     reboot: flags.reboot ?? vm.reboot ?? true,

@@ -5,6 +5,7 @@ import type { VmEvent, VmOutcome } from "../node/vm.ts";
 import {
   type EngineSummary,
   hotPageLines,
+  memoryLines,
   outcomeJson,
   outcomeText,
   summaryLine,
@@ -100,7 +101,7 @@ export class RunOutput {
       this.json({ ...outcomeJson(name, outcome), status });
     } else {
       this.lines(`ssihv: ${printable(outcomeText(name, outcome))}`);
-      if (report) this.lines(hotPageLines(summaries).join("\n"));
+      if (report) this.lines([...hotPageLines(summaries), ...memoryLines(summaries)].join("\n"));
       this.say(summaryLine(name, summaries));
     }
   }

@@ -6,7 +6,7 @@ import { buildCommand } from "@stricli/core";
 import { loadClusterConfig } from "../config/cluster-config.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
 import { parseListen } from "../node/join-address.ts";
-import { planVm, warnings } from "../node/vm-request.ts";
+import { memoryWords, planVm, warnings } from "../node/vm-request.ts";
 import { openAdmin } from "./admin.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
@@ -14,10 +14,10 @@ import { EXIT_HELP } from "./exit-status.ts";
 import { path, requireKvm, text } from "./flags.ts";
 import {
   durationFlag,
-  memoryFlag,
   RUN_DEFAULTS,
   type RunFlags,
   runRequest,
+  sizeFlag,
   wholeNumber,
 } from "./run-options.ts";
 import { EVENTS_HELP, RunOutput } from "./run-output.ts";
@@ -40,6 +40,8 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
     debug: process.env["SSIHV_DEBUG"] !== undefined,
     write: (line) => this.process.stderr.write(line),
   });
+  const memory = memoryWords(plan);
+  if (memory !== undefined) output.say(`VM ${plan.name}: ${memory}`);
   for (const warning of [...admin.warnings, ...warnings(plan, facts)]) output.say(warning);
   const command = this.host.engineCommand;
   const deps = { createPage, ...(command !== undefined && { command }) };
@@ -56,6 +58,8 @@ Examples:
   ssihv run --kernel bzImage --initrd test.cpio --cpus 2 --memory 1G --nodes 2
   ssihv run --config cluster-config.yaml --memory 2G
   ssihv run --kernel bzImage --nodes 2 --cpus 2 --listen 10.0.0.1:7700 --key-file vm.key
+  ssihv run --kernel bzImage --memory 96G --memory-nodes 2 --copies 2 \\
+            --listen 10.0.0.1:7700 --key-file vm.key      one node, two hosts lend memory
   echo 'poweroff -f' | ssihv run --kernel bzImage --initrd shell.cpio --json 2>events.jsonl
 
 Keys, when stdin is a terminal:
@@ -109,7 +113,7 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
       },
       memory: {
         kind: "parsed",
-        parse: memoryFlag,
+        parse: sizeFlag("--memory"),
         optional: true,
         brief: "RAM of the VM, spread over its nodes: 512M, 4G [512M]",
         placeholder: "SIZE",
@@ -119,6 +123,41 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         parse: wholeNumber("--nodes", 1, 8),
         optional: true,
         brief: `nodes, all on this host without --listen [${RUN_DEFAULTS.nodes}]`,
+        placeholder: "N",
+      },
+      memoryNodes: {
+        kind: "parsed",
+        parse: wholeNumber("--memory-nodes", 0, 7),
+        optional: true,
+        brief: "more nodes, which only lend memory: no vCPUs, no KVM [0]",
+        placeholder: "N",
+      },
+      nodeMemory: {
+        kind: "parsed",
+        parse: sizeFlag("--node-memory"),
+        optional: true,
+        brief: "what each node's host gives: own pages and cache [what the plan needs]",
+        placeholder: "SIZE",
+      },
+      memoryNodeMemory: {
+        kind: "parsed",
+        parse: sizeFlag("--memory-node-memory"),
+        optional: true,
+        brief: "what each memory node's host lends [what the plan needs]",
+        placeholder: "SIZE",
+      },
+      cache: {
+        kind: "parsed",
+        parse: sizeFlag("--cache"),
+        optional: true,
+        brief: "of each node: room for other nodes' pages [a sixteenth, at least 64M]",
+        placeholder: "SIZE",
+      },
+      copies: {
+        kind: "parsed",
+        parse: wholeNumber("--copies", 1, 2),
+        optional: true,
+        brief: "memory nodes that have each lent page: with 2 one may die [1]",
         placeholder: "N",
       },
       name: {

@@ -61,18 +61,23 @@ test("a VM with a node that answers and one that does not", () => {
       oldest_fault_us: 2_000_000.9,
     },
     ...{ stalledShare: 0.0312, mismatches: 0 },
+    memory: { ownPagesMax: 0, cachePagesMax: 0, evicted: 0, returned: 0, framesHeld: 0 },
   };
-  const size = { vcpus: 1, memoryBytes: 2 ** 27 };
+  const size = { vcpus: 1, memoryBytes: 2 ** 27, lentBytes: null };
   const vm: VmShown = {
     ...{ name: "demo", role: "lead", node: null, state: "running", vcpus: 2 },
     ...{ memoryBytes: 2 ** 28, uptimeSeconds: 5, pid: 10 },
     nodes: [
       { node: 0, host: null, pid: 11, ...size, stats, silent: null },
       { node: 1, host: "b", pid: null, ...size, stats: null, silent: "its engine is not up yet" },
+      {
+        ...{ node: 2, host: "c", pid: 9, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 },
+        ...{ stats: null, silent: "it does not answer" },
+      },
     ],
   };
   const text = showText("demo", vm);
-  const [heads = "", cells = "", other = ""] = text.split("\n").slice(6);
+  const [heads = "", cells = "", other = "", lender = ""] = text.split("\n").slice(6);
   expect(text).toContain("State:    running\nUptime:   5 s\nSize:     2 vCPU(s), 256 MiB\n");
   const row = (line: string) => line.trim().split(/ +/);
   expect(row(heads)).toEqual([
@@ -83,7 +88,8 @@ test("a VM with a node that answers and one that does not", () => {
     ...["0", "this", "11", "1", "128", "1000", "7", "48", "108", "3.1", "900", "2000001"],
   ]);
   expect(row(other)).toEqual(["1", "b", "-", "1", "128", ...Array(7).fill("-")]);
-  expect(text).toEndWith("node 1: its engine is not up yet\n");
+  expect(row(lender)).toEqual(["2", "c", "9", "0", "64", ...Array(7).fill("-")]);
+  expect(text).toContain("node 1: its engine is not up yet\n");
 });
 
 const PAGE: PageShown = {

@@ -96,8 +96,9 @@ function silentLine(node: number, why: string | null): string[] {
   return why === null ? [] : [`node ${node}: ${printable(why)}\n`];
 }
 
-function nodeRow({ node, host, pid, vcpus, memoryBytes, stats }: NodeShown): Row {
-  const head = [String(node), host ?? "this", String(pid ?? "-"), String(vcpus), mib(memoryBytes)];
+function nodeRow({ node, host, pid, vcpus, memoryBytes, lentBytes, stats }: NodeShown): Row {
+  const memory = mib(lentBytes ?? memoryBytes);
+  const head = [String(node), host ?? "this", String(pid ?? "-"), String(vcpus), memory];
   if (stats === null) return [...head, ...NODE_HEAD.slice(head.length).map(() => "-")];
   return [
     ...head,

@@ -42,6 +42,11 @@ const VmSchema = Type.Object(
     stall_freeze: Type.Optional(Text),
     hold_max: Type.Optional(Text),
     poll_max: Type.Optional(Text),
+    memory_nodes: Type.Optional(Type.Integer({ minimum: 0, maximum: 7 })),
+    node_memory: Type.Optional(Text),
+    memory_node_memory: Type.Optional(Text),
+    cache: Type.Optional(Text),
+    copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
   },
   { additionalProperties: false },
 );
@@ -75,6 +80,12 @@ export interface VmConfig {
   readonly clockDilation?: number;
   readonly peerTimeoutMs?: number;
   readonly stallFreezeMs?: number;
+  readonly memoryNodes?: number;
+  /** Bytes. */
+  readonly nodeMemory?: bigint;
+  readonly memoryNodeMemory?: bigint;
+  readonly cache?: bigint;
+  readonly copies?: number;
   readonly holdUsMax?: number;
   readonly pollUsMax?: number;
 }
@@ -108,6 +119,11 @@ const EXPECTED: Record<string, string> = {
   clock_dilation: "a whole number from 1 to 1000",
   peer_timeout: 'a duration with its unit such as "5s"',
   stall_freeze: 'a duration with its unit such as "300ms"',
+  memory_nodes: "a whole number from 0 to 7",
+  node_memory: 'a size with its unit such as "512M" or "4G"',
+  memory_node_memory: 'a size with its unit such as "512M" or "4G"',
+  cache: 'a size with its unit such as "64M"',
+  copies: "1 or 2",
   hold_max: 'a duration with its unit such as "1ms"',
   poll_max: 'a duration with its unit such as "200us"',
 };
@@ -230,6 +246,13 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
   };
   const peerTimeoutUs = duration("peer_timeout");
   const stallFreezeUs = duration("stall_freeze");
+  const size = (key: "node_memory" | "memory_node_memory" | "cache") => {
+    const text = raw[key];
+    return text === undefined ? undefined : reader.at(["vm", key], text, parseSize, 1n);
+  };
+  const nodeMemory = size("node_memory");
+  const memoryNodeMemory = size("memory_node_memory");
+  const cache = size("cache");
   const holdUsMax = duration("hold_max");
   const pollUsMax = duration("poll_max");
   return {
@@ -241,6 +264,11 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
     ...(raw.clock_dilation !== undefined && { clockDilation: raw.clock_dilation }),
     ...(peerTimeoutUs !== undefined && { peerTimeoutMs: Math.ceil(peerTimeoutUs / 1000) }),
     ...(stallFreezeUs !== undefined && { stallFreezeMs: Math.ceil(stallFreezeUs / 1000) }),
+    ...(raw.memory_nodes !== undefined && { memoryNodes: raw.memory_nodes }),
+    ...(nodeMemory !== undefined && { nodeMemory }),
+    ...(memoryNodeMemory !== undefined && { memoryNodeMemory }),
+    ...(cache !== undefined && { cache }),
+    ...(raw.copies !== undefined && { copies: raw.copies }),
     ...(holdUsMax !== undefined && { holdUsMax }),
     ...(pollUsMax !== undefined && { pollUsMax }),
   };

@@ -350,8 +350,10 @@ export class EngineProcess {
 
   /** For --report: the pages that came here most often, named where a map was given. */
   private hotPages(): Pick<EngineSummary, "hotPages"> {
-    const { plan, handle } = this;
-    if (plan?.options.report !== true || plan.nodes.length === 1 || handle === undefined) return {};
+    const { plan, handle, machine } = this;
+    // A memory node has no pages of its own.
+    if (plan?.options.report !== true || machine === undefined || handle === undefined) return {};
+    if (plan.nodes.length === 1) return {};
     const map = this.symbols;
     const hotPages = handle.hotPages(HOT_PAGES).map(({ gpa, transfers }) => {
       const symbol = map === undefined ? undefined : symbolAt(map, gpa, KERNEL_TEXT_GPA);

@@ -100,22 +100,29 @@ export interface PageReport {
 }
 
 export interface PageEntry {
-  readonly state: "untouched" | "shared" | "exclusive" | "replicated";
+  readonly state: "untouched" | "shared" | "exclusive" | "replicated" | "stored";
   /** Exclusive: the node that has it. Shared: the one that wrote it last. */
   readonly owner?: number;
-  /** Nodes with a read-only copy, while it is shared. */
+  /** Nodes with a read-only copy while it is shared; memory nodes that have it when stored. */
   readonly sharers: readonly number[];
   readonly version: number;
   readonly transaction?: PageTransaction;
 }
 
-export type PageRequest = "get_shared" | "get_exclusive" | "upgrade" | "replicate";
+export type PageRequest =
+  | "get_shared"
+  | "get_exclusive"
+  | "upgrade"
+  | "replicate"
+  | "discard"
+  /** The home's own: another copy on a memory node. */
+  | "repair";
 
 /** What is under way with a page at its home: only one thing at a time. */
 export interface PageTransaction {
   readonly requester: number;
   readonly request: PageRequest;
-  readonly phase: "strict" | "share" | "go" | "parked";
+  readonly phase: "strict" | "share" | "go" | "parked" | "load" | "discard";
   /** Requests that wait behind it. */
   readonly queued: number;
 }
@@ -174,6 +181,18 @@ export const STOPPED_REASONS: readonly StoppedReason[] = [
   "page_lost",
 ];
 
+/** What a node's memory was used for, in pages; the most there ever was where it says so. */
+export interface MemorySummary {
+  /** Counted only where a budget is smaller than what there is. */
+  readonly ownPagesMax: number;
+  readonly cachePagesMax: number;
+  readonly evicted: number;
+  /** Pages that left and came back soon. */
+  readonly returned: number;
+  /** A memory node's frames in use. */
+  readonly framesHeld: number;
+}
+
 /** The numbers of the run's last line; times in the unit the name says. */
 export interface EngineSummary {
   readonly node: number;
@@ -197,6 +216,7 @@ export interface EngineSummary {
   /** Of the vCPUs' time, 0..1. */
   readonly stalledShare: number;
   readonly mismatches: number;
+  readonly memory: MemorySummary;
   /** Hot pages for --report: transfers per guest page, most first. */
   readonly hotPages?: readonly {
     readonly gpa: number;

@@ -33,5 +33,12 @@ export function summarise(page: SharedPage, plan: EnginePlan, runSeconds: number
     // Faults of the loader count as stalls too, before any vCPU ran.
     stalledShare: Math.min(1, vcpuNs === 0 ? 0 : Number(stats.stalled_ns) / vcpuNs),
     mismatches: Number(stats.replica_conflicts),
+    memory: {
+      ownPagesMax: Number(stats.own_pages_max),
+      cachePagesMax: Number(stats.cache_pages_max),
+      evicted: Number(stats.pages_evicted),
+      returned: Number(stats.pages_returned),
+      framesHeld: Number(stats.frames_held),
+    },
   };
 }

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xab3f3f8262d6e773n;
+export const ABI_HASH = 0x60d05609e1e1ef13n;
 
 export const constants = {
   abi_version: 1,
@@ -14,6 +14,7 @@ export const constants = {
   event_ring_entries: 512,
   last_words_text_max: 2048,
   page_records_max: 64,
+  page_state_bytes: 44,
   shared_magic: 1447646035,
   register_file_max: 64,
 } as const;
@@ -111,6 +112,7 @@ export const enums = {
     shared: 1,
     exclusive: 2,
     replicated: 3,
+    stored: 4,
   },
   PageAccess: {
     invalid: 0,
@@ -124,6 +126,8 @@ export const enums = {
     get_exclusive: 2,
     upgrade: 3,
     replicate: 4,
+    discard: 5,
+    repair: 6,
   },
   PagePhase: {
     none: 0,
@@ -131,6 +135,8 @@ export const enums = {
     share: 2,
     go: 3,
     parked: 4,
+    load: 5,
+    discard: 6,
   },
 } as const;
 

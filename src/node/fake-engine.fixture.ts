@@ -37,6 +37,7 @@ const SUMMARY = {
   longestFreezeSeconds: 0,
   stalledShare: 0,
   mismatches: 0,
+  memory: { ownPagesMax: 0, cachePagesMax: 0, evicted: 0, returned: 0, framesHeld: 0 },
 } as const;
 
 let deaf = false;

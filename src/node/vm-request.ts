@@ -6,7 +6,18 @@ import { resolve } from "node:path";
 
 import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
+import type { NodePlan } from "../engine/messages.ts";
+import { constants } from "../native/abi.gen.ts";
 import { guestCmdline } from "../vmm/guest-cmdline.ts";
+import {
+  budgetOf,
+  givenBytes,
+  isMemoryNode,
+  type NodeSizes,
+  PAGE_BYTES,
+  planBudget,
+  usedPercent,
+} from "../vmm/memory-budget.ts";
 import { layoutMemory, splitMemory } from "../vmm/memory-map.ts";
 import { pollUsMaxFor } from "../vmm/polling.ts";
 import { NODES_MAX, type NodeShape, splitVcpus, VCPUS_PER_NODE_MAX } from "../vmm/topology.ts";
@@ -19,13 +30,25 @@ export interface NodeRequest {
   readonly memoryBytes: bigint;
 }
 
+/** What the hosts give, where the user said so. */
+export interface MemoryRequest {
+  /** Nodes that only lend memory, after those that run vCPUs. */
+  readonly memoryNodes: number;
+  readonly nodeBytes?: bigint;
+  readonly memoryNodeBytes?: bigint;
+  readonly cacheBytes?: bigint;
+  readonly copies: number;
+}
+
 export interface VmRequest {
   readonly name: string;
   readonly kernel: string;
   readonly initrd?: string;
   /** The user's own kernel options, after the defaults. */
   readonly cmdline: string;
+  /** The nodes that run vCPUs. */
   readonly nodes: readonly NodeRequest[];
+  readonly memory: MemoryRequest;
   readonly addresses?: readonly string[];
   /** Absent: every node is on this host. */
   readonly door?: VmDoor;
@@ -80,12 +103,9 @@ function named<T>(flag: string, make: () => T): T {
   }
 }
 
-/** Whether this host has the RAM of the nodes that it runs. */
-export function checkMemory(
-  nodes: readonly { readonly memoryBytes: bigint | number }[],
-  facts: HostFacts,
-): void {
-  const asked = nodes.reduce((sum, node) => sum + Number(node.memoryBytes), 0);
+/** Whether this host has the RAM that the nodes on it need. */
+export function checkMemory(nodes: readonly NodeSizes[], facts: HostFacts): void {
+  const asked = nodes.reduce((sum, node) => sum + givenBytes(node), 0);
   if (facts.memoryTotal === 0 || asked <= facts.memoryTotal) return;
   const mib = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
   const message = `the VM asks for ${mib(asked)} of RAM, this host has ${mib(facts.memoryTotal)}`;
@@ -117,14 +137,15 @@ function pollingOf(request: VmRequest, facts: HostFacts): { pollUsMax?: number }
   if (request.pollUsMax !== undefined) return { pollUsMax: request.pollUsMax };
   if (request.door !== undefined) return {};
   const vcpus = request.nodes.reduce((sum, node) => sum + node.cpus, 0);
-  return { pollUsMax: pollUsMaxFor(facts.cpus, vcpus, request.nodes.length) };
+  const engines = request.nodes.length + request.memory.memoryNodes;
+  return { pollUsMax: pollUsMaxFor(facts.cpus, vcpus, engines) };
 }
 
 function checkDoor(door: VmDoor, request: VmRequest): void {
-  const count = request.nodes.length;
+  const count = request.nodes.length + request.memory.memoryNodes;
   if (count < 2) {
     throw new SsihvError("flag_invalid", "--listen with one node: no other host can join", {
-      hint: "add --nodes 2",
+      hint: "add --nodes 2 or --memory-nodes 1",
     });
   }
   if (request.addresses !== undefined) {
@@ -140,11 +161,34 @@ function checkDoor(door: VmDoor, request: VmRequest): void {
   }
 }
 
+/** How the hosts' memory is used, where memory nodes lend some: a line for the user. */
+export function memoryWords({ nodes, frameCopies = 1 }: VmPlan): string | undefined {
+  const lending = nodes.filter(isMemoryNode);
+  if (lending.length === 0) return undefined;
+  const mib = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
+  const guest = nodes.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
+  const compute = nodes.flatMap((node) => {
+    const { id, residentBytes = 0, cacheBytes = 0 } = node;
+    if (isMemoryNode(node)) return [];
+    const cache = cacheBytes === 0 ? "" : ` and ${mib(cacheBytes)} of others'`;
+    return `node ${id} keeps ${mib(residentBytes)} of its own pages${cache}`;
+  });
+  const lent = lending.map(({ id, lentBytes = 0 }) => `memory node ${id} lends ${mib(lentBytes)}`);
+  const copies = frameCopies === 1 ? "" : `, ${frameCopies} copies of each lent page`;
+  const used = usedPercent(budgetOf(nodes)).toFixed(1);
+  const states = mib((guest / Number(PAGE_BYTES)) * constants.page_state_bytes);
+  const parts = [...compute, ...lent].join(", ");
+  return (
+    `${mib(guest)} of RAM: ${parts}${copies}; the guest has ${used} % of what the hosts give; ` +
+    `page states take up to ${states} more on each node with vCPUs`
+  );
+}
+
 /** What the user should know but that does not stop the VM. */
 export function warnings(plan: VmPlan, facts: HostFacts): string[] {
   const nodes = localNodes(plan.nodes, plan.door);
   const cpus = nodes.reduce((sum, node) => sum + node.vcpus, 0);
-  const memory = nodes.reduce((sum, node) => sum + node.memoryBytes, 0);
+  const memory = nodes.reduce((sum, node) => sum + givenBytes(node), 0);
   const texts: string[] = [];
   if (cpus > facts.cpus) {
     texts.push(`${cpus} vCPUs on ${facts.cpus} CPU(s): they will wait for each other`);
@@ -153,11 +197,45 @@ export function warnings(plan: VmPlan, facts: HostFacts): string[] {
     const mib = Math.floor(facts.memoryAvailable / 2 ** 20);
     texts.push(`only ${mib} MiB of memory are free here: the VM may be killed when it uses more`);
   }
+  if (plan.frameCopies === 1) {
+    texts.push("each page on a memory node is there alone: if that node dies, so does the VM");
+  }
   return texts;
 }
 
+/** The nodes with what each host gives, memory nodes last; refuses what has no room. */
+function planNodes(shapes: readonly NodeShape[], memory: MemoryRequest): NodePlan[] {
+  const { memoryNodes, cacheBytes } = memory;
+  const all = shapes.length + memoryNodes;
+  if (all > NODES_MAX) {
+    const message = `${shapes.length} nodes and ${memoryNodes} memory nodes: at most ${NODES_MAX}`;
+    throw new SsihvError("flag_invalid", `${message} in all are possible`);
+  }
+  if (cacheBytes !== undefined && shapes.length === 1) {
+    throw new SsihvError("flag_invalid", "--cache with one node that runs vCPUs: it has no use", {
+      hint: "a cache is for pages of other nodes' own memory: add --nodes 2, or leave it out",
+    });
+  }
+  const homes = shapes.map(({ memoryBytes, vcpus }) => ({ bytes: memoryBytes, vcpus }));
+  const budget = planBudget({ homes, ...memory });
+  const compute = shapes.map(({ id, vcpus, memoryBytes }, node) => ({
+    id,
+    vcpus,
+    memoryBytes: Number(memoryBytes),
+    // Alone, a node has nothing to budget.
+    ...(all > 1 && {
+      residentBytes: Number(budget.compute[node]?.residentBytes),
+      cacheBytes: Number(budget.compute[node]?.cacheBytes),
+    }),
+  }));
+  const lending = budget.memory.map((bytes, i) => {
+    return { id: shapes.length + i, vcpus: 0, memoryBytes: 0, lentBytes: Number(bytes) };
+  });
+  return [...compute, ...lending];
+}
+
 export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
-  const { name, cmdline, nodes } = request;
+  const { name, cmdline, nodes, memory } = request;
   if (!NAME.test(name)) {
     throw new SsihvError("flag_invalid", `--name "${name}" is not a name`, {
       hint: "use a-z, 0-9 and '-', at most 63 characters, such as demo-1",
@@ -181,12 +259,12 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
   }
   const { door } = request;
   if (door !== undefined) checkDoor(door, request);
-  checkMemory(localNodes(shapes, door), facts);
+  const planned = planNodes(shapes, memory);
+  checkMemory(localNodes(planned, door), facts);
   return {
     name,
-    nodes: shapes.map(({ id, vcpus, memoryBytes }) => {
-      return { id, vcpus, memoryBytes: Number(memoryBytes) };
-    }),
+    nodes: planned,
+    ...(memory.memoryNodes > 0 && { frameCopies: memory.copies }),
     kernel,
     ...(initrd !== undefined && { initrd }),
     cmdline: line,
@@ -198,7 +276,7 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       stallFreezeMs: request.stallFreezeMs,
       holdUsMax: request.holdUsMax,
       ...pollingOf(request, facts),
-      plainMemory: nodes.length === 1 && !request.pager,
+      plainMemory: planned.length === 1 && !request.pager,
       pinVcpus: request.pinVcpus,
       report: request.report,
       ...(request.systemMap !== undefined && { systemMap: resolve(request.systemMap) }),

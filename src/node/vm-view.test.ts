@@ -137,3 +137,18 @@ test("an address in a hole or behind the end is an error with the ranges", async
     expect((await errorOf(showPages(vm, 0, count))).code).toBe("request_invalid");
   }
 });
+
+test("memory nodes are asked for numbers, not for pages", async () => {
+  const lender = { id: 2, vcpus: 0, memoryBytes: 0, lentBytes: 64 * MIB };
+  const nodes = [...FACTS.nodes, { node: 2, host: "third", pid: 30 }];
+  const facts: VmFacts = { ...FACTS, shape: [...FACTS.shape, lender], nodes };
+  const { vm, asked } = observed([], facts);
+  expect((await showVm(vm)).nodes[2]).toMatchObject({ memoryBytes: 0, lentBytes: 64 * MIB });
+  const shown = await showPages(vm, 0x1000, 1);
+  expect(shown.pages[0]?.copies.map(({ node }) => node)).toEqual([0, 1]);
+  expect(asked.filter(([node]) => node === 2).map(([, { kind }]) => kind)).toEqual(["summary"]);
+  const itself: VmFacts = { ...facts, role: "node", nodes: nodes.slice(2) };
+  const refused = await errorOf(showPages(observed([], itself).vm, 0x1000, 1));
+  expect(refused.message).toBe("node 2 of VM demo has no pages");
+  expect(refused.hint).toContain("ssihv run");
+});

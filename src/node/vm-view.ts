@@ -15,6 +15,7 @@ import {
   type PageTransaction,
   type Question,
 } from "../engine/messages.ts";
+import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { layoutMemory } from "../vmm/memory-map.ts";
 import type { Asked } from "./questions.ts";
 
@@ -68,7 +69,10 @@ export interface NodeShown {
   readonly host: string | null;
   readonly pid: number | null;
   readonly vcpus: number;
+  /** Guest RAM that it is home of. */
   readonly memoryBytes: number;
+  /** Of a memory node: what it lends. */
+  readonly lentBytes: number | null;
   readonly stats: EngineSummary | null;
   /** Why there are no stats. */
   readonly silent: string | null;
@@ -137,6 +141,7 @@ async function showNode(
     pid: pid ?? null,
     vcpus: plan?.vcpus ?? 0,
     memoryBytes: plan?.memoryBytes ?? 0,
+    lentBytes: plan?.lentBytes ?? null,
   };
   try {
     const answer = await vm.ask(node, { kind: "summary" });
@@ -156,13 +161,20 @@ export async function showPages(vm: VmObserved, gpa: number, count: number): Pro
   const { name, shape, nodes } = vm.facts();
   const first = Math.floor(gpa / PAGE_BYTES) * PAGE_BYTES;
   checkRange(name, shape, first, count);
+  // Memory nodes have frames, not pages: which, the page's home tells.
+  const compute = nodes.filter(({ node }) => !isMemoryNode(shape[node]));
+  if (compute.length === 0) {
+    throw new SsihvError("request_invalid", `node ${nodes[0]?.node} of VM ${name} has no pages`, {
+      hint: "it lends memory only: ask where ssihv run leads the VM",
+    });
+  }
   const asked = await Promise.allSettled(
-    nodes.map(({ node }) => vm.ask(node, { kind: "pages", gpa: first, count })),
+    compute.map(({ node }) => vm.ask(node, { kind: "pages", gpa: first, count })),
   );
   const reports = new Map<number, readonly PageReport[]>();
   const silent: { node: number; why: string }[] = [];
   asked.forEach((result, i) => {
-    const node = nodes[i]?.node ?? 0;
+    const node = compute[i]?.node ?? 0;
     if (result.status === "rejected") silent.push({ node, why: wordsOf(result.reason) });
     else if (result.value.kind === "pages") reports.set(node, result.value.pages);
   });
@@ -182,7 +194,9 @@ function checkRange(vm: string, shape: readonly NodePlan[], first: number, count
     throw new SsihvError("request_invalid", message);
   }
   const { ram } = layoutMemory(
-    shape.map(({ id, vcpus, memoryBytes }) => ({ id, vcpus, memoryBytes: BigInt(memoryBytes) })),
+    shape
+      .filter((node) => !isMemoryNode(node))
+      .map(({ id, vcpus, memoryBytes }) => ({ id, vcpus, memoryBytes: BigInt(memoryBytes) })),
   );
   const end = BigInt(first) + BigInt(count * PAGE_BYTES);
   let at = BigInt(first);

@@ -5,7 +5,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { accessSync, constants, writeFileSync } from "node:fs";
 import { binary, type Finished, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
-import { asm, say, writeGuest } from "./tiny-guest.ts";
+import { asm, eachPage, increment, say, writeGuest } from "./tiny-guest.ts";
 
 function hasKvm(): boolean {
   try {
@@ -56,19 +56,6 @@ async function joinedEngine(address: string): Promise<number | undefined> {
   if (join === "") return undefined;
   const engine = (await Bun.$`pgrep -P ${join}`.nothrow().text()).trim();
   return engine === "" ? undefined : Number(engine);
-}
-
-/** inc byte ptr [address] (SDM vol. 2): reads and writes a page. */
-function increment(address: number): number[] {
-  const bytes = [0, 8, 16, 24].map((shift) => (address >>> shift) & 0xff);
-  return [0xfe, 0x04, 0x25, ...bytes];
-}
-
-/** For `count` pages from `address` on: the instructions, which find the page in rax. */
-function eachPage(address: number, count: number, body: number[]): number[] {
-  const bytes = [0, 8, 16, 24].map((shift) => (address >>> shift) & 0xff);
-  // mov eax, address; body; add eax, 4096
-  return [0xb8, ...bytes, ...asm.repeat(count, [...body, 0x05, 0x00, 0x10, 0x00, 0x00])];
 }
 
 /** Cuts every TCP connection to a port of this host, as an administrator can: how many. */
@@ -128,9 +115,8 @@ describe.skipIf(!hasKvm())("two commands, one VM (needs /dev/kvm)", () => {
   // Time decides how many cuts meet a transfer: for `make soak`, not for a machine under load.
   testIfSoaking("lanes that are cut go on, no page lost (needs ss -K)", async () => {
     const pages = 12_000;
-    const increments = eachPage(REMOTE, pages, [0xfe, 0x00]); // inc byte ptr [rax]
-    // cmp byte ptr [rax], 1; je over; ud2
-    const compares = eachPage(REMOTE, pages, [0x80, 0x38, 0x01, 0x74, 0x02, ...asm.ud2]);
+    const increments = eachPage(REMOTE, pages, asm.incrementAt);
+    const compares = eachPage(REMOTE, pages, asm.expectAt(1));
     let cuts = 0;
     const code = [increments, compares, say("whole"), powerOff];
     const { lead, host } = await boot(code, async (address) => {

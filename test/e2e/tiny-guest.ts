@@ -32,12 +32,32 @@ export const asm = {
     const back = (-(body.length + 4) & 0xff) >>> 0;
     return [0xb9, ...bytes, ...body, 0xff, 0xc9, 0x75, back];
   },
+  /** inc byte ptr [rax] */
+  incrementAt: [0xfe, 0x00],
+  /** cmp byte ptr [rax], value; je over; ud2 */
+  expectAt: (value: number): number[] => [0x80, 0x38, value, 0x74, 0x02, ...asm.ud2],
   ud2: [0x0f, 0x0b],
   /** cli; hlt */
   halt: [0xfa, 0xf4],
   /** jmp to itself */
   spin: [0xeb, 0xfe],
 };
+
+function littleEndian(value: number): number[] {
+  return [0, 8, 16, 24].map((shift) => (value >>> shift) & 0xff);
+}
+
+/** inc byte ptr [address] (SDM vol. 2): reads and writes a page. */
+export function increment(address: number): number[] {
+  return [0xfe, 0x04, 0x25, ...littleEndian(address)];
+}
+
+/** For `count` pages from `address` on: the instructions, which find the page in rax. */
+export function eachPage(address: number, count: number, body: readonly number[]): number[] {
+  // mov eax, address; body; add eax, 4096
+  const add = [0x05, 0x00, 0x10, 0x00, 0x00];
+  return [0xb8, ...littleEndian(address), ...asm.repeat(count, [...body, ...add])];
+}
 
 export function say(text: string): number[] {
   return [...new TextEncoder().encode(text)].flatMap((byte) => asm.outb(0x3f8, byte));

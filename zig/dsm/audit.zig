@@ -14,7 +14,7 @@ pub const Violation = struct {
     expected: types.Access,
 };
 
-/// The first difference, or null. `cores`: every node's, in order.
+/// The first difference, or null. `cores`: every compute node's, in order from node 0.
 pub fn audit(cores: anytype) ?Violation {
     for (0..cores[0].config.page_count) |i| {
         const page: Page = @intCast(i);
@@ -24,7 +24,7 @@ pub fn audit(cores: anytype) ?Violation {
         for (cores, 0..) |*core, n| {
             const node: Node = @intCast(n);
             const expected: types.Access = switch (entry.state) {
-                .untouched => .invalid,
+                .untouched, .stored => .invalid,
                 .shared => if (entry.sharers & home.bit(node) != 0) .shared else .invalid,
                 .exclusive => if (entry.owner == node) .exclusive else .invalid,
                 .replicated => .replicated,

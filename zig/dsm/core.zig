@@ -20,6 +20,9 @@ const request_queue = @import("request_queue.zig");
 const Pool = @import("pool.zig").Pool;
 const evict = @import("evict.zig");
 const put = @import("put.zig");
+const store = @import("store.zig");
+const discard = @import("discard.zig");
+const repair = @import("repair.zig");
 const Memory = @import("../base/page_array.zig").Memory;
 
 const Page = types.Page;
@@ -27,9 +30,14 @@ const Node = types.Node;
 
 pub const HomeRange = struct { first_page: Page, node: Node };
 
+/// Frames of a memory node that are this home's alone.
+pub const FrameRange = struct { node: Node, first: u32, count: u32 };
+
 pub const Config = struct {
     node: Node,
     node_count: u8,
+    /// Nodes with vCPUs and homes, this one among them; the others only lend memory.
+    compute: types.Nodes = ~@as(types.Nodes, 0),
     page_count: u32,
     /// Sorted by first_page, the first one 0; must outlive the core.
     home: []const HomeRange,
@@ -46,6 +54,12 @@ pub const Config = struct {
     migratory_unchecked_max: u6 = 31,
     /// Write-back slots of the shell, for pages on their way out; 0: no page is evicted.
     slots_max: u16 = 0,
+    /// At most one range a memory node. Looked at by init only.
+    frames: []const FrameRange = &.{},
+    /// Memory nodes that keep each page that this home has pushed out, 1 or 2.
+    frame_copies: u8 = 1,
+    /// Discards that each node may have under way; the same on all nodes.
+    discards_max: u8 = 0,
     /// Where the arrays with an entry a page come from; null: from the core's allocator.
     page_memory: ?Memory = null,
     /// Of a core made for Mutation.chosen.
@@ -71,6 +85,12 @@ pub const Mutation = enum {
     lost_put,
     /// A forward that meets a put is answered with what is mapped, not from the slot.
     put_from_page,
+    /// Frames are free as soon as a page is asked back.
+    frame_early,
+    /// Messages of a lost memory node are taken as if it were there.
+    stale_epoch,
+    /// A discard does not wait for the copies to go.
+    discard_early,
     /// A change of owner leaves the version as it is.
     version_kept,
 };
@@ -134,9 +154,27 @@ pub const Stats = struct {
     puts_more: u64 = 0,
     /// Forwards that met a put of this node, and were answered from its slot.
     forwards_from_slot: u64 = 0,
+    /// Copies of this home's pages sent to memory nodes, and pages fetched from there.
+    frames_stored: u64 = 0,
+    frames_loaded: u64 = 0,
+    /// Loads that a lost memory node did not answer, asked of the other copy; pages that could not
+    /// be stored elsewhere and stayed; pages that have two copies again.
+    loads_again: u64 = 0,
+    stores_undone: u64 = 0,
+    repaired: u64 = 0,
+    /// At the home: pages made untouched again; and those asked for too early or for a table.
+    discards: u64 = 0,
+    discards_refused: u64 = 0,
 };
 
-pub const State = enum(u8) { untouched = 0, shared, exclusive, replicated };
+pub const State = enum(u8) {
+    untouched = 0,
+    shared,
+    exclusive,
+    replicated,
+    /// In frames of memory nodes (store.Copies), on no compute node.
+    stored,
+};
 
 /// Directory entry: who has the page. Valid at the page's home.
 pub const Entry = packed struct(u128) {
@@ -153,7 +191,23 @@ pub const Entry = packed struct(u128) {
     sharers: types.Nodes = 0,
 };
 
-pub const RequestKind = enum(u8) { get_shared, get_exclusive, upgrade, replicate };
+pub const RequestKind = enum(u8) {
+    get_shared,
+    get_exclusive,
+    upgrade,
+    replicate,
+    discard,
+    /// The home's own: a stored page gets a second copy again.
+    repair,
+
+    /// A fault's request, of which a node has one a page.
+    pub fn isAccess(self: RequestKind) bool {
+        return switch (self) {
+            .get_shared, .get_exclusive, .upgrade => true,
+            .replicate, .discard, .repair => false,
+        };
+    }
+};
 
 pub const Request = struct { node: Node, kind: RequestKind, version: u32, age: u64 };
 
@@ -166,6 +220,10 @@ pub const Phase = enum(u8) {
     go,
     /// Requests that overtook the unreplicate wait for it (more than two nodes).
     parked,
+    /// The home fetches the page from a memory node.
+    load,
+    /// Every copy goes.
+    discard,
 };
 
 /// The transaction of a page at its home, with the requests that wait behind it.
@@ -178,9 +236,12 @@ pub const Txn = struct {
     elder: Node = 0,
     /// Other nodes that were told to give the page up.
     asked: types.Nodes = 0,
-    /// Nodes whose replica_ack is missing; nodes that refused.
+    /// Nodes whose replica_ack (or a discard's ack) is missing; nodes that refused.
     missing: types.Nodes = 0,
     refused: types.Nodes = 0,
+    /// Phase load: the frame that was asked for, and by which number.
+    place: store.Place = store.no_place,
+    sequence: u32 = 0,
     /// Of every node at most one, of the home one more to replicate.
     queue: request_queue.Queue = .{},
 };
@@ -203,7 +264,7 @@ pub const Pending = struct {
     age: u64 = 0,
 };
 
-fn memoryOf(config: Config, a: std.mem.Allocator) Memory {
+pub fn memoryOf(config: Config, a: std.mem.Allocator) Memory {
     return config.page_memory orelse .{ .allocator = a, .fresh_is_zero = false };
 }
 
@@ -224,12 +285,15 @@ pub fn CoreOf(comptime mutation: Mutation) type {
         holds: hold.Holds,
         replicas: replica.Replicas,
         slots: Pool(evict.Slot),
+        store: store.Store,
+        discards: discard.Discards,
+        compute: types.Nodes,
+        compute_count: u8,
         /// Time of the event in progress.
         now: u64 = 0,
         stats: Stats = .{},
 
         const Self = @This();
-        pub const bug = mutation;
 
         /// Whether this core has the deliberate fault. Decided at compile time in production.
         pub inline fn has(self: *const Self, comptime fault: Mutation) bool {
@@ -241,6 +305,11 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             const n = config.page_count;
             std.debug.assert(config.node_count >= 1 and config.node_count <= types.nodes_max);
             std.debug.assert(config.node < config.node_count and config.home.len > 0);
+            const nodes = ~@as(types.Nodes, 0) >> @intCast(types.nodes_max - config.node_count);
+            const compute = config.compute & nodes;
+            const compute_count = @popCount(compute);
+            std.debug.assert(compute & home.bit(config.node) != 0);
+            std.debug.assert(config.frame_copies >= 1 and config.frame_copies <= store.copies_max);
             const memory = memoryOf(config, a);
             const local = try memory.alloc(types.Access, n);
             errdefer memory.free(types.Access, local);
@@ -252,8 +321,8 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             const requests: usize = @as(usize, config.threads) * 4;
             var pending: Pool(Pending) = try .init(a, memory, requests, n);
             errdefer pending.deinit(a, memory);
-            const windows = replica.window + 1;
-            const txn_count = requests * config.node_count + windows;
+            const each = requests + config.discards_max;
+            const txn_count = each * compute_count + replica.window + repair.window + 1;
             const txns_max = @min(txn_count, std.math.maxInt(u16) - 1);
             var txns: Pool(Txn) = try .init(a, memory, txns_max, n);
             errdefer txns.deinit(a, memory);
@@ -266,6 +335,10 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             const evictable = if (config.slots_max == 0) 0 else n;
             var slots: Pool(evict.Slot) = try .init(a, memory, config.slots_max, evictable);
             errdefer slots.deinit(a, memory);
+            var frames: store.Store = try .init(a, config);
+            errdefer frames.deinit(a, config);
+            var discards: discard.Discards = try .init(a, config);
+            errdefer discards.deinit(a);
             return .{
                 .allocator = allocator,
                 .config = config,
@@ -276,9 +349,13 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 .txns = txns,
                 .requests = queued,
                 .tables = tables,
-                .holds = try .init(a, config, requests * config.node_count),
+                .holds = try .init(a, config, requests * compute_count),
                 .replicas = replicas,
                 .slots = slots,
+                .store = frames,
+                .discards = discards,
+                .compute = compute,
+                .compute_count = compute_count,
             };
         }
 
@@ -295,6 +372,8 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             self.holds.deinit(a);
             self.replicas.deinit(a);
             self.slots.deinit(a, memory);
+            self.store.deinit(a, self.config);
+            self.discards.deinit(a);
         }
 
         pub fn access(self: *const Self, page: Page) types.Access {
@@ -321,7 +400,18 @@ pub fn CoreOf(comptime mutation: Mutation) type {
 
         /// When to send a tick at the latest; null: no deadline.
         pub fn nextDeadline(self: *const Self) ?u64 {
+            if (repair.isDue(self)) return self.now;
             return hold.nextDeadline(self);
+        }
+
+        /// Grows with every memory node that is lost.
+        pub fn epoch(self: *const Self) u32 {
+            return self.store.epoch;
+        }
+
+        /// Stored pages of this home that have fewer copies than they should.
+        pub fn singleCount(self: *const Self) u64 {
+            return self.store.singles;
         }
 
         /// More than two nodes: everything that can tell a peer of this node's stores waits until
@@ -337,6 +427,11 @@ pub fn CoreOf(comptime mutation: Mutation) type {
         /// Whether the page may leave this node now, as far as events until now tell.
         pub fn canEvict(self: *const Self, page: Page) bool {
             return evict.canEvict(self, page);
+        }
+
+        /// Whether a discard of the page can be asked for now.
+        pub fn canDiscard(self: *const Self, page: Page) bool {
+            return discard.canDiscard(self, page);
         }
 
         /// Whether `msg`, from an untrusted peer, can be given to step().
@@ -357,6 +452,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 .tick => |t| {
                     self.now = @max(self.now, t.now);
                     hold.tick(self, out);
+                    if (repair.isDue(self)) repair.goOn(self, out);
                 },
                 .replica_changed => |r| replica.changed(self, .{
                     .page = r.page,
@@ -372,7 +468,10 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                     self.now = @max(self.now, e.now);
                     evict.evict(self, e.page, out);
                 },
+                .discard => |d| discard.ask(self, d.page, out),
+                .node_lost => |l| repair.lost(self, l.node, out),
             }
+            if (self.store.repair.is_due) repair.goOn(self, out);
         }
 
         fn message(self: *Self, from: Node, msg: types.Msg, out: *Actions) void {
@@ -403,7 +502,9 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                     hold.hurry(self, msg.page, msg.age, msg.requester, out);
                 },
                 .grant => requester.grant(self, msg, out),
-                .ack => requester.ack(self, msg.page, out),
+                .ack => if (discard.isOpen(self, msg.page)) {
+                    discard.acked(self, from, msg.page, out);
+                } else requester.ack(self, msg.page, out),
                 .done => home.close(self, msg.page, out),
                 .replicate => replica.root(self, msg.page, out),
                 .replica => replica.offered(self, from, msg, out),
@@ -414,6 +515,15 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 .put => put.arrived(self, from, msg, out),
                 .put_ack => put.settled(self, msg.page, out),
                 .put_more => put.more(self, msg.page, out),
+                .frame_ack => store.acked(self, from, msg),
+                .frame_data => store.arrived(self, msg.page, out),
+                // Memory nodes answer these (lender.zig); validate() lets none through here.
+                .frame_put, .frame_get => unreachable,
+                .discard => {
+                    hold.heard(self, msg.age);
+                    discard.request(self, msg.page, from, msg.age, out);
+                },
+                .discarded => discard.told(self, msg, out),
             }
         }
     };

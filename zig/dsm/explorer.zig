@@ -8,6 +8,7 @@ const std = @import("std");
 const types = @import("types.zig");
 const core_file = @import("core.zig");
 const model_file = @import("model.zig");
+const fingerprint = @import("fingerprint.zig");
 const Failure = model_file.Failure;
 const Op = model_file.Op;
 
@@ -25,15 +26,30 @@ pub const Options = struct {
     root: ?u8 = null,
     hold_ns_max: u64 = 0,
     shell_bug: model_file.ShellBug = .none,
+    /// With the explorer of Mutation.chosen.
+    mutation: core_file.Mutation = .none,
     /// Each node evicts that many times at most, any page at any time, through so many slots.
     evictions: u8 = 0,
     slots: u16 = 1,
-    /// Only these may be evicted; null: all.
-    evictable: ?struct { node: u8, page: u8 } = null,
+    /// Each node discards that many times at most, any page at any time.
+    discards: u8 = 0,
+    discardable: Only = .{},
+    /// Memory nodes besides; frames that each lends every home; copies that a home makes.
+    memory: u8 = 0,
+    frames: u8 = 1,
+    frame_copies: u8 = 1,
+    evictable: Only = .{},
+    /// Memory nodes that crash, at any time; homes hear of it at any time after.
+    crashes: u8 = 0,
     /// Print the way to what was found.
     trace: bool = false,
     /// Give up (and say so) beyond this many states.
     states_max: usize = 20_000_000,
+
+    /// Nodes with and without vCPUs.
+    fn all(self: Options) usize {
+        return self.nodes + self.memory;
+    }
 };
 
 pub const Result = struct {
@@ -43,10 +59,22 @@ pub const Result = struct {
     depth: usize = 0,
     /// Of each counter the most that any node has come to.
     stats: core_file.Stats = .{},
+    /// Messages of lost memory nodes that came too late, at most.
+    expelled: u64 = 0,
     /// Null: nothing wrong was found.
     failure: ?Failure = null,
     /// states_max was reached: not exhaustive.
     cut: bool = false,
+};
+
+/// Who may do something, and to what; null: anybody, anything.
+pub const Only = struct {
+    node: ?u8 = null,
+    page: ?u8 = null,
+
+    fn allows(self: Only, node: usize, page: usize) bool {
+        return (self.node orelse node) == node and (self.page orelse page) == page;
+    }
 };
 
 const Choice = union(enum) {
@@ -56,6 +84,9 @@ const Choice = union(enum) {
     tick: u8,
     root,
     evict: struct { node: u8, page: u8 },
+    discard: struct { node: u8, page: u8 },
+    crash: u8,
+    lost: struct { home: u8, node: u8 },
 };
 
 const arena_bytes = 16 * 1024;
@@ -74,6 +105,10 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
         const Done = struct {
             rooted: bool = false,
             evictions: [model_file.nodes_max]u8 = @splat(0),
+            discards: [model_file.nodes_max]u8 = @splat(0),
+            crashes: u8 = 0,
+            /// Who has heard of which crash.
+            told: [model_file.nodes_max]types.Nodes = @splat(0),
         };
         const Frame = struct {
             snapshot: Snapshot,
@@ -98,8 +133,6 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
         frames: std.ArrayList(*Frame) = .empty,
         free_frames: std.ArrayList(*Frame) = .empty,
         result: Result = .{},
-        /// Ages are hashed relative to it: only their differences matter.
-        base: u64 = 0,
 
         pub fn run(gpa: std.mem.Allocator, options: Options) !Result {
             var self: Self = .{ .gpa = gpa, .options = options, .arenas = try gpa.create(Arenas) };
@@ -144,7 +177,12 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 .replicate = o.root != null,
                 .hold_ns_max = o.hold_ns_max,
                 .shell_bug = .none,
+                .mutation = o.mutation,
                 .slots = if (o.evictions > 0) o.slots else 0,
+                .memory = o.memory,
+                .frames = o.frames,
+                .frame_copies = o.frame_copies,
+                .discards = @intFromBool(o.discards > 0),
             });
             for (&self.used, fixed) |*u, f| u.* = f.end_index;
             for (o.prepare) |op| {
@@ -153,7 +191,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 while (thread.busy) {
                     if (!thread.blocked) try self.model.run(0);
                     while (self.model.inFlight() > 0) {
-                        for (0..o.nodes) |f| for (0..o.nodes) |t| {
+                        for (0..o.all()) |f| for (0..o.all()) |t| {
                             if (self.model.lanes[f][t].count > 0) try self.model.deliver(f, t);
                         };
                     }
@@ -227,12 +265,25 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                     self.done.evictions[e.node] += 1;
                     try m.step(e.node, .{ .evict = .{ .page = e.page, .now = m.now } });
                 },
+                .discard => |d| {
+                    self.done.discards[d.node] += 1;
+                    try m.step(d.node, .{ .discard = .{ .page = d.page } });
+                },
+                .crash => |n| {
+                    self.done.crashes += 1;
+                    m.crash(n);
+                },
+                .lost => |l| {
+                    self.done.told[l.home] |= @as(types.Nodes, 1) << @intCast(l.node);
+                    try m.step(l.home, .{ .node_lost = .{ .node = l.node } });
+                },
             }
         }
 
         /// The model's state: new ones get a frame.
         fn enter(self: *Self, from: ?u32) !void {
-            const entry = try self.seen.getOrPut(self.gpa, self.fingerprint());
+            self.gather();
+            const entry = try self.seen.getOrPut(self.gpa, fingerprint.of(&self.model, self.done));
             const fresh = !entry.found_existing;
             if (fresh) entry.value_ptr.* = self.seen.count() - 1;
             const id = entry.value_ptr.*;
@@ -247,7 +298,6 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             if (frame.at_rest) {
                 try self.model.checkQuiet();
                 self.result.quiet += 1;
-                self.gather();
                 try self.quiet.append(self.gpa, id);
             }
             self.save(&frame.snapshot);
@@ -256,6 +306,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
         }
 
         fn gather(self: *Self) void {
+            self.result.expelled = @max(self.result.expelled, self.model.expelled);
             for (self.model.cores[0..self.options.nodes]) |*core| {
                 inline for (@typeInfo(core_file.Stats).@"struct".field_names) |name| {
                     const most = &@field(self.result.stats, name);
@@ -272,10 +323,22 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
 
         fn chooseOptional(self: *Self, frame: *Frame) void {
             const m = &self.model;
+            for (self.options.nodes..self.options.all()) |n| {
+                if (m.hasCrashed(n) or self.done.crashes == self.options.crashes) continue;
+                add(frame, .{ .crash = @intCast(n) });
+            }
+            for (0..self.options.nodes) |n| {
+                if (self.done.discards[n] == self.options.discards) continue;
+                for (0..self.options.pages) |p| {
+                    if (!self.options.discardable.allows(n, p)) continue;
+                    if (!m.cores[n].canDiscard(@intCast(p))) continue;
+                    add(frame, .{ .discard = .{ .node = @intCast(n), .page = @intCast(p) } });
+                }
+            }
             for (0..self.options.nodes) |n| {
                 if (self.done.evictions[n] == self.options.evictions) continue;
                 for (0..self.options.pages) |p| {
-                    if (self.options.evictable) |e| if (e.node != n or e.page != p) continue;
+                    if (!self.options.evictable.allows(n, p)) continue;
                     if (!m.cores[n].canEvict(@intCast(p))) continue;
                     add(frame, .{ .evict = .{ .node = @intCast(n), .page = @intCast(p) } });
                 }
@@ -285,13 +348,17 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
         fn chooseNeeded(self: *Self, frame: *Frame) void {
             const m = &self.model;
             const o = self.options;
-            for (0..o.nodes) |f| for (0..o.nodes) |t| {
+            for (0..o.all()) |f| for (0..o.all()) |t| {
                 if (m.lanes[f][t].count == 0) continue;
                 add(frame, .{ .deliver = .{ .from = @intCast(f), .to = @intCast(t) } });
             };
             if (o.root != null and !self.done.rooted) add(frame, .root);
             for (0..o.nodes) |i| {
                 const n: u8 = @intCast(i);
+                var unheard = m.crashed & ~self.done.told[n];
+                while (unheard != 0) : (unheard &= unheard - 1) {
+                    add(frame, .{ .lost = .{ .home = n, .node = @intCast(@ctz(unheard)) } });
+                }
                 if (m.cores[n].nextDeadline() != null) add(frame, .{ .tick = n });
                 const thread = m.machines[n].thread;
                 if (thread.blocked) continue;
@@ -366,164 +433,6 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             for (reached) |r| if (!r) {
                 self.result.failure = error.Stuck;
             };
-        }
-
-        /// What decides the future, and nothing else: no counters, no versions (behaviour does not
-        /// depend on them), no order of pool records.
-        fn fingerprint(self: *Self) u64 {
-            var hash: std.hash.Wyhash = .init(0x5516);
-            const m = &self.model;
-            const nodes = self.options.nodes;
-            self.base = self.oldestAge();
-            mix(&hash, self.done);
-            for (0..self.options.pages) |p| mix(&hash, m.truth[p]);
-            for (0..nodes) |n| {
-                self.mixMachine(&hash, &m.machines[n]);
-                self.mixCore(&hash, n);
-                for (0..nodes) |t| {
-                    mix(&hash, m.lanes[n][t].count);
-                    const lane = &m.lanes[n][t];
-                    for (lane.items[0..lane.count]) |e| self.mixEnvelope(&hash, e);
-                }
-            }
-            return hash.final();
-        }
-
-        fn mix(hash: *std.hash.Wyhash, value: anytype) void {
-            std.hash.autoHash(hash, value);
-        }
-
-        fn hasAge(msg: types.Msg) bool {
-            return switch (@as(types.MsgKind, @fromBackingInt(@intCast(msg.kind)))) {
-                .get_shared, .get_exclusive, .upgrade => true,
-                .forward_shared, .forward_exclusive, .invalidate, .hurry => true,
-                else => false,
-            };
-        }
-
-        fn oldestAge(self: *const Self) u64 {
-            if (self.options.hold_ns_max == 0) return 0;
-            const m = &self.model;
-            var age: u64 = std.math.maxInt(u64);
-            for (m.cores[0..self.options.nodes], 0..) |*core, n| {
-                age = @min(age, core.holds.clock);
-                for (core.holds.chains) |c| if (c.open) {
-                    age = @min(age, c.age);
-                };
-                for (core.holds.deferred[0..core.holds.deferred_count]) |d| age = @min(age, d.age);
-                for (core.pending.items) |p| if (p.waits) {
-                    age = @min(age, p.age);
-                };
-                for (core.txns.items) |t| if (t.page != types.page_none) {
-                    age = @min(age, t.request.age, t.age);
-                    var waiting = core.requests.iterate(t.queue);
-                    while (waiting.next()) |q| age = @min(age, q.age);
-                };
-                for (m.lanes[n]) |lane| for (lane.items[0..lane.count]) |e| {
-                    if (hasAge(e.msg)) age = @min(age, e.msg.age);
-                };
-            }
-            return age;
-        }
-
-        fn mixEnvelope(self: *const Self, hash: *std.hash.Wyhash, e: model_file.Envelope) void {
-            var msg = e.msg;
-            const kind: types.MsgKind = @fromBackingInt(@intCast(msg.kind));
-            if (kind != .diff and kind != .diff_ack and kind != .unreplicate) msg.version = 0;
-            if (hasAge(msg)) msg.age -= self.base;
-            mix(hash, msg);
-            if (msg.hasData()) mix(hash, e.data);
-        }
-
-        fn mixMachine(self: *const Self, hash: *std.hash.Wyhash, m: anytype) void {
-            for (0..self.options.pages) |p| {
-                mix(hash, m.present[p]);
-                mix(hash, m.replica[p]);
-                if (m.present[p]) mix(hash, m.content[p]);
-                if (m.present[p]) mix(hash, m.writable[p]);
-                if (m.replica[p] != 0) mix(hash, m.twin[p]);
-            }
-            mix(hash, m.thread.pc);
-            mix(hash, m.thread.busy);
-            if (m.thread.busy) mix(hash, m.thread.op);
-            mix(hash, m.thread.blocked);
-            mix(hash, m.held_count);
-            for (m.held[0..m.held_count]) |h| {
-                mix(hash, h.to);
-                mix(hash, h.sequence);
-                self.mixEnvelope(hash, h.envelope);
-            }
-        }
-
-        fn mixCore(self: *const Self, hash: *std.hash.Wyhash, n: usize) void {
-            const core = &self.model.cores[n];
-            for (0..self.options.pages) |i| {
-                const page: u32 = @intCast(i);
-                mix(hash, core.local[page]);
-                var entry = core.directory[page];
-                entry.version = 0;
-                mix(hash, @as(u128, @bitCast(entry)));
-                mix(hash, core.pending.index[page] != 0);
-                if (core.pending.find(page)) |p| {
-                    var copy = p.*;
-                    copy.version = 0;
-                    if (copy.waits) copy.age -= self.base;
-                    mix(hash, copy);
-                }
-                mix(hash, core.txns.index[page] != 0);
-                if (core.txns.find(page)) |t| {
-                    self.mixRequest(hash, t.request);
-                    mix(hash, .{ t.phase, t.missing, t.refused, t.queue.count });
-                    if (self.options.hold_ns_max > 0) {
-                        mix(hash, .{ t.age - self.base, t.elder, t.asked });
-                    }
-                    var waiting = core.requests.iterate(t.queue);
-                    while (waiting.next()) |q| self.mixRequest(hash, q);
-                }
-                mix(hash, core.tables.index[page] != 0);
-                if (core.tables.find(page)) |t| mix(hash, t.*);
-                self.mixSlot(hash, n, page);
-            }
-            const r = &core.replicas;
-            mix(hash, .{ r.count, r.active, r.sequence, r.acknowledged, r.heard });
-            for (0..r.count) |i| mix(hash, r.wants[(r.first + i) % r.wants.len]);
-            self.mixHolds(hash, core);
-        }
-
-        fn mixSlot(self: *const Self, hash: *std.hash.Wyhash, n: usize, page: u32) void {
-            if (self.options.evictions == 0) return;
-            const core = &self.model.cores[n];
-            const slot = core.slots.find(page);
-            mix(hash, slot != null);
-            const s = slot orelse return;
-            const content = self.model.machines[n].slots[core.slots.index[page] - 1];
-            mix(hash, .{ s.sent, content });
-        }
-
-        fn mixRequest(self: *const Self, hash: *std.hash.Wyhash, r: core_file.Request) void {
-            mix(hash, .{ r.node, r.kind, r.age - self.base });
-        }
-
-        fn mixHolds(self: *const Self, hash: *std.hash.Wyhash, core: *const Model.Core) void {
-            if (self.options.hold_ns_max == 0) return;
-            const h = &core.holds;
-            // Times count relative to now, as far as they can still make a difference.
-            mix(hash, .{ h.clock - self.base, h.deferred_count });
-            for (h.chains) |c| {
-                mix(hash, .{ c.open, c.next });
-                for (c.kept) |k| {
-                    const own = c.open and k.age == c.age;
-                    mix(hash, .{ k.page, own, (k.until + 1) -| core.now });
-                }
-                if (!c.open) continue;
-                mix(hash, .{ c.waiting, c.age - self.base, c.acquired });
-                if (c.waiting) mix(hash, .{ c.page, core.now > c.since });
-                if (!c.waiting) mix(hash, (c.until + 1) -| core.now);
-            }
-            for (h.deferred[0..h.deferred_count]) |d| {
-                mix(hash, .{ d.page, d.kind, d.requester, d.acks });
-                mix(hash, .{ d.age - self.base, d.elder, d.until -| core.now });
-            }
         }
     };
 }

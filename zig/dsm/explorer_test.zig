@@ -6,28 +6,28 @@ const explorer = @import("explorer.zig");
 const scenarios = @import("scenarios.zig");
 const model_file = @import("model.zig");
 
-fn explore(
-    name: []const u8,
-    comptime bug: core_file.Mutation,
-    o: explorer.Options,
-) !explorer.Result {
-    const r = try explorer.Explorer(bug).run(std.heap.page_allocator, o);
+fn report(name: []const u8, r: explorer.Result) void {
     std.debug.print("explorer: {s}: {d} states, {d} transitions, {d} quiet, depth {d}{s}\n", .{
         name, r.states, r.transitions, r.quiet, r.depth, if (r.cut) " (cut)" else "",
     });
     if (r.failure) |f| std.debug.print("explorer: {s}: found {t}\n", .{ name, f });
-    return r;
 }
 
-fn sound(name: []const u8, o: explorer.Options) !explorer.Result {
-    const r = try explore(name, .none, o);
+fn sound(name: []const u8, options: explorer.Options) !explorer.Result {
+    var o = options;
+    o.trace = true;
+    const r = try explorer.Explorer(.none).run(std.heap.page_allocator, o);
+    report(name, r);
     if (r.failure) |f| return f;
     try std.testing.expect(!r.cut and r.quiet > 0);
     return r;
 }
 
-fn finds(name: []const u8, comptime bug: core_file.Mutation, o: explorer.Options) !void {
-    const r = try explore(name, bug, o);
+fn finds(name: []const u8, mutation: core_file.Mutation, options: explorer.Options) !void {
+    var o = options;
+    o.mutation = mutation;
+    const r = try explorer.Explorer(.chosen).run(std.heap.page_allocator, o);
+    report(name, r);
     try std.testing.expect(r.failure != null);
 }
 
@@ -60,6 +60,39 @@ test "a put crosses the making and unmaking of page tables" {
     }
     const r = try sound("3 nodes, put while replicated", scenarios.put_while_replicated);
     try std.testing.expect(r.stats.unreplicated > 0 and r.stats.evictions > 0);
+}
+
+test "pages on memory nodes" {
+    for (scenarios.storing) |o| {
+        const r = try sound("pages on memory nodes", o);
+        try std.testing.expect(r.stats.frames_stored > 0 and r.stats.frames_loaded > 0);
+    }
+}
+
+test "a memory node crashes" {
+    for (scenarios.losing) |o| {
+        const r = try sound("a memory node crashes", o);
+        try std.testing.expect(r.expelled > 0 and r.stats.loads_again > 0);
+    }
+    const r = try sound("a memory node crashes, another has room", scenarios.repairing);
+    try std.testing.expect(r.stats.repaired > 0);
+    const only = try explorer.Explorer(.none).run(
+        std.heap.page_allocator,
+        scenarios.losing_the_only_copy,
+    );
+    report("the only memory node crashes", only);
+    try std.testing.expectEqual(error.PageLost, only.failure.?);
+}
+
+test "discard, with everything else" {
+    _ = try sound("2 nodes, 1 page, 2 discards", scenarios.discarding);
+    _ = try sound("3 nodes, 1 page, 1 discard", scenarios.discarding_of_three);
+    const r = try sound("2 nodes, a memory node, 1 discard", scenarios.discarding_stored);
+    try std.testing.expect(r.stats.discards > 0 and r.stats.frames_loaded > 0);
+    for (scenarios.discarding_tables) |o| {
+        const t = try sound("2 nodes, replicated tables, 1 discard", o);
+        try std.testing.expect(t.stats.discards > 0 and t.stats.discards_refused > 0);
+    }
 }
 
 test "planted bugs are found" {
@@ -127,6 +160,9 @@ test "planted bugs of replication are found" {
 test "planted bugs of eviction are found" {
     try finds("a put acknowledged and not taken", .lost_put, scenarios.evicting);
     try finds("a put answered from the page", .put_from_page, scenarios.evicting);
+    try finds("a frame freed too early", .frame_early, scenarios.storing_twice);
+    try finds("a discard that does not wait", .discard_early, scenarios.discarding);
+    try finds("a lost memory node's word taken", .stale_epoch, scenarios.losing[0]);
     var early = scenarios.evicting;
     // Only node 1 uses the page: nothing but the eviction copies it.
     early.scripts = &.{ &.{}, &.{ .{ .kind = .store }, .{} } };

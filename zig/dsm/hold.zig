@@ -100,6 +100,11 @@ pub fn ageOf(self: anytype, thread: u16) u64 {
     return if (enabled(self)) self.holds.chains[thread].age else 0;
 }
 
+/// Of a request that belongs to no chain: younger than all that there are.
+pub fn youngest(self: anytype) u64 {
+    return if (enabled(self)) self.holds.clock + 1 else 0;
+}
+
 /// A fault opens a chain or goes on with its thread's open one.
 pub fn begin(self: anytype, thread: u16, page: Page, out: *Actions) void {
     if (!enabled(self)) return;

@@ -7,6 +7,8 @@ const core_file = @import("core.zig");
 const hold = @import("hold.zig");
 const requester = @import("requester.zig");
 const replica = @import("replica.zig");
+const store = @import("store.zig");
+const discard = @import("discard.zig");
 const Actions = core_file.Actions;
 const Entry = core_file.Entry;
 const Request = core_file.Request;
@@ -35,6 +37,9 @@ pub fn request(self: anytype, page: Page, r: Request, out: *Actions) void {
         self.requests.insert(&txn.queue, r);
         return hold.inherit(self, txn, r, out);
     }
+    if (isVain(self, page, r)) {
+        return discard.settle(self, page, r.node, types.flag_refused, out);
+    }
     const txn = self.txns.put(page, .{ .request = r });
     // The page is strict again already; word of it comes on another lane (more than two nodes).
     if (self.directory[page].state == .replicated) {
@@ -44,13 +49,18 @@ pub fn request(self: anytype, page: Page, r: Request, out: *Actions) void {
     begin(self, page, txn, out);
 }
 
+/// A replicated table is not discarded, and no discard waits until it is none.
+fn isVain(self: anytype, page: Page, r: Request) bool {
+    return r.kind == .discard and self.directory[page].state == .replicated;
+}
+
 /// Forgets what `node` asked for: it has been given a copy by other means since.
 pub fn forgetRequest(self: anytype, txn: *Txn, node: Node) void {
     _ = self.requests.takeIf(&txn.queue, node, isAccessOf);
 }
 
 fn isAccessOf(node: Node, r: Request) bool {
-    return r.node == node and r.kind != .replicate;
+    return r.node == node and r.kind.isAccess();
 }
 
 /// The home has the page alone, without having been granted it: what it asked for is settled.
@@ -79,6 +89,10 @@ pub fn next(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
                 self.replicas.active -= 1;
                 continue;
             }
+            if (isVain(self, page, r)) {
+                discard.settle(self, page, r.node, types.flag_refused, out);
+                continue;
+            }
             txn.phase = .parked;
             return self.requests.insert(&txn.queue, r);
         }
@@ -88,16 +102,21 @@ pub fn next(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     self.txns.remove(page);
 }
 
-fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
+pub fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     const r = txn.request;
     txn.age = r.age;
     txn.elder = r.node;
     txn.asked = 0;
+    const is_stored = self.directory[page].state == .stored;
+    if (is_stored and r.kind != .discard) return store.load(self, page, txn, out);
     switch (r.kind) {
         .get_shared => read(self, page, r, out),
         .get_exclusive => write(self, page, r, out),
         .upgrade => upgrade(self, page, r, out),
         .replicate => replica.fetch(self, page, txn, out),
+        .discard => discard.begin(self, page, txn, out),
+        // Of a stored page only, which store.load has seen to.
+        .repair => unreachable,
     }
     if (self.has(.owner_change) and r.node != self.config.node) {
         if (self.txns.find(page)) |t| if (t.queue.count > 0) next(self, page, t, out);
@@ -126,7 +145,7 @@ fn read(self: anytype, page: Page, r: Request, out: *Actions) void {
             entry.sharers = bit(owner) | bit(r.node);
             forward(self, .forward_shared, owner, page, r, 0, out);
         },
-        .replicated => unreachable,
+        .replicated, .stored => unreachable,
     }
 }
 
@@ -220,7 +239,7 @@ fn write(self: anytype, page: Page, r: Request, out: *Actions) void {
             own(self, entry, r.node);
             forward(self, .forward_exclusive, owner, page, r, 0, out);
         },
-        .replicated => unreachable,
+        .replicated, .stored => unreachable,
     }
 }
 

@@ -6,7 +6,8 @@
 const std = @import("std");
 const types = @import("types.zig");
 const core_file = @import("core.zig");
-const audit_file = @import("audit.zig");
+const checks = @import("model_checks.zig");
+const lender = @import("lender.zig");
 const Actions = core_file.Actions;
 const Page = types.Page;
 const Node = types.Node;
@@ -15,9 +16,12 @@ pub const words = 2;
 /// Word 0 of a page is this entry of a table: the first of a root's kernel half.
 const first_entry = 256;
 pub const pages_max = 12;
-pub const nodes_max = 3;
-const lane_max = 48;
+pub const nodes_max = 4;
+const lane_max = 16;
+const held_max = 16;
 pub const slots_max = 2;
+/// Frames of a memory node, for all homes.
+const frames_max = 4;
 
 /// Deliberate faults of the shell.
 pub const ShellBug = enum {
@@ -29,6 +33,9 @@ pub const ShellBug = enum {
     /// Nobody waits for acknowledgements of diffs (more than two nodes).
     no_gate,
 };
+
+/// Of the step in progress. Not in the step itself: safe builds would fill it every time.
+threadlocal var step_actions: Actions = .empty;
 
 pub const Content = [words]u8;
 
@@ -81,6 +88,8 @@ pub const Failure = error{
     Conflict,
     Refused,
     AuditFailed,
+    /// The only copy of a page was on a memory node that is lost.
+    PageLost,
     /// A record is still in use though nothing is under way.
     Leaked,
     Stuck,
@@ -93,7 +102,14 @@ pub const Settings = struct {
     replicate: bool = false,
     hold_ns_max: u64 = 0,
     shell_bug: ShellBug = .none,
+    /// Of every core, if the model is of Mutation.chosen.
+    mutation: core_file.Mutation = .none,
     threads: u16 = 1,
+    /// Memory nodes, numbered after the others; each lends every home so many frames.
+    memory: u8 = 0,
+    frames: u8 = 1,
+    frame_copies: u8 = 1,
+    discards: u8 = 0,
     /// Write-back slots of a node.
     slots: u16 = 0,
 };
@@ -116,7 +132,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             fresh: [pages_max]bool = @splat(false),
             slots: [slots_max]Content = @splat(@splat(0)),
             thread: Thread = .{},
-            held: [lane_max]Held = undefined,
+            held: [held_max]Held = undefined,
             held_count: u8 = 0,
         };
 
@@ -127,6 +143,12 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
         truth: [pages_max]Content = @splat(@splat(0)),
         /// Version of each page's latest exclusive copy.
         latest: [pages_max]u32 = @splat(0),
+        /// What the memory nodes keep.
+        frames: [nodes_max][frames_max]Content = @splat(@splat(@splat(0))),
+        /// Memory nodes that have crashed.
+        crashed: types.Nodes = 0,
+        /// Messages of theirs that came too late.
+        expelled: u64 = 0,
         now: u64 = 0,
         messages: u64 = 0,
         /// Content of the message being delivered.
@@ -134,9 +156,21 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
 
         pub fn init(a: []const std.mem.Allocator, settings: Settings) !Self {
             var self: Self = .{ .settings = settings, .cores = undefined };
-            for (0..settings.nodes) |n| self.cores[n] = try .init(a[n], .{
+            for (0..settings.nodes) |n| {
+                var config = configOf(settings, n);
+                var ranges: [nodes_max]core_file.FrameRange = undefined;
+                config.frames = rangesOf(settings, n, &ranges);
+                self.cores[n] = try .init(a[n], config);
+            }
+            return self;
+        }
+
+        fn configOf(settings: Settings, n: usize) core_file.Config {
+            return .{
+                .mutation = settings.mutation,
                 .node = @intCast(n),
-                .node_count = settings.nodes,
+                .node_count = settings.nodes + settings.memory,
+                .compute = (@as(types.Nodes, 1) << @intCast(settings.nodes)) - 1,
                 .page_count = settings.pages,
                 .home = settings.homes,
                 .replicate = settings.replicate,
@@ -145,8 +179,22 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 .tables_max = 4,
                 .migratory_unchecked_max = 1,
                 .slots_max = settings.slots,
-            });
-            return self;
+                .frame_copies = settings.frame_copies,
+                .discards_max = settings.discards,
+            };
+        }
+
+        fn rangesOf(
+            settings: Settings,
+            home: usize,
+            ranges: *[nodes_max]core_file.FrameRange,
+        ) []const core_file.FrameRange {
+            for (0..settings.memory) |i| ranges[i] = .{
+                .node = @intCast(settings.nodes + i),
+                .first = @intCast(home * settings.frames),
+                .count = settings.frames,
+            };
+            return ranges[0..settings.memory];
         }
 
         pub fn deinit(self: *Self) void {
@@ -202,13 +250,48 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
 
         pub fn deliver(self: *Self, from: usize, to: usize) Failure!void {
             const e = self.lanes[from][to].pop();
+            if (to >= self.settings.nodes) return self.serve(from, to, e);
             self.arriving = e.data;
-            self.cores[to].validate(@intCast(from), e.msg) catch return error.Refused;
+            self.cores[to].validate(@intCast(from), e.msg) catch |refusal| switch (refusal) {
+                error.Expelled => {
+                    self.expelled += 1;
+                    return;
+                },
+                error.ProtocolViolated => return error.Refused,
+            };
             try self.step(to, .{ .message = .{
                 .from = @intCast(from),
                 .msg = e.msg,
                 .now = self.now,
             } });
+        }
+
+        /// A memory node ends: what is on its way there is gone, what it has sent may still come.
+        pub fn crash(self: *Self, n: usize) void {
+            self.crashed |= @as(types.Nodes, 1) << @intCast(n);
+            for (&self.lanes) |*row| row[n].count = 0;
+        }
+
+        pub fn hasCrashed(self: *const Self, n: usize) bool {
+            return self.crashed >> @intCast(n) & 1 != 0;
+        }
+
+        /// A memory node obeys, and answers.
+        fn serve(self: *Self, from: usize, to: usize, e: Envelope) Failure!void {
+            const lent: lender.Lent = .{
+                .home = @intCast(from),
+                .first = @intCast(from * self.settings.frames),
+                .count = self.settings.frames,
+            };
+            lender.validate(&.{lent}, @intCast(from), e.msg) catch return error.Refused;
+            const frame = &self.frames[to][e.msg.old];
+            if (e.msg.hasData()) frame.* = e.data;
+            const reply = lender.answer(e.msg);
+            self.messages += 1;
+            self.lanes[to][from].push(.{
+                .msg = reply,
+                .data = if (reply.hasData()) frame.* else @splat(0),
+            });
         }
 
         /// One event through a node: memory actions, scan, sends.
@@ -220,7 +303,9 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 entries[p] = core.directory[p];
                 copies[p] = .{ .access = core.local[p], .version = core.versions[p] };
             }
+            const discards = core.stats.discards;
             try self.stepOnly(n, event);
+            if (core.stats.discards != discards) self.truth[pageOf(event)] = @splat(0);
             for (0..self.settings.pages) |p| {
                 if (core.directory[p].version < entries[p].version) return error.VersionShrank;
                 try self.checkVersion(p, copies[p], .{
@@ -229,7 +314,17 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 });
             }
             try self.releaseHeld(n);
-            try self.checkWriters();
+            try checks.writers(self);
+            if (self.settings.memory > 0) try checks.stored(self);
+        }
+
+        /// Of an event that can end a discard.
+        fn pageOf(event: types.Event) Page {
+            return switch (event) {
+                .message => |m| m.msg.page,
+                .discard => |d| d.page,
+                else => unreachable,
+            };
         }
 
         const Copy = struct { access: types.Access, version: u32 };
@@ -244,8 +339,9 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
         }
 
         fn stepOnly(self: *Self, n: usize, event: types.Event) Failure!void {
-            var out: Actions = .empty;
-            self.cores[n].step(event, &out);
+            const out = &step_actions;
+            out.count = 0;
+            self.cores[n].step(event, out);
             var staged: [64]Held = undefined;
             const count = try self.perform(n, out.slice(), &staged);
             var tells = false;
@@ -321,7 +417,12 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                     } };
                     count += 1;
                 },
-                .fatal => return error.Conflict,
+                .keep => |slot| m.slots[slot] = self.arriving,
+                .discarded => {},
+                .fatal => |f| return switch (f.code) {
+                    types.fatal_page_lost => error.PageLost,
+                    else => error.Conflict,
+                },
             };
             return count;
         }
@@ -374,7 +475,8 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 if (old == new) continue;
                 m.twin[p][w] = new;
                 const level = m.replica[p] - 1;
-                var out: Actions = .empty;
+                const out = &step_actions;
+                out.count = 0;
                 self.cores[n].step(.{ .replica_changed = .{
                     .page = @intCast(p),
                     .index = @intCast(first_entry + w),
@@ -382,7 +484,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                     .new = new,
                     .old_child = self.childOf(level, old),
                     .new_child = self.childOf(level, new),
-                } }, &out);
+                } }, out);
                 var staged: [64]Held = undefined;
                 const count = try self.perform(n, out.slice(), &staged);
                 for (staged[0..count]) |s| {
@@ -430,7 +532,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 return;
             }
             self.messages += 1;
-            self.lanes[n][to].push(e);
+            if (!self.hasCrashed(to)) self.lanes[n][to].push(e);
         }
 
         fn releaseHeld(self: *Self, n: usize) Failure!void {
@@ -440,44 +542,12 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 m.held_count -= 1;
                 for (0..m.held_count) |i| m.held[i] = m.held[i + 1];
                 self.messages += 1;
-                self.lanes[n][h.to].push(h.envelope);
+                if (!self.hasCrashed(h.to)) self.lanes[n][h.to].push(h.envelope);
             }
         }
 
-        fn checkWriters(self: *const Self) Failure!void {
-            for (0..self.settings.pages) |p| {
-                var present: usize = 0;
-                var writers: usize = 0;
-                for (self.machines[0..self.settings.nodes]) |*m| {
-                    if (!m.present[p]) continue;
-                    present += 1;
-                    if (m.writable[p] and m.replica[p] == 0) writers += 1;
-                }
-                if (writers > 0 and present > 1 and !self.settings.replicate) {
-                    return error.TwoWriters;
-                }
-                if (writers > 1) return error.TwoWriters;
-            }
-        }
-
-        /// Nothing to do and nothing left over.
         pub fn checkQuiet(self: *const Self) Failure!void {
-            for (self.cores[0..self.settings.nodes], 0..) |*core, n| {
-                const m = &self.machines[n];
-                if (m.thread.busy or m.held_count > 0) return error.Stuck;
-                if (core.pending.free_count != core.pending.items.len) return error.Stuck;
-                if (core.txns.free_count != core.txns.items.len) return error.Stuck;
-                if (core.slots.free_count != core.slots.items.len) return error.Leaked;
-                for (0..self.settings.pages) |p| {
-                    const access = core.local[p];
-                    if (m.present[p] != (access != .invalid)) return error.AuditFailed;
-                    const writable = access == .exclusive or access == .replicated;
-                    if (m.present[p] and m.writable[p] != writable) return error.AuditFailed;
-                }
-            }
-            if (audit_file.audit(self.cores[0..self.settings.nodes]) != null) {
-                return error.AuditFailed;
-            }
+            return checks.quiet(self);
         }
     };
 }

@@ -12,6 +12,7 @@ const core_file = @import("core.zig");
 const evict = @import("evict.zig");
 const home = @import("home.zig");
 const requester = @import("requester.zig");
+const store = @import("store.zig");
 const Actions = core_file.Actions;
 const Page = types.Page;
 const Node = types.Node;
@@ -19,7 +20,7 @@ const Node = types.Node;
 pub fn give(self: anytype, page: Page, out: *Actions) void {
     const is_owner = self.local[page] == .exclusive;
     if (is_owner) out.add(.{ .protect = page });
-    _ = self.slots.put(page, .{ .sent = is_owner });
+    _ = self.slots.put(page, .{ .use = .put, .sent = is_owner });
     out.add(.{ .save = .{ .page = page, .slot = evict.numberOf(self, page) } });
     out.add(.{ .drop = page });
     self.local[page] = .invalid;
@@ -42,7 +43,8 @@ fn send(self: anytype, page: Page, has_data: bool, out: *Actions) void {
 
 /// This node has put the page, and the home has not answered yet.
 pub fn isOpen(self: anytype, page: Page) bool {
-    return evict.slotOf(self, page) != null and !self.isHome(page);
+    const slot = evict.slotOf(self, page) orelse return false;
+    return slot.use == .put;
 }
 
 /// The old copy is asked for, or taken away.
@@ -65,7 +67,7 @@ pub fn more(self: anytype, page: Page, out: *Actions) void {
 
 /// put_ack.
 pub fn settled(self: anytype, page: Page, out: *Actions) void {
-    self.slots.remove(page);
+    store.release(self, page);
     requester.askNow(self, page, out);
 }
 
@@ -105,21 +107,18 @@ fn isSoleCopy(entry: core_file.Entry, node: Node) bool {
     return switch (entry.state) {
         .exclusive => entry.owner == node,
         .shared => entry.sharers == home.bit(node),
-        .untouched, .replicated => false,
+        .untouched, .replicated, .stored => false,
     };
 }
 
 /// The bytes that came are the page from now on, and the home has them alone.
 fn take(self: anytype, page: Page, out: *Actions) void {
     const entry = &self.directory[page];
-    if (self.has(.lost_put)) {
-        entry.state = .untouched;
-        return;
-    }
     home.own(self, entry, self.config.node);
     self.local[page] = .exclusive;
     self.versions[page] = entry.version;
     home.settleOwn(self, page);
+    if (self.has(.lost_put)) return;
     out.add(.{ .install = .{
         .page = page,
         .access = .exclusive,

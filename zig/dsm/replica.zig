@@ -77,11 +77,10 @@ pub const Replicas = struct {
 };
 
 fn others(self: anytype) types.Nodes {
-    const all = ~@as(types.Nodes, 0) >> @intCast(types.nodes_max - self.config.node_count);
-    return all & ~home.bit(self.config.node);
+    return self.compute & ~home.bit(self.config.node);
 }
 
-/// To every other node.
+/// To every other compute node.
 fn broadcast(self: anytype, kind: types.MsgKind, msg: types.Msg, out: *Actions) void {
     var rest = others(self);
     while (rest != 0) : (rest &= rest - 1) out.send(@intCast(@ctz(rest)), kind, msg);
@@ -485,7 +484,7 @@ fn unlink(self: anytype, page: Page, depth: u8, out: *Actions) void {
 
 fn hear(self: anytype, from: Node, sequence: u32, out: *Actions) void {
     self.replicas.heard[from] = sequence;
-    if (self.config.node_count == 2) return;
+    if (self.compute_count == 2) return;
     out.send(from, .diff_ack, .{
         .kind = 0,
         .requester = self.config.node,
@@ -499,7 +498,7 @@ pub fn acknowledged(self: anytype, from: Node, sequence: u32) void {
 }
 
 pub fn gatePassed(self: anytype, sequence: u32) bool {
-    if (self.config.node_count == 2) return true;
+    if (self.compute_count == 2) return true;
     var rest = others(self);
     while (rest != 0) : (rest &= rest - 1) {
         const behind = sequence -% self.replicas.acknowledged[@ctz(rest)];

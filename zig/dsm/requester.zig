@@ -8,6 +8,7 @@ const core_file = @import("core.zig");
 const home = @import("home.zig");
 const hold = @import("hold.zig");
 const put = @import("put.zig");
+const store = @import("store.zig");
 const Actions = core_file.Actions;
 const Page = types.Page;
 const Node = types.Node;
@@ -29,18 +30,8 @@ pub fn fault(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actio
     // What it has is not enough: those who wait for it come first, since this node's own request
     // would wait behind theirs.
     hold.give(self, page, out);
-    const at_home = self.isHome(page);
-    if (at_home and self.directory[page].state == .untouched and self.txns.find(page) == null) {
-        home.own(self, &self.directory[page], self.config.node);
-        self.versions[page] = self.directory[page].version;
-        self.local[page] = .exclusive;
+    if (self.isHome(page) and atHome(self, page, out)) {
         self.stats.local += 1;
-        out.add(.{ .install = .{
-            .page = page,
-            .access = .exclusive,
-            .source = .zero,
-            .wake = true,
-        } });
         return hold.woken(self, page);
     }
     if (self.pending.full()) {
@@ -51,6 +42,24 @@ pub fn fault(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actio
     }
     self.stats.remote += 1;
     ask(self, page, is_write, thread, out);
+}
+
+/// True if the home can serve its own fault without a request: nobody else has the page.
+fn atHome(self: anytype, page: Page, out: *Actions) bool {
+    const entry = &self.directory[page];
+    const is_alone = entry.state == .untouched or entry.state == .stored;
+    if (!is_alone or self.txns.find(page) != null) return false;
+    if (entry.state == .stored) return store.takeBack(self, page, out);
+    home.own(self, entry, self.config.node);
+    self.versions[page] = entry.version;
+    self.local[page] = .exclusive;
+    out.add(.{ .install = .{
+        .page = page,
+        .access = .exclusive,
+        .source = .zero,
+        .wake = true,
+    } });
+    return true;
 }
 
 fn ask(self: anytype, page: Page, is_write: bool, thread: u16, out: *Actions) void {
@@ -108,7 +117,7 @@ fn send(
         .get_shared => .get_shared,
         .get_exclusive => .get_exclusive,
         .upgrade => .upgrade,
-        .replicate => unreachable,
+        .replicate, .discard, .repair => unreachable,
     };
     out.send(self.homeOf(page), message_kind, .{
         .kind = 0,
@@ -153,7 +162,8 @@ pub fn ack(self: anytype, page: Page, out: *Actions) void {
 fn ready(self: anytype, p: *const core_file.Pending) bool {
     if (!p.granted) return false;
     if (self.has(.early_grant)) return true;
-    return p.acks == p.acks_needed or (self.has(.ack_twice) and p.acks > p.acks_needed);
+    if (self.has(.ack_twice)) return p.acks >= p.acks_needed;
+    return p.acks == p.acks_needed;
 }
 
 fn complete(self: anytype, page: Page, out: *Actions) void {

@@ -29,10 +29,73 @@ pub const evicting_held = blk: {
 
 pub const evicting_of_three: explorer.Options = .{ .nodes = 3, .operations = 1, .evictions = 1 };
 
+/// Homes that push pages out to memory nodes; with fewer frames than pages, two copies, both.
+pub const storing = [_]explorer.Options{
+    .{ .operations = 2, .evictions = 2, .memory = 1 },
+    .{ .pages = 2, .homes = two_pages.homes, .operations = 2, .evictions = 1, .memory = 1 },
+    .{ .nodes = 1, .pages = 2, .operations = 3, .evictions = 3, .memory = 1, .slots = 2 },
+    storing_twice,
+};
+
+pub const storing_twice: explorer.Options = .{
+    .nodes = 1,
+    .pages = 2,
+    .operations = 3,
+    .evictions = 2,
+    .memory = 2,
+    .frame_copies = 2,
+};
+
+/// A memory node crashes: the other copy serves; with a third memory node all have two copies
+/// again.
+pub const losing = [_]explorer.Options{
+    .{
+        .nodes = 1,
+        .pages = 2,
+        .operations = 3,
+        .evictions = 2,
+        .memory = 2,
+        .frames = 2,
+        .frame_copies = 2,
+        .crashes = 1,
+    },
+    .{ .operations = 1, .evictions = 2, .memory = 2, .frame_copies = 2, .crashes = 1 },
+    repairing,
+};
+
+pub const repairing: explorer.Options = .{
+    .nodes = 1,
+    .pages = 2,
+    .operations = 2,
+    .evictions = 2,
+    .memory = 3,
+    .frame_copies = 2,
+    .crashes = 1,
+};
+
+/// Without a second copy there is no help.
+pub const losing_the_only_copy: explorer.Options = .{
+    .operations = 2,
+    .evictions = 1,
+    .memory = 1,
+    .crashes = 1,
+};
+
+pub const discarding: explorer.Options = .{ .operations = 2, .discards = 2 };
+
+pub const discarding_of_three: explorer.Options = .{ .nodes = 3, .operations = 1, .discards = 1 };
+
+pub const discarding_stored: explorer.Options = .{
+    .operations = 2,
+    .evictions = 1,
+    .memory = 1,
+    .discards = 1,
+};
+
 /// Pages of the page-table scenarios. An entry is 100 + the page it points at.
 const lock_page = 0;
 const parent = 1;
-const child = 2;
+pub const child = 2;
 const link = 100 + child;
 
 /// Where the parent points at the child.
@@ -317,6 +380,16 @@ pub const tables = blk: {
         list[6 * i + 3] = tablesWith(h, &.{ &takes_over, &hands_over });
         list[6 * i + 4] = linking(h, &.{ &links_and_hands_over, &takes_over_once });
         list[6 * i + 5] = linking(h, &.{ &takes_over_once, &links_and_hands_over });
+    }
+    break :blk list;
+};
+
+/// The table that goes out of use is discarded, before that in vain.
+pub const discarding_tables = blk: {
+    var list = [_]explorer.Options{ tables[0], tables[8], tables[14], tables[21] };
+    for (&list) |*o| {
+        o.discards = 1;
+        o.discardable = .{ .page = child };
     }
     break :blk list;
 };

@@ -25,7 +25,7 @@ pub const MsgKind = enum(u8) {
     /// home -> owner: send the page to `requester`; forward_exclusive also gives it up.
     forward_shared = 4,
     forward_exclusive = 5,
-    /// home -> sharer: drop it, ack to `requester`.
+    /// home -> sharer: drop it, ack to `requester`. A discard's: to any holder, the home asks.
     invalidate = 6,
     /// home or owner -> requester. flag_data: the page follows; flag_exclusive, flag_zero
     /// (content is zeroes, nothing follows); neither: the requester's copy serves; `acks` to await.
@@ -58,16 +58,30 @@ pub const MsgKind = enum(u8) {
     put_ack = 19,
     /// home -> node: a put without data came, but that was the only copy: put it again with data.
     put_more = 20,
+    /// home -> memory node: keep the page in frame `old`; `version` is the store's sequence number,
+    /// which the answer repeats.
+    frame_put = 21,
+    frame_ack = 22,
+    /// home -> memory node: the bytes of frame `old`, please; they come with frame_data.
+    frame_get = 23,
+    frame_data = 24,
+    /// any -> home: nobody needs the page's content any more, drop every copy.
+    discard = 25,
+    /// home -> who asked: done; flag_refused: it is a page table.
+    discarded = 26,
 };
 
 pub const flag_data: u8 = 1;
 pub const flag_exclusive: u8 = 2;
 pub const flag_zero: u8 = 4;
 /// replica_ack: this node knows no table at that place (any more) and did not take the replica.
+/// discarded: it was not.
 pub const flag_refused: u8 = 8;
 
 /// Action.fatal: one entry took more tables out of use than a step can say.
 pub const fatal_unlinked: u32 = 1;
+/// Action.fatal: the only copy of the page was on a memory node that is lost.
+pub const fatal_page_lost: u32 = 2;
 
 pub const page_none: Page = 0xffff_ffff;
 
@@ -93,6 +107,8 @@ pub const Msg = extern struct {
         return switch (@as(MsgKind, @fromBackingInt(@intCast(self.kind)))) {
             .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,
             .put_ack, .put_more, .hurry => false,
+            // No other guest part sees these bytes before a grant.
+            .frame_put, .frame_ack, .frame_get, .frame_data => false,
             .put => self.hasData(),
             else => true,
         };
@@ -148,6 +164,12 @@ pub const Event = union(enum) {
     /// The shell's policy wants the page to leave this node. Refused (counted, no action) where
     /// canEvict(page) says no.
     evict: struct { page: Page, now: u64 },
+    /// The page's content is not needed any more, on no node: action discarded says when every copy
+    /// is gone. Until then the page may still be read as it was. Refused (counted, no action)
+    /// where canDiscard(page) says no: then the shell asks again after another one is done.
+    discard: struct { page: Page },
+    /// A memory node is gone for good, and everything it kept. No message of it is taken any more.
+    node_lost: struct { node: Node },
 };
 
 /// Number of a write-back slot: a page of the shell's memory, below Config.slots_max. The core
@@ -181,11 +203,16 @@ pub const Action = union(enum) {
     patch: struct { page: Page, index: u16, old: u64, new: u64 },
     /// Copy the page's bytes into the slot; the page is write-protected.
     save: struct { page: Page, slot: SlotNumber },
+    /// Copy the content that came with the message of this step into the slot.
+    keep: SlotNumber,
     /// With data: the slot's bytes if there is one, else the page's, as they are when this action
     /// is reached (after protect, before drop). Sends leave after the scan of replicas that ends
     /// the step; diffs first. A slot's bytes stay until the end of the step at least.
     send: struct { to: Node, msg: Msg, slot: ?SlotNumber = null },
-    /// Memory can no longer be right (conflicting entries): stop the VM.
+    /// A discard that was asked for here is done: the page reads as zeroes until it is written
+    /// again. Refused: it is a page table, and stays as it is.
+    discarded: struct { page: Page, refused: bool },
+    /// Memory can no longer be right: stop the VM. `code` is one of fatal_*.
     fatal: struct { page: Page, code: u32 },
 };
 

@@ -62,7 +62,7 @@ pub const Dumper = struct {
 
     fn dump(self: *Dumper) void {
         const pager = self.pager orelse {
-            return self.say("plain memory, or only lent: nothing can be open", .{});
+            return self.say("no pager here: plain memory, or a node that only lends some", .{});
         };
         const text = pager.inspection.takeDump(&self.text, patience_ns) orelse {
             const seconds = patience_ns / std.time.ns_per_s;
@@ -100,7 +100,7 @@ test "a signal to the process is answered on the descriptor" {
         _ = try sys.check(std.os.linux.kill(std.os.linux.getpid(), .USR1));
         var buffer: [160]u8 = undefined;
         const n = try sys.check(std.os.linux.read(fds[0], &buffer, buffer.len));
-        const expected = "node 3: plain memory, or only lent: nothing can be open\n";
+        const expected = "node 3: no pager here: plain memory, or a node that only lends some\n";
         try std.testing.expectEqualStrings(expected, buffer[0..n]);
     }
 }

@@ -214,3 +214,55 @@ test "random accesses to many more pages than the caches hold" {
         try testing.expectEqual(@as(u64, 0), traffic.wrong.load(.monotonic));
     };
 }
+
+fn expectWhole(options: cluster_file.Options, traffic_rounds: u64) !void {
+    const cluster = try Cluster.start(testing.allocator, options);
+    var traffic: Traffic = .{
+        .cluster = cluster,
+        .threads = 2 * options.nodes,
+        .pages = options.nodes * options.pages_per_node,
+        .rounds = traffic_rounds,
+    };
+    try Cluster.run(traffic.threads, &traffic, Traffic.work);
+    traffic.checkAll();
+    try expectWithinLimits(cluster, options.limits, traffic.threads, options.hold_ns_max > 0);
+    var held: u64 = 0;
+    var puts: u64 = 0;
+    var gets: u64 = 0;
+    for (cluster.lenders) |*node| {
+        held += node.stats.frames_held;
+        puts += node.stats.frame_puts;
+        gets += node.stats.frame_gets;
+    }
+    std.debug.print("{d} + {d} nodes, {d} copies: ", .{
+        options.nodes, options.memory_nodes, options.frame_copies,
+    });
+    std.debug.print("{d} pages evicted, {d} stored, {d} loaded, {d} turns held\n", .{
+        cluster.sum("pages_evicted"), puts, gets, cluster.sum("turns_held"),
+    });
+    try testing.expect(gets > traffic_rounds / 4);
+    try testing.expect(held > 0);
+    try cluster.stop();
+    try testing.expectEqual(@as(u64, 0), traffic.wrong.load(.monotonic));
+}
+
+test "one node that keeps a sixth of its pages, the others on two memory nodes" {
+    for ([_]u8{ 1, 2 }) |copies| try expectWhole(.{
+        .nodes = 1,
+        .memory_nodes = 2,
+        .pages_per_node = 96,
+        .frames = 40 * @as(u32, copies),
+        .frame_copies = copies,
+        .limits = .{ .own_pages = 16 },
+    }, rounds());
+}
+
+test "two nodes with small caches that keep few of their own pages, one memory node" {
+    try expectWhole(.{
+        .nodes = 2,
+        .memory_nodes = 1,
+        .pages_per_node = 64,
+        .frames = 56,
+        .limits = .{ .own_pages = 8, .cache_pages = 8 },
+    }, rounds());
+}

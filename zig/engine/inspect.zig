@@ -118,7 +118,7 @@ pub fn record(core: anytype, page: u32, gpa: u64) abi.PageRecord {
     const entry = core.directory[page];
     out.state = byte(stateOf(entry.state));
     out.owner = entry.owner;
-    out.sharers = entry.sharers;
+    out.sharers = if (entry.state == .stored) core.store.nodesOf(entry) else entry.sharers;
     out.version = entry.version;
     const txn = core.txns.find(page) orelse return out;
     // While requests are parked none of them is the transaction's own yet.
@@ -142,6 +142,7 @@ fn stateOf(state: anytype) abi.PageState {
         .shared => .shared,
         .exclusive => .exclusive,
         .replicated => .replicated,
+        .stored => .stored,
     };
 }
 
@@ -160,6 +161,8 @@ fn requestOf(kind: anytype) abi.PageRequest {
         .get_exclusive => .get_exclusive,
         .upgrade => .upgrade,
         .replicate => .replicate,
+        .discard => .discard,
+        .repair => .repair,
     };
 }
 
@@ -169,5 +172,7 @@ fn phaseOf(phase: anytype) abi.PagePhase {
         .share => .share,
         .go => .go,
         .parked => .parked,
+        .load => .load,
+        .discard => .discard,
     };
 }

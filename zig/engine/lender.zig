@@ -7,7 +7,11 @@ const linux = std.os.linux;
 const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const last_words = @import("../base/last_words.zig");
-const Store = @import("../memory/frames.zig").Store;
+const types = @import("../dsm/types.zig");
+const protocol = @import("../dsm/lender.zig");
+const frames = @import("../memory/frames.zig");
+const frame_size = frames.frame_size;
+const Store = frames.Store;
 const Mailbox = @import("../memory/mailbox.zig").Mailbox;
 const frame = @import("../transport/frame.zig");
 const Lanes = @import("lanes.zig").Lanes;
@@ -23,7 +27,7 @@ pub const Settings = struct {
     node_count: u8,
     frames_lent: u32,
     /// Frames of each compute node; a range of no frames: none.
-    ranges: [abi.nodes_max]abi.FrameRange,
+    ranges: [abi.nodes_max]abi.FrameRange = @splat(.{ .first = 0, .count = 0 }),
     poll_ns_max: u64,
     peer_timeout_ns: u64,
     service_priority: u32,
@@ -38,6 +42,7 @@ pub const Lender = struct {
     mailbox: *Mailbox,
     lanes: Lanes,
     store: Store,
+    lent: [abi.nodes_max]protocol.Lent,
     handler: Handler,
     stats: *abi.EngineStats,
     stopping: bool = false,
@@ -71,9 +76,13 @@ pub const Lender = struct {
                 },
             },
             .store = try .init(settings.frames_lent),
+            .lent = undefined,
             .handler = handler,
             .stats = stats,
         };
+        for (&self.lent, settings.ranges, 0..) |*lent, range, node| {
+            lent.* = .{ .home = @intCast(node), .first = range.first, .count = range.count };
+        }
         return self;
     }
 
@@ -153,6 +162,7 @@ pub const Lender = struct {
         switch (which) {
             Command.reset => {
                 self.store.clear() catch last_words.fatal("the frames cannot be cleared", .{});
+                self.stats.frames_held = 0;
                 self.handler.reset_done(self.handler.context);
             },
             // It begins nothing by itself.
@@ -160,6 +170,35 @@ pub const Lender = struct {
             Command.stop => self.stopping = true,
             else => unreachable,
         }
+    }
+
+    /// A home's page comes, or is asked for. Answers may always be sent (transport/lane.zig): a
+    /// home has a bounded number of pages on their way.
+    fn serve(self: *Lender, from: u8, payload: []const u8) !void {
+        self.stats.messages_received += 1;
+        const msg = std.mem.bytesToValue(types.Msg, payload[0..@sizeOf(types.Msg)]);
+        const rest = payload[@sizeOf(types.Msg)..];
+        const size: usize = if (msg.hasData()) frame_size else 0;
+        if (rest.len != size) return error.ProtocolViolated;
+        try protocol.validate(&self.lent, from, msg);
+        const number: u32 = @intCast(msg.old);
+        const answer = protocol.answer(msg);
+        const head = std.mem.asBytes(&answer);
+        if (msg.hasData()) {
+            self.stats.pages_received += 1;
+            try self.store.put(number, rest[0..frame_size]);
+            self.queue(from, &.{head});
+        } else {
+            self.stats.pages_sent += 1;
+            self.queue(from, &.{ head, try self.store.get(number) });
+        }
+        self.stats.frames_held = self.store.counters.written;
+        self.stats.frame_puts = self.store.counters.puts;
+        self.stats.frame_gets = self.store.counters.gets;
+    }
+
+    fn queue(self: *Lender, to: u8, parts: []const []const u8) void {
+        if (self.lanes.queue(to, .protocol, parts)) self.stats.messages_sent += 1;
     }
 
     fn sendSpan(self: *Lender, nodes: u64, payload: []const u8) void {
@@ -181,11 +220,12 @@ pub const Lender = struct {
 
     fn onFrame(self: *Lender, from: u8, kind: frame.Kind, payload: []const u8) !void {
         switch (kind) {
+            .protocol => try self.serve(from, payload),
             .span => self.handler.receive(self.handler.context, from, payload),
             .ping => _ = self.lanes.queue(from, .pong, &.{payload}),
             .pong => {},
-            .bye => self.lanes.lose(from, "the peer said goodbye"),
-            .protocol, .ack, .@"resume", .clock, _ => return error.ProtocolViolated,
+            .bye => self.lanes.heardGoodbye(from, payload),
+            .ack, .@"resume", .clock, _ => return error.ProtocolViolated,
         }
     }
 };

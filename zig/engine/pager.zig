@@ -8,6 +8,7 @@ const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const last_words = @import("../base/last_words.zig");
 const core_file = @import("../dsm/core.zig");
+const types = @import("../dsm/types.zig");
 const Memory = @import("../base/page_array.zig").Memory;
 const Inspection = @import("inspect.zig").Inspection;
 const room = @import("room.zig");
@@ -67,6 +68,11 @@ pub const Settings = struct {
     peer_timeout_ns: u64,
     service_priority: u32,
     limits: Limits = .{},
+    /// Nodes that have vCPUs and guest RAM; the others lend memory.
+    compute: types.Nodes,
+    /// Frames of this node's on each memory node.
+    frames: [abi.nodes_max]abi.FrameRange = @splat(.{ .first = 0, .count = 0 }),
+    frame_copies: u8 = 1,
 };
 
 pub const Error = error{ SystemCall, OutOfMemory, ThreadFailed };
@@ -78,6 +84,8 @@ pub const Pager = struct {
     allocator: std.mem.Allocator,
     settings: Settings,
     homes: [abi.ram_ranges_max]core_file.HomeRange,
+    /// The core is made anew at each reset.
+    frames: [abi.nodes_max]core_file.FrameRange,
     mailbox: *Mailbox,
     shell: Shell,
     /// Questions of other threads about what the shard knows.
@@ -105,6 +113,7 @@ pub const Pager = struct {
             .allocator = allocator,
             .settings = settings,
             .homes = undefined,
+            .frames = undefined,
             .mailbox = mailbox,
             .shell = undefined,
             .inspection = .{ .bell_fd = mailbox.eventfd },
@@ -121,6 +130,9 @@ pub const Pager = struct {
                 .replicate = settings.replicate,
                 .hold_ns_max = settings.hold_ns_max,
                 .threads = threads_max,
+                .compute = settings.compute,
+                .frames = self.frameRanges(),
+                .frame_copies = settings.frame_copies,
                 .slots_max = if (settings.limits.any()) room.slots_max else 0,
                 .page_memory = .kernel,
             },
@@ -152,6 +164,16 @@ pub const Pager = struct {
             };
         }
         return self.homes[0..ram.range_count];
+    }
+
+    fn frameRanges(self: *Pager) []const core_file.FrameRange {
+        var count: usize = 0;
+        for (self.settings.frames, 0..) |r, node| {
+            if (r.count == 0) continue;
+            self.frames[count] = .{ .node = @intCast(node), .first = r.first, .count = r.count };
+            count += 1;
+        }
+        return self.frames[0..count];
     }
 
     pub fn start(self: *Pager) Error!void {
@@ -271,3 +293,19 @@ pub const Pager = struct {
         return if (self.shell.faults.waiting > 0) @min(ns, oldest_fault_ns_max) else ns;
     }
 };
+
+test "page states take as many bytes a page as users are told" {
+    const shell = @typeInfo(Shell.Core).@"struct";
+    var bytes: usize = 0;
+    inline for (shell.field_names, shell.field_types) |name, T| {
+        // One entry a page each: arrays of their own, and the index of every pool of records.
+        const is_array = comptime std.mem.eql(u8, name, "local") or
+            std.mem.eql(u8, name, "versions") or std.mem.eql(u8, name, "directory");
+        if (is_array) bytes += @sizeOf(std.meta.Elem(T));
+        if (@typeInfo(T) == .@"struct" and @hasField(T, "index")) bytes += @sizeOf(u16);
+    }
+    // Transfers, and of a home's own pages the frame that may hold it.
+    bytes += @sizeOf(u16) + @sizeOf(u32);
+    bytes += @import("../memory/eviction.zig").bytes_per_page;
+    try std.testing.expectEqual(@as(usize, abi.page_state_bytes), bytes);
+}

@@ -143,6 +143,9 @@ pub fn ShellOf(comptime Env: type) type {
         slots: []PageBytes,
         /// What leaves when memory is short; null: it never is.
         room: ?Room,
+        /// Memory nodes with frames of this node's, and those that the core knows to be lost.
+        lenders: types.Nodes,
+        lenders_lost: types.Nodes = 0,
         ending: Ending = .no,
         takes_posts_first: bool = false,
         stopping: std.atomic.Value(bool) = .init(false),
@@ -176,6 +179,8 @@ pub fn ShellOf(comptime Env: type) type {
             var room: ?Room = null;
             if (o.limits.any()) room = try .init(allocator, memory, o.core.page_count, o.limits);
             errdefer if (room) |*r| r.deinit(allocator);
+            var lenders: types.Nodes = 0;
+            for (o.core.frames) |range| lenders |= @as(types.Nodes, 1) << @intCast(range.node);
             return .{
                 .allocator = allocator,
                 .env = o.env,
@@ -193,6 +198,7 @@ pub fn ShellOf(comptime Env: type) type {
                 .staged_pages = pages,
                 .slots = slots,
                 .room = room,
+                .lenders = lenders,
                 .faults_hold = o.faults_hold,
             };
         }
@@ -216,8 +222,20 @@ pub fn ShellOf(comptime Env: type) type {
             self.takePosts();
             for (0..self.core_config.node_count) |node| self.takeFrames(@intCast(node));
             self.onTime();
+            self.noticeLosses();
             if (self.ending == .no) self.makeRoom() else self.goOnEnding();
             self.lanes.flush();
+        }
+
+        /// A memory node that is lost takes its frames with it; no vCPU, so the VM may go on.
+        fn noticeLosses(self: *Self) void {
+            var rest = self.lenders & ~self.lenders_lost;
+            while (rest != 0) : (rest &= rest - 1) {
+                const node: u8 = @intCast(@ctz(rest));
+                if (!self.lanes.isLost(node)) continue;
+                self.lenders_lost |= @as(types.Nodes, 1) << @intCast(node);
+                self.step(.{ .node_lost = .{ .node = node } }, null);
+            }
         }
 
         fn goOnEnding(self: *Self) void {
@@ -349,6 +367,7 @@ pub fn ShellOf(comptime Env: type) type {
             self.gate.clear();
             self.scanned = null;
             if (self.room) |*room| room.clear();
+            self.lenders_lost = 0;
             self.core.deinit();
             self.core = Core.init(self.allocator, self.core_config) catch {
                 self.env.fatal("no memory for page states at reset", .{});
@@ -518,11 +537,12 @@ pub fn ShellOf(comptime Env: type) type {
                 .patch => |p| self.patch(p.page, p.index, p.old, p.new),
                 // Write-protected: what is read now is final.
                 .save => |s| @memcpy(&self.slots[s.slot], self.ram.pageBytes(s.page)),
+                // The core keeps only what came with a page (dsm/repair.zig).
+                .keep => |slot| self.slots[slot] = data.?.*,
+                // Nothing here asks for it: a reset forgets all pages at once.
+                .discarded => unreachable,
                 .send => |s| self.stage(s.to, s.msg, s.slot),
-                .fatal => |f| self.env.fatal(
-                    "page 0x{x}: the nodes' copies cannot be reconciled (code {d})",
-                    .{ self.ram.gpaOf(f.page), f.code },
-                ),
+                .fatal => |f| self.cannotGoOn(f.page, f.code),
             };
         }
 
@@ -722,10 +742,22 @@ pub fn ShellOf(comptime Env: type) type {
             var w: std.Io.Writer = .fixed(&buffer);
             const words = .{ what, sys.last_errno };
             w.print("{s} failed (errno {d}), its state is unknown", words) catch unreachable;
+            self.pageLost(page, w.buffered());
+        }
+
+        fn cannotGoOn(self: *Self, page: u32, code: u32) noreturn {
+            if (code == types.fatal_page_lost)
+                self.pageLost(page, "every memory node that had it is gone");
+            self.env.fatal("page 0x{x}: the nodes' copies cannot be reconciled (code {d})", .{
+                self.ram.gpaOf(page), code,
+            });
+        }
+
+        fn pageLost(self: *Self, page: u32, why: []const u8) noreturn {
             const gpa = self.ram.gpaOf(page);
-            self.handler.page_lost(self.handler.context, gpa, w.buffered());
+            self.handler.page_lost(self.handler.context, gpa, why);
             const node = self.core_config.node;
-            self.env.fatal("page_lost: page 0x{x} on node {d}: {s}", .{ gpa, node, w.buffered() });
+            self.env.fatal("page_lost: page 0x{x} on node {d}: {s}", .{ gpa, node, why });
         }
     };
 }

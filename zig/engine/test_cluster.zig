@@ -1,7 +1,7 @@
 //! Several pagers in one process, each with its own copy of the VM's RAM, joined by lanes. Threads
 //! of this process stand for vCPUs: they touch a node's RAM directly. Shard, core, userfaultfd
-//! and lanes are the production ones, at the machine's own speed and without KVM. For tests and
-//! benches.
+//! and lanes are the production ones, at the machine's own speed and without KVM. Memory nodes
+//! (lenders) may come after the others. For tests and benches.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -16,6 +16,8 @@ const seal = @import("../transport/seal.zig");
 const Keeper = @import("../transport/keeper.zig").Keeper;
 const tcp = @import("../transport/tcp.zig");
 const Inbox = @import("inbox.zig").Inbox;
+const Lanes = @import("lanes.zig").Lanes;
+const Lender = @import("lender.zig").Lender;
 const pager_file = @import("pager.zig");
 const Pager = pager_file.Pager;
 
@@ -34,8 +36,21 @@ pub const Node = struct {
     keeper: ?Keeper = null,
 };
 
+/// A memory node.
+pub const LenderNode = struct {
+    lender: *Lender,
+    stats: abi.EngineStats,
+    lanes: [nodes_max]?Lane = @splat(null),
+    /// Killed: its lanes are cut, nobody runs it.
+    dead: bool = false,
+};
+
 pub const Options = struct {
     nodes: u8 = 2,
+    memory_nodes: u8 = 0,
+    /// Frames that each node has on each memory node.
+    frames: u32 = 0,
+    frame_copies: u8 = 1,
     pages_per_node: u32 = 64,
     hold_ns_max: u64 = std.time.ns_per_ms,
     poll_ns_max: u64 = 0,
@@ -47,32 +62,89 @@ pub const Options = struct {
 pub const Cluster = struct {
     allocator: std.mem.Allocator,
     nodes: []Node,
+    lenders: []LenderNode,
     ranges: [nodes_max]abi.RamRange = undefined,
 
     /// error.SkipZigTest where the host has no userfaultfd for this user.
     pub fn start(allocator: std.mem.Allocator, options: Options) !*Cluster {
         const self = try allocator.create(Cluster);
         errdefer allocator.destroy(self);
-        self.* = .{ .allocator = allocator, .nodes = try allocator.alloc(Node, options.nodes) };
+        self.* = .{
+            .allocator = allocator,
+            .nodes = try allocator.alloc(Node, options.nodes),
+            .lenders = try allocator.alloc(LenderNode, options.memory_nodes),
+        };
         const size = @as(u64, options.pages_per_node) * page_size;
         for (0..options.nodes) |n| {
             self.ranges[n] = .{ .gpa = n * size, .size = size, .node = @intCast(n) };
         }
         for (self.nodes, 0..) |*node, n| try self.startNode(node, @intCast(n), options);
-        for (0..options.nodes) |a| for (a + 1..options.nodes) |b| try self.connect(a, b);
+        for (self.lenders, 0..) |*node, n| {
+            try self.startLender(node, options.nodes + @as(u8, @intCast(n)), options);
+        }
+        const count = options.nodes + options.memory_nodes;
+        for (0..count) |a| for (a + 1..count) |b| try self.connect(a, b);
         for (self.nodes) |*node| try node.pager.start();
+        for (self.lenders) |*node| try node.lender.start();
         return self;
+    }
+
+    /// Of each node on a memory node, or of each memory node: its number first.
+    fn frameRanges(options: Options, of_node: u8) [abi.nodes_max]abi.FrameRange {
+        var ranges: [abi.nodes_max]abi.FrameRange = @splat(.{ .first = 0, .count = 0 });
+        const lends = of_node >= options.nodes;
+        for (0..options.nodes + options.memory_nodes) |other| {
+            if (lends == (other >= options.nodes)) continue;
+            const home = if (lends) other else of_node;
+            const first: u32 = @intCast(home * options.frames);
+            ranges[other] = .{ .first = first, .count = options.frames };
+        }
+        return ranges;
+    }
+
+    fn startLender(self: *Cluster, node: *LenderNode, number: u8, options: Options) !void {
+        node.* = .{ .lender = undefined, .stats = std.mem.zeroes(abi.EngineStats) };
+        node.lender = try Lender.create(self.allocator, .{
+            .node = number,
+            .node_count = options.nodes + options.memory_nodes,
+            .frames_lent = options.nodes * options.frames,
+            .ranges = frameRanges(options, number),
+            .poll_ns_max = options.poll_ns_max,
+            .peer_timeout_ns = 30 * std.time.ns_per_s,
+            .service_priority = 0,
+        }, .{
+            .context = node,
+            .receive = ignore,
+            .lost = ignoreNotice,
+            .noticed = ignoreNotice,
+            .settled = ignoreEnd,
+            .reset_done = ignoreEnd,
+            .on_time = noTime,
+            .page_lost = noPage,
+            .inboxes = noInbox,
+        }, &node.stats);
+    }
+
+    /// As kill -9: from now on it takes and says nothing. Its peers see their lanes end.
+    pub fn killLender(self: *Cluster, which: usize) void {
+        const node = &self.lenders[which];
+        node.lender.join();
+        node.dead = true;
+        for (&node.lanes) |*lane| if (lane.*) |*l| l.cut();
     }
 
     fn startNode(self: *Cluster, node: *Node, number: u8, options: Options) !void {
         node.* = .{
-            .ram = try Ram.init(self.ranges[0..self.nodes.len]),
+            .ram = try Ram.init(self.ranges[0..options.nodes]),
             .pager = undefined,
             .stats = std.mem.zeroes(abi.EngineStats),
         };
         node.pager = try Pager.create(self.allocator, &node.ram, .{
             .node = number,
-            .node_count = options.nodes,
+            .node_count = options.nodes + options.memory_nodes,
+            .compute = (@as(u64, 1) << @intCast(options.nodes)) - 1,
+            .frames = frameRanges(options, number),
+            .frame_copies = options.frame_copies,
             .replicate = false,
             .hold_ns_max = options.hold_ns_max,
             .poll_ns_max = options.poll_ns_max,
@@ -132,11 +204,24 @@ pub const Cluster = struct {
     }
 
     fn addLane(self: *Cluster, own: usize, peer: usize, connection: lane_file.Connection) !void {
+        if (own >= self.nodes.len) {
+            const node = &self.lenders[own - self.nodes.len];
+            return self.addTo(&node.lanes, &node.lender.lanes, peer, connection);
+        }
         const node = &self.nodes[own];
-        node.lanes[peer] = try Lane.init(self.allocator, @intCast(peer), .{});
-        const lane = &node.lanes[peer].?;
-        try lane.adopt(connection);
-        node.pager.shell.lanes.set(@intCast(peer), lane);
+        return self.addTo(&node.lanes, &node.pager.shell.lanes, peer, connection);
+    }
+
+    fn addTo(
+        self: *Cluster,
+        own: *[nodes_max]?Lane,
+        lanes: *Lanes,
+        peer: usize,
+        connection: lane_file.Connection,
+    ) !void {
+        own[peer] = try Lane.init(self.allocator, @intCast(peer), .{});
+        try own[peer].?.adopt(connection);
+        lanes.set(@intCast(peer), &own[peer].?);
     }
 
     /// Ends the shards, lets what is in flight arrive, audits every page, frees everything. No
@@ -145,6 +230,7 @@ pub const Cluster = struct {
         defer self.free();
         for (self.nodes) |*node| node.pager.join();
         try self.settle();
+        for (self.lenders) |*node| node.lender.join();
         var lost: u32 = 0;
         for (self.nodes) |*node| lost += node.lost.load(.acquire);
         if (lost != 0) return error.PeerLost;
@@ -160,6 +246,23 @@ pub const Cluster = struct {
             std.debug.print("audit: page {d} on node {d} is mapped otherwise\n", .{ page, n });
             return error.MappingWrong;
         };
+        try checkFrames(cores[0..self.nodes.len]);
+    }
+
+    /// Nothing is under way: each stored page has its frames, and no frame is in use for nothing.
+    fn checkFrames(cores: []const core_file.Core) !void {
+        for (cores, 0..) |*core, n| {
+            var copies: u64 = 0;
+            for (0..core.config.page_count) |page| {
+                if (!core.isHome(@intCast(page))) continue;
+                if (core.directory[page].state == .stored) copies += core.config.frame_copies;
+            }
+            if (core.store.inUse() == copies) continue;
+            std.debug.print("node {d}: {d} frames in use, {d} copies of pages\n", .{
+                n, core.store.inUse(), copies,
+            });
+            return error.FramesLeaked;
+        }
     }
 
     fn settle(self: *Cluster) !void {
@@ -183,6 +286,12 @@ pub const Cluster = struct {
             for (&node.lanes) |*lane| if (lane.*) |*l| l.deinit();
             node.ram.deinit();
         }
+        for (self.lenders) |*node| {
+            node.lender.join();
+            node.lender.destroy();
+            for (&node.lanes) |*lane| if (lane.*) |*l| l.deinit();
+        }
+        self.allocator.free(self.lenders);
         self.allocator.free(self.nodes);
         self.allocator.destroy(self);
     }
@@ -263,6 +372,7 @@ pub const Barrier = struct {
 };
 
 fn ignore(_: *anyopaque, _: u8, _: []const u8) void {}
+fn ignoreEnd(_: *anyopaque) void {}
 fn ignoreNotice(_: *anyopaque, _: u8, _: []const u8) void {}
 
 fn countSettled(context: *anyopaque) void {

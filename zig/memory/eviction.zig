@@ -25,6 +25,8 @@ const Mark = packed struct(u8) {
     pad: u4 = 0,
 };
 
+pub const bytes_per_page = 2 * @sizeOf(u32) + @sizeOf(Mark);
+
 pub const Table = struct {
     memory: Memory,
     /// Neighbours in the page's queue, as page + 1; 0: none.
