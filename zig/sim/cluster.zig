@@ -41,6 +41,11 @@ pub const Counters = struct {
     refused: u64 = 0,
     replicated: u64 = 0,
     evicted: u64 = 0,
+    /// Pages that memory nodes took and gave.
+    stored: u64 = 0,
+    loaded: u64 = 0,
+    /// Memory nodes that died.
+    memory_lost: u64 = 0,
     /// Schedules that ended as a VM does that has lost a node, or memory.
     deaths: u64 = 0,
     injected: [fault_count]u64 = @splat(0),
@@ -150,7 +155,7 @@ pub const Cluster = struct {
             .chaos = .init(config.seed ^ 0x6368_616f_7300_0000),
             .events = .{ .allocator = a },
             .truth = undefined,
-            .machines = try a.alloc(Machine, config.nodes),
+            .machines = try a.alloc(Machine, config.machines()),
             .vcpus = try a.alloc(Vcpu, @as(usize, config.nodes) * config.vcpus),
             .network = undefined,
             .habits = undefined,
@@ -167,7 +172,7 @@ pub const Cluster = struct {
         // does it while a full lane keeps the next fault from the shard.
         const has_holds = config.hold_us >= 100 and !config.faults.contains(.small_lane);
         self.habits = .choose(self.guest.random(), data, has_holds, has_tables);
-        if (config.cache > 0) {
+        if (config.cache > 0 or config.own > 0) {
             const most = config_file.small_instruction_pages;
             self.habits.many_pages = @min(self.habits.many_pages, most);
         }
@@ -185,8 +190,8 @@ pub const Cluster = struct {
             .node = node,
             .kernel = try .init(self.allocator, self, node, try self.memory()),
             .clock_ns = self.net.random().uintLessThan(u64, 1000 * ms),
-            .spans_sent = try self.allocator.alloc(u32, self.config.nodes),
-            .spans_taken = try self.allocator.alloc(u32, self.config.nodes),
+            .spans_sent = try self.allocator.alloc(u32, self.config.machines()),
+            .spans_taken = try self.allocator.alloc(u32, self.config.machines()),
         };
         @memset(m.spans_sent, 0);
         @memset(m.spans_taken, 0);
@@ -453,7 +458,14 @@ pub const Cluster = struct {
                 node, peer, why,
             });
         }
-        self.endVm(node);
+        if (peer < self.config.nodes) self.endVm(node);
+    }
+
+    /// Whether so many memory nodes have died that pages may be gone.
+    pub fn mayLosePages(self: *const Cluster) bool {
+        var dead: usize = 0;
+        for (self.machines[self.config.nodes..]) |m| dead += @intFromBool(m.is_dead);
+        return dead >= self.config.copies;
     }
 
     /// The VM ends on this node with vcpu_lost; it tells the others, and its process ends soon.
@@ -476,6 +488,7 @@ pub const Cluster = struct {
         if (m.is_dead) return;
         self.trace("node {d} is gone", .{node});
         m.is_dead = true;
+        if (node >= self.config.nodes) self.counters.memory_lost += 1;
         if (self.config.lanes == .real) return self.wires.kill(node);
         self.network.kill(node);
         for (0..self.config.nodes) |n| {
@@ -486,7 +499,7 @@ pub const Cluster = struct {
     }
 
     pub fn isDying(self: *const Cluster) bool {
-        for (self.machines) |m| if (m.is_dead or m.has_ended) return true;
+        for (self.machines[0..self.config.nodes]) |m| if (m.is_dead or m.has_ended) return true;
         return false;
     }
 };

@@ -30,6 +30,8 @@ pub const Fault = enum {
     pause_vcpu,
     /// A node dies. The others hear of it later, and the VM ends.
     crash,
+    /// A memory node dies: nothing is lost where each page has two copies.
+    crash_memory,
     /// Lanes have room for few requests.
     small_lane,
     // Of simulated sockets below the production lanes only.
@@ -52,6 +54,7 @@ pub const pages_max = 256;
 pub const vcpus_max = 8;
 pub const tables_max = 24;
 pub const slots_max = 8;
+pub const memory_nodes_max = 3;
 /// Most pages that an instruction needs where caches are small.
 pub const small_instruction_pages = 3;
 const wires_nodes_max = @import("wires.zig").nodes_max;
@@ -71,7 +74,13 @@ pub const Config = struct {
     tables: u8 = 0,
     /// Most pages of other nodes that a node keeps; 0: any number.
     cache: u16 = 0,
-    /// Write-back slots of a node with a cache.
+    /// Memory nodes, which come after all others, and on how many of them each page is that is not
+    /// at home.
+    memory: u8 = 0,
+    copies: u8 = 1,
+    /// Most pages of its own that a node keeps; 0: any number.
+    own: u16 = 0,
+    /// Write-back slots of a node that does not keep everything.
     slots: u8 = 1,
     /// The production lanes, sealed and resumed, over simulated sockets; else a model of them.
     lanes: enum { model, real } = .model,
@@ -118,14 +127,22 @@ pub const Config = struct {
         if (config.nodes <= wires_nodes_max and random.uintLessThan(u8, 4) == 0) {
             config.lanes = .real;
         }
-        config.faults = someFaults(random, config.lanes == .real);
         if (random.uintLessThan(u8, 3) == 0) {
             config.cache = config.cacheMin() + random.intRangeAtMost(u16, 0, 4);
             config.slots = random.intRangeAtMost(u8, 1, slots_max);
             const more = random.intRangeAtMost(u16, 4, 20);
             config.pages = @max(config.pages, config.cache + more);
         }
-        return config;
+        if (config.lanes == .model and random.uintLessThan(u8, 4) == 0) {
+            config.memory = random.intRangeAtMost(u8, 1, memory_nodes_max);
+            config.copies = random.intRangeAtMost(u8, 1, @min(2, config.memory));
+            config.own = config.cacheMin() + random.intRangeAtMost(u16, 0, 4);
+            config.slots = random.intRangeAtMost(u8, 1, slots_max);
+            const more = random.intRangeAtMost(u16, 4, 20);
+            config.pages = @max(config.pages, config.own + more);
+        }
+        config.faults = someFaults(random, config.lanes == .real, config.memory > 0);
+        return config.sound();
     }
 
     /// What the instructions of all vCPUs may need at once; page tables stay besides.
@@ -133,7 +150,7 @@ pub const Config = struct {
         return @as(u16, self.vcpus) * small_instruction_pages + self.tables;
     }
 
-    fn someFaults(random: std.Random, has_sockets: bool) Faults {
+    fn someFaults(random: std.Random, has_sockets: bool, has_memory: bool) Faults {
         var faults: Faults = .empty;
         if (random.uintLessThan(u8, 8) == 0) return faults;
         const percent = random.intRangeAtMost(u8, 10, 60);
@@ -141,6 +158,7 @@ pub const Config = struct {
             if (fault.isOfSockets() and !has_sockets) continue;
             // These end the VM, which ends the schedule early.
             const rare = fault == .crash or fault == .exists;
+            if (fault == .crash_memory and !has_memory) continue;
             const chance = if (rare) 4 else percent;
             if (random.uintLessThan(u8, 100) < chance) faults.insert(fault);
         }
@@ -155,7 +173,12 @@ pub const Config = struct {
         if (self.rounds != 1) try w.print(" --rounds {d}", .{self.rounds});
         if (self.hold_us != 0) try w.print(" --hold {d}", .{self.hold_us});
         if (self.tables != 0) try w.print(" --tables {d}", .{self.tables});
-        if (self.cache != 0) try w.print(" --cache {d} --slots {d}", .{ self.cache, self.slots });
+        if (self.cache != 0) try w.print(" --cache {d}", .{self.cache});
+        if (self.own != 0) try w.print(" --own {d}", .{self.own});
+        if (self.slots != 1) try w.print(" --slots {d}", .{self.slots});
+        if (self.memory != 0) {
+            try w.print(" --memory {d} --copies {d}", .{ self.memory, self.copies });
+        }
         if (self.lanes != .model) try w.print(" --lanes {t}", .{self.lanes});
         var faults = self.faults.iterator();
         var separator: []const u8 = " --faults ";
@@ -190,6 +213,12 @@ pub const Config = struct {
             self.tables = try number(u8, value, 0, tables_max);
         } else if (std.mem.eql(u8, flag, "--cache")) {
             self.cache = try number(u16, value, 0, pages_max);
+        } else if (std.mem.eql(u8, flag, "--own")) {
+            self.own = try number(u16, value, 0, pages_max);
+        } else if (std.mem.eql(u8, flag, "--memory")) {
+            self.memory = try number(u8, value, 0, memory_nodes_max);
+        } else if (std.mem.eql(u8, flag, "--copies")) {
+            self.copies = try number(u8, value, 1, 2);
         } else if (std.mem.eql(u8, flag, "--slots")) {
             self.slots = try number(u8, value, 1, slots_max);
         } else if (std.mem.eql(u8, flag, "--faults-max")) {
@@ -223,14 +252,22 @@ pub const Config = struct {
     /// Values that go together.
     pub fn sound(self: Config) Config {
         var config = self;
-        if (config.cache == 0) config.slots = 1 else {
-            config.cache = @max(config.cache, config.cacheMin());
-        }
+        if (config.cache > 0) config.cache = @max(config.cache, config.cacheMin());
+        if (config.lanes == .real) config.memory = 0;
+        config.copies = @min(config.copies, @max(1, config.memory));
+        if (config.memory == 0) config.own = 0;
+        if (config.own > 0) config.own = @max(config.own, config.cacheMin());
+        if (config.cache == 0 and config.own == 0) config.slots = 1;
         if (config.tables == 1) config.tables = 2;
         if (config.nodes > wires_nodes_max) config.lanes = .model;
         // The lock's page, and one for data.
         if (config.tables > 0) config.pages = @max(config.pages, config.tables + 2);
         return config;
+    }
+
+    /// All machines, those without vCPUs as well.
+    pub fn machines(self: Config) u8 {
+        return self.nodes + self.memory;
     }
 
     fn number(comptime T: type, text: []const u8, least: T, most: T) ParseError!T {

@@ -61,7 +61,7 @@ pub const Network = struct {
 
     pub fn init(cluster: *Cluster) !Network {
         const a = cluster.allocator;
-        const nodes: usize = cluster.config.nodes;
+        const nodes: usize = cluster.config.machines();
         var self: Network = .{
             .cluster = cluster,
             .nodes = nodes,
@@ -85,7 +85,7 @@ pub const Network = struct {
         self.request_bytes = frames * frame.frame_max;
         const small = frame.header_bytes + frame.protocol_bytes;
         const answers = frame.header_bytes + frame.payload_max + 4 * small;
-        const open = @as(u32, config.nodes) * config.vcpus * 4;
+        const open = @as(u32, config.nodes) * config.vcpus * 4 + @as(u32, config.slots) * 4;
         self.ring_bytes = self.request_bytes.? + 2 * open * answers;
     }
 
@@ -248,7 +248,8 @@ pub const Network = struct {
         return soonest;
     }
 
-    /// The node dies: of what it has sent, a random part of each lane still arrives.
+    /// The node dies: of what it has sent, a random part of each lane still arrives; what was sent
+    /// to it is gone.
     pub fn kill(self: *Network, node: u8) void {
         for (0..self.nodes) |to| {
             const lane = self.at(node, to);
@@ -260,6 +261,11 @@ pub const Network = struct {
             self.truncate(lane, kept);
             if (kept == 0) self.pending[to] &= ~bit(node);
         }
+        for (0..self.nodes) |from| {
+            self.truncate(self.at(from, node), 0);
+            self.release(@intCast(from), node);
+        }
+        self.pending[node] = 0;
     }
 
     fn truncate(self: *Network, lane: *Lane, kept: u32) void {

@@ -4,6 +4,9 @@
 
 const std = @import("std");
 const audit = @import("../dsm/audit.zig");
+const Kind = @import("../engine/room.zig").Kind;
+const store = @import("../dsm/store.zig");
+const Copies = store.Copies;
 const types = @import("../dsm/types.zig");
 const finding = @import("finding.zig");
 
@@ -15,9 +18,10 @@ pub fn check(world: anytype) void {
             v.index, v.node, v.state,
         });
     }
-    for (world.shells, cluster.machines, 0..) |*shell, *m, n| {
+    for (world.shells, cluster.machines[0..world.shells.len], 0..) |*shell, *m, n| {
         checkShell(shell, n);
         checkRoom(shell, &m.kernel);
+        checkFrames(shell);
     }
     if (cluster.network.in_use != 0) {
         finding.fail(.leak, "{d} frames are left in the lanes", .{cluster.network.in_use});
@@ -67,19 +71,45 @@ fn checkShell(shell: anytype, node: usize) void {
     }
 }
 
+/// Every frame that is in use is some stored page's, and nobody else's.
+fn checkFrames(shell: anytype) void {
+    const s = &shell.core.store;
+    var named: usize = 0;
+    for (shell.core.directory, 0..) |entry, page| {
+        if (entry.state != .stored) continue;
+        for (Copies.of(entry).list()) |place| {
+            if (place == store.no_place or s.lotOf(place).is_lost) continue;
+            named += 1;
+            if (s.pages[place] == page) continue;
+            finding.fail(.leak, "node {d}: page {d} is in a frame of page {d}", .{
+                shell.core_config.node, page, s.pages[place],
+            });
+        }
+    }
+    var used: usize = 0;
+    for (s.lots) |lot| used += if (lot.is_lost) 0 else lot.count - lot.free;
+    if (used == named) return;
+    finding.fail(.leak, "node {d}: {d} frames are in use, {d} hold pages", .{
+        shell.core_config.node, used, named,
+    });
+}
+
 /// What decides which page leaves knows of every page that is here.
 fn checkRoom(shell: anytype, kernel: anytype) void {
     const room = if (shell.room) |*room| room else return;
-    const policy = room.limited(.cache) orelse return;
-    var foreign: usize = 0;
+    var found: std.EnumArray(Kind, u32) = .initFill(0);
     for (0..shell.core_config.page_count) |i| {
         const page: u32 = @intCast(i);
-        foreign += @intFromBool(kernel.canRead(page) and !shell.core.isHome(page));
+        const kind: Kind = if (shell.core.isHome(page)) .own else .cache;
+        found.getPtr(kind).* += @intFromBool(kernel.canRead(page));
     }
-    if (policy.present() == foreign) return;
-    finding.fail(.leak, "node {d}: {d} pages of other nodes are here, {d} are known of", .{
-        shell.core_config.node, foreign, policy.present(),
-    });
+    for (std.enums.values(Kind)) |kind| {
+        const policy = room.limited(kind) orelse continue;
+        if (policy.present() == found.get(kind)) continue;
+        finding.fail(.leak, "node {d}: {d} pages ({t}) are here, {d} are known of", .{
+            shell.core_config.node, found.get(kind), kind, policy.present(),
+        });
+    }
 }
 
 fn waiting(shell: anytype) usize {
@@ -100,7 +130,7 @@ fn checkDirectories(world: anytype) void {
 }
 
 fn checkMappings(world: anytype) void {
-    for (world.shells, world.cluster.machines) |*shell, *m| {
+    for (world.shells, world.cluster.machines[0..world.shells.len]) |*shell, *m| {
         for (0..world.cluster.config.pages) |i| {
             const page: u32 = @intCast(i);
             const found: types.Access = if (m.kernel.canWrite(page))

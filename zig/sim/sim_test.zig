@@ -92,6 +92,9 @@ test "faults planted in the core are found" {
     try finds("stale upgrade", .{ .core = .stale_upgrade });
     try finds("owner changes under a forward", .{ .core = .owner_change });
     try finds("a freed table stays replicated", .{ .core = .keep_orphan });
+    try finds("a put acknowledged and not taken", .{ .core = .lost_put });
+    try finds("a frame freed too early", .{ .core = .frame_early });
+    try finds("a change of owner keeps the version", .{ .core = .version_kept });
 }
 
 test "faults planted in the shell are found" {
@@ -123,5 +126,7 @@ test "schedules of the code as it is find nothing" {
         if (fault == .small_lane) continue;
         try testing.expect(result.counters.injected[@backingInt(fault)] > 0);
     }
-    try testing.expect(result.counters.held_back > 0 and result.counters.replicated > 0);
+    const c = &result.counters;
+    try testing.expect(c.held_back > 0 and c.replicated > 0);
+    try testing.expect(c.evicted > 0 and c.stored > 0 and c.loaded > 0 and c.memory_lost > 0);
 }

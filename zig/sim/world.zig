@@ -17,6 +17,7 @@ const Event = @import("events.zig").Event;
 const finding = @import("finding.zig");
 const kernel = @import("kernel.zig");
 const lanes_file = @import("lanes.zig");
+const MemoryNode = @import("memory_node.zig").MemoryNode;
 const rest = @import("rest.zig");
 
 const us = std.time.ns_per_us;
@@ -41,6 +42,9 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
         planted: Planted,
         shells: []Shell,
         rams: []kernel.Ram,
+        memory_nodes: []MemoryNode,
+        /// Frames of a home on each memory node.
+        frames: []core_file.FrameRange,
         stats: []abi.EngineStats,
         ends: []End,
         homes: []core_file.HomeRange,
@@ -110,6 +114,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             @memset(self.versions, 0);
             @memset(self.stats, std.mem.zeroes(abi.EngineStats));
             self.homes = try self.chooseHomes(a);
+            try self.initMemory(a);
             const holds_faults = self.cluster.net.random().boolean() and
                 !config.faults.contains(.signal);
             for (self.shells, 0..) |*shell, i| try self.initShell(a, shell, i, holds_faults);
@@ -145,6 +150,22 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             return ranges.items;
         }
 
+        /// Room for every page on each of them.
+        fn initMemory(self: *World, a: std.mem.Allocator) !void {
+            const config = self.cluster.config;
+            self.memory_nodes = try a.alloc(MemoryNode, config.memory);
+            for (self.memory_nodes, config.nodes..) |*m, n| {
+                m.* = try .init(a, &self.cluster, @intCast(n), config.pages);
+            }
+            const total = @as(usize, config.nodes) * config.memory;
+            self.frames = try a.alloc(core_file.FrameRange, total);
+            for (self.frames, 0..) |*range, i| range.* = .{
+                .node = @intCast(config.nodes + i % config.memory),
+                .first = @intCast(i / config.memory * config.pages),
+                .count = config.pages,
+            };
+        }
+
         fn initShell(
             self: *World,
             a: std.mem.Allocator,
@@ -164,7 +185,10 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
                 .uffd = .{ .kernel = &self.cluster.machines[index].kernel, .base = kernel.base },
                 .core = .{
                     .node = node,
-                    .node_count = config.nodes,
+                    .node_count = config.machines(),
+                    .compute = (@as(types.Nodes, 1) << @intCast(config.nodes)) - 1,
+                    .frames = self.frames[index * config.memory ..][0..config.memory],
+                    .frame_copies = config.copies,
                     .page_count = config.pages,
                     .home = self.homes,
                     .replicate = config.tables > 0,
@@ -172,9 +196,9 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
                     .threads = config.vcpus,
                     .tables_max = config.tables + 2,
                     .mutation = self.planted.core,
-                    .slots_max = if (config.cache > 0) config.slots else 0,
+                    .slots_max = if (config.cache > 0 or config.own > 0) config.slots else 0,
                 },
-                .limits = .{ .cache_pages = config.cache },
+                .limits = .{ .cache_pages = config.cache, .own_pages = config.own },
                 .lanes = self.lanesOf(node),
                 .handler = .{
                     .context = &self.ends[index],
@@ -220,6 +244,11 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
 
         fn pageLost(context: *anyopaque, gpa: u64, why: []const u8) void {
             const end = ofContext(context);
+            const cluster = &end.world.cluster;
+            if (cluster.mayLosePages()) {
+                cluster.counters.deaths += 1;
+                finding.finish();
+            }
             end.world.shells[end.node].env.fatal("page 0x{x}: {s}", .{ gpa, why });
         }
 
@@ -267,7 +296,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
         /// A page that may be replicated: only replicas may be written to on several nodes.
         fn checkTable(self: *World, page: u32) void {
             var writers: usize = 0;
-            for (self.cluster.machines) |*m| {
+            for (self.cluster.machines[0..self.shells.len]) |*m| {
                 if (m.is_dead or !m.kernel.canWrite(page)) continue;
                 if (m.access[page] != .replicated) writers += 1;
             }
@@ -332,11 +361,11 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
         fn isOver(self: *World) bool {
             const cluster = &self.cluster;
             if (cluster.isDying()) {
-                for (cluster.machines) |*m| if (!m.is_dead) return false;
+                for (cluster.machines[0..self.shells.len]) |*m| if (!m.is_dead) return false;
                 return true;
             }
             if (cluster.unfinished > 0 or self.resets_missing > 0) return false;
-            for (self.shells, cluster.machines) |*shell, *m| {
+            for (self.shells, cluster.machines[0..self.shells.len]) |*shell, *m| {
                 if (!shell.isQuiet() or m.posts.items.len > 0) return false;
             }
             return cluster.wires.isEmpty();
@@ -386,9 +415,18 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             if (m.is_dead) return;
             if (m.stands_until > cluster.now) return cluster.wakeShard(node, m.stands_until);
             cluster.counters.turns += 1;
+            const compute = self.shells.len;
+            if (node >= compute) return self.turnMemory(&self.memory_nodes[node - compute]);
             self.shells[node].turn();
             cluster.stepDone(node);
             self.planTurn(node);
+        }
+
+        fn turnMemory(self: *World, m: *MemoryNode) void {
+            m.turn();
+            const at = m.nextArrival() orelse return;
+            const cluster = &self.cluster;
+            cluster.wakeShard(m.node, @max(at, cluster.now + 300));
         }
 
         /// What the shard's sleep would end for (pager.zig, wait).
@@ -418,7 +456,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             if (cluster.unfinished == 0 or cluster.isDying()) return;
             const next = cluster.now + random.uintLessThan(u64, 4 * ms);
             cluster.events.add(next + 1, .weather, 0, 0);
-            const node = random.uintLessThan(u8, cluster.config.nodes);
+            const node = random.uintLessThan(u8, cluster.config.machines());
             if (cluster.inject(.pause_node, 6)) {
                 const pause = random.uintLessThan(u64, 30 * ms);
                 cluster.machines[node].stands_until = cluster.now + pause;
@@ -427,13 +465,15 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
                 const apart = random.int(types.Nodes);
                 cluster.network.partition(apart, cluster.now + random.uintLessThan(u64, 40 * ms));
             }
-            if (cluster.inject(.crash, 24)) cluster.kill(node);
+            const runs_vcpus = node < cluster.config.nodes;
+            if (runs_vcpus and cluster.inject(.crash, 24)) cluster.kill(node);
+            if (!runs_vcpus and cluster.inject(.crash_memory, 12)) cluster.kill(node);
         }
 
         /// A node has died: all others have to end, and nothing more.
         fn checkDeath(self: *World) void {
             self.cluster.counters.deaths += 1;
-            for (self.cluster.machines) |m| {
+            for (self.cluster.machines[0..self.shells.len]) |m| {
                 if (m.is_dead or m.has_ended) continue;
                 finding.fail(.stuck, "node {d} goes on without a node that has died", .{m.node});
             }
