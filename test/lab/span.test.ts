@@ -1,8 +1,8 @@
 // One Linux on several nodes, with the default command line: engines on one emulated host, and one
 // VM over two emulated hosts joined by address and key. In the guest a program of ours (test/guest)
-// works on both sides at once: counters, mutex, futex ping-pong, fork and exit, and fills 91 % of the
-// memory of every node from every side. `make soak` boots ten times and cuts the link meanwhile:
-// SSIHV_SPAN_BOOTS.
+// works on both sides at once: counters, mutex, futex ping-pong, fork and exit, and fills 91 % of
+// the memory of every node from every side. `make soak` boots ten times and cuts the link
+// meanwhile: SSIHV_SPAN_BOOTS.
 // The guest's clock runs 150 times slower (200 over two hosts): a page transfer costs one to three
 // milliseconds of emulation, and a tick costs page transfers. With 50 a boot took 60,000 transfers
 // and more on a slow machine, with 150 it took 47,000. Small VMs, because every page is dear.
@@ -21,7 +21,7 @@ const limitTwoHosts = 1200;
 // These hosts stand still for seconds when the machine under them does.
 const patience = "--peer-timeout 30s";
 const boots = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 1);
-/** Three nodes, and cuts under load, cost many minutes on a slow machine: only where boots repeat. */
+/** Three nodes, and cuts under load, cost many minutes: only where boots repeat. */
 const soaking = boots >= 10;
 
 const nodes =

@@ -214,6 +214,15 @@ test "the same while lanes are cut and resumed all the time" {
     try testing.expect(all.resent > all.cuts / 100);
 }
 
+test "the same where nodes keep half of the pages, and a memory node the rest" {
+    try rig_file.needKvm();
+    const weather: Weather = .{ .half = true, .divide = 20, .iterations_max = 50_000 };
+    var all = try counters(weather);
+    all.add(&try shapes(weather));
+    all.add(&try random(weather));
+    try testing.expect(all.evicted > all.remote_faults / 10);
+}
+
 fn scarce(how: starve.How) !void {
     try rig_file.needKvm();
     var burners: starve.Starve = undefined;

@@ -22,7 +22,7 @@ const pager_file = @import("pager.zig");
 const Pager = pager_file.Pager;
 
 pub const page_size = 4096;
-pub const nodes_max = 4;
+pub const nodes_max = 5;
 
 pub const Node = struct {
     ram: Ram,

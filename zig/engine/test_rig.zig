@@ -9,10 +9,13 @@ const Cluster = cluster_file.Cluster;
 const Cuts = @import("test_cuts.zig").Cuts;
 const Guests = @import("test_guest.zig").Guests;
 const payload = @import("test_payload.zig");
+const Limits = @import("room.zig").Limits;
 
 /// What befalls a test. Where it makes every page slow there are fewer iterations.
 pub const Weather = struct {
     cut: bool = false,
+    /// A node keeps half of its own pages and half of the others', a memory node the rest.
+    half: bool = false,
     divide: u64 = 1,
     iterations_max: u64 = std.math.maxInt(u64),
 
@@ -45,6 +48,7 @@ pub const Tally = struct {
     /// Ends of lanes that went on over another connection.
     resumed: u64 = 0,
     resent: u64 = 0,
+    evicted: u64 = 0,
 
     pub fn add(self: *Tally, other: *const Tally) void {
         inline for (@typeInfo(Tally).@"struct".field_names) |name| {
@@ -57,6 +61,7 @@ pub const Tally = struct {
         if (self.cuts > 0) std.debug.print(", {d} cuts, {d} frames sent again", .{
             self.cuts, self.resent,
         });
+        if (self.evicted > 0) std.debug.print(", {d} pages evicted", .{self.evicted});
         std.debug.print("\n", .{});
     }
 };
@@ -79,6 +84,9 @@ pub const Rig = struct {
             .pages_per_node = options.pages_per_node,
             .hold_ns_max = options.hold_ns_max,
             .resumable = options.weather.cut,
+            .memory_nodes = @intFromBool(options.weather.half),
+            .frames = if (options.weather.half) options.pages_per_node else 0,
+            .limits = if (options.weather.half) halfOf(options) else .{},
         });
         self.* = .{
             .cluster = cluster,
@@ -87,6 +95,12 @@ pub const Rig = struct {
         if (!options.weather.cut) return;
         self.cuts = @as(Cuts, undefined);
         try self.cuts.?.start(cluster, testing.random_seed);
+    }
+
+    fn halfOf(options: Options) Limits {
+        const own = options.pages_per_node;
+        const others = own * (options.nodes - 1);
+        return .{ .own_pages = @max(1, own / 2), .cache_pages = @max(1, others / 2) };
     }
 
     /// For `payloads` guests that meet.
@@ -109,6 +123,7 @@ pub const Rig = struct {
         }
         self.guests.stop();
         tally.remote_faults += self.cluster.remoteFaults();
+        tally.evicted += self.cluster.sum("pages_evicted");
         for (self.cluster.nodes) |*node| for (&node.lanes) |*maybe| if (maybe.*) |*lane| {
             tally.resumed += lane.counters.connections - 1;
             tally.resent += lane.counters.resent;
