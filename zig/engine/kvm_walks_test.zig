@@ -15,6 +15,8 @@ const guest = @import("test_guest.zig");
 const rig_file = @import("test_rig.zig");
 const Rig = rig_file.Rig;
 const Tally = rig_file.Tally;
+const Weather = rig_file.Weather;
+const starve = @import("test_starve.zig");
 
 const page_size = payload.page_size;
 
@@ -114,7 +116,7 @@ fn put(rig: *Rig, page: usize, slot: usize, value: u64) void {
     payload.store(rig.cluster.word(0, entryOffset(page, slot)), value);
 }
 
-fn walk(nodes: u8, rounds: u64, tally: *Tally) !void {
+fn walk(nodes: u8, rounds: u64, weather: Weather, tally: *Tally) !void {
     var rig: Rig = undefined;
     try rig.start(.{
         .nodes = nodes,
@@ -122,6 +124,7 @@ fn walk(nodes: u8, rounds: u64, tally: *Tally) !void {
         .pages_per_node = (pages + nodes - 1) / nodes,
         // One instruction needs the whole chain, which others want.
         .hold_ns_max = 20 * std.time.ns_per_ms,
+        .weather = weather,
     });
     try build(&rig);
     const walks = rig.guests.create(Walks);
@@ -154,21 +157,51 @@ fn walk(nodes: u8, rounds: u64, tally: *Tally) !void {
     try testing.expectEqual([3]u64{ looks, looks, 0 }, .{ counted, shared, stale });
 }
 
-test "page tables that are stolen and changed: each walk after INVLPG goes the new way" {
+/// False, and said, where only shadow paging can be had.
+fn canWalk() !bool {
     try rig_file.needKvm();
     const probed = try probe_memory.replacedTables();
     const state: abi.ProbeState = @fromBackingInt(probed.state);
-    if (state != .good) {
-        try testing.expectEqual(abi.ProbeState.missing, state);
-        std.debug.print("walks over stolen page tables: not applicable here: shadow paging keeps" ++
-            " stale translations; they run in the lab\n", .{});
-        // For whoever runs this just for the walks.
-        if (testing.environ.getPosix("SSIHV_NEED_NESTED_PAGING") != null) return error.ShadowPaging;
-        return;
-    }
-    const weather: rig_file.Weather = .{ .divide = 100 };
+    if (state == .good) return true;
+    try testing.expectEqual(abi.ProbeState.missing, state);
+    std.debug.print("walks over stolen page tables: not applicable here: shadow paging keeps" ++
+        " stale translations; they run in the lab\n", .{});
+    // For whoever runs this just for the walks.
+    if (testing.environ.getPosix("SSIHV_NEED_NESTED_PAGING") != null) return error.ShadowPaging;
+    return false;
+}
+
+fn walkOnAll(weather: Weather) !Tally {
     const rounds = @max(20, try weather.iterations());
     var tally: Tally = .{};
-    for ([_]u8{ 2, 3 }) |nodes| try walk(nodes, rounds, &tally);
+    for ([_]u8{ 2, 3 }) |nodes| try walk(nodes, rounds, weather, &tally);
     tally.tell();
+    return tally;
+}
+
+test "page tables that are stolen and changed: each walk after INVLPG goes the new way" {
+    if (!try canWalk()) return;
+    _ = try walkOnAll(.{ .divide = 100 });
+}
+
+test "the same walks while lanes are cut and resumed all the time" {
+    if (!try canWalk()) return;
+    const tally = try walkOnAll(.{ .divide = 200, .cut = true });
+    try testing.expect(tally.cuts > 0 and tally.resumed > 0);
+}
+
+test "the same walks where nodes keep half of the pages, and a memory node the rest" {
+    if (!try canWalk()) return;
+    const tally = try walkOnAll(.{ .divide = 200, .half = true });
+    try testing.expect(tally.evicted > 0);
+}
+
+test "the same walks with every CPU busy, and on one busy CPU" {
+    if (!try canWalk()) return;
+    for ([_]starve.How{ .burners, .one_cpu }) |how| {
+        var burners: starve.Starve = undefined;
+        try burners.start(how);
+        _ = try walkOnAll(.{ .divide = 500 });
+        try burners.stop();
+    }
 }
