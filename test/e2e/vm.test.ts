@@ -58,11 +58,20 @@ class Listener {
     this.reader = stream.getReader();
   }
 
+  /** Within half a minute; later, and at the end of the stream, an error with what was said. */
   async until(text: string): Promise<void> {
-    while (!this.text.includes(text)) {
-      const { done, value } = await this.reader.read();
-      if (done) throw new Error(`ended without "${text}":\n${this.text}`);
-      this.text += new TextDecoder().decode(value);
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(() => {
+      late.reject(new Error(`30 s without "${text}":\n${this.text}`));
+    }, 30_000);
+    try {
+      while (!this.text.includes(text)) {
+        const { done, value } = await Promise.race([this.reader.read(), late.promise]);
+        if (done) throw new Error(`ended without "${text}":\n${this.text}`);
+        this.text += new TextDecoder().decode(value);
+      }
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -188,7 +197,7 @@ describe.skipIf(!hasKvm())("a VM that runs (needs /dev/kvm)", () => {
     const { child, type, out, err } = tiny;
     await out.until("up");
     process.kill((await show()).nodes[0]?.pid ?? 0, "SIGUSR1");
-    await err.until("ssihv: engine tiny/0: node 0: plain memory");
+    await err.until("ssihv: engine tiny/0: node 0: no pager here: plain memory");
     const { code, err: words } = await run([binary, "vm", "pages", "--gpa", "0"]);
     expect(code).toBe(2);
     expect(words).toContain("VM tiny has plain memory");
