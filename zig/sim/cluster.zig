@@ -15,7 +15,8 @@ const kernel = @import("kernel.zig");
 const network = @import("network.zig");
 const tables_file = @import("tables.zig");
 const Truth = @import("truth.zig").Truth;
-const Wires = @import("wires.zig").Wires;
+const wires_file = @import("wires.zig");
+const Wires = wires_file.Wires;
 const Vcpu = guest.Vcpu;
 
 const us = std.time.ns_per_us;
@@ -46,6 +47,9 @@ pub const Counters = struct {
     loaded: u64 = 0,
     /// Memory nodes that died.
     memory_lost: u64 = 0,
+    /// Nodes that were silent for seconds; times that one was given up though it lived.
+    silences: u64 = 0,
+    parted: u64 = 0,
     /// Schedules that ended as a VM does that has lost a node, or memory.
     deaths: u64 = 0,
     injected: [fault_count]u64 = @splat(0),
@@ -75,6 +79,8 @@ pub const Plant = enum {
     /// A frame comes twice, or never.
     lane_repeats,
     lane_loses,
+    /// A node goes on without one that it has given up.
+    goes_on,
 };
 
 pub const Machine = struct {
@@ -138,6 +144,9 @@ pub const Cluster = struct {
     /// Nothing has got done for so long that no fault is injected until something is.
     is_calm: bool = false,
     is_interleaving: bool = false,
+    /// End of the one long silence; whether living nodes may give each other up for it.
+    silent_until: ?u64 = null,
+    may_part: bool = false,
     is_traced: bool,
     plant: Plant = .none,
     /// Runs after each step of a shell.
@@ -453,12 +462,21 @@ pub const Cluster = struct {
     pub fn hasLost(self: *Cluster, node: u8, peer: u8, why: []const u8) void {
         self.trace("node {d} gives up node {d}: {s}", .{ node, peer, why });
         const is_ending = self.machines[node].has_ended or self.machines[peer].is_dead;
-        if (!is_ending) {
+        if (!is_ending and self.may_part) self.counters.parted += 1;
+        if (!is_ending and !self.may_part) {
             finding.fail(.peer_lost, "node {d} gives up node {d}, which lives: {s}", .{
                 node, peer, why,
             });
         }
-        if (peer < self.config.nodes) self.endVm(node);
+        if (peer < self.config.nodes and self.plant != .goes_on) self.endVm(node);
+    }
+
+    /// Nothing is heard of some nodes until then. What is longer than peer_timeout parts them, and
+    /// what is near it may; more than one silence could add up to it.
+    pub fn fallSilent(self: *Cluster, until: u64) void {
+        self.counters.silences += 1;
+        self.silent_until = until;
+        self.may_part = until - self.now > wires_file.peer_timeout_ns / 2;
     }
 
     /// Whether so many memory nodes have died that pages may be gone.

@@ -41,9 +41,16 @@ pub const Fault = enum {
     corrupt,
     /// A socket takes less than it is given.
     short_write,
+    /// A node stands still for seconds: the others may give it up, and then all have to end.
+    standstill,
+    /// No byte passes between two halves of the nodes for seconds.
+    outage,
 
     fn isOfSockets(self: Fault) bool {
-        return self == .cut or self == .corrupt or self == .short_write;
+        return switch (self) {
+            .cut, .corrupt, .short_write, .standstill, .outage => true,
+            else => false,
+        };
     }
 };
 
@@ -156,10 +163,14 @@ pub const Config = struct {
         const percent = random.intRangeAtMost(u8, 10, 60);
         for (std.enums.values(Fault)) |fault| {
             if (fault.isOfSockets() and !has_sockets) continue;
-            // These end the VM, which ends the schedule early.
-            const rare = fault == .crash or fault == .exists;
+            // These often end the VM, which ends the schedule early.
+            const rare: ?u8 = switch (fault) {
+                .crash, .exists => 4,
+                .standstill, .outage => 8,
+                else => null,
+            };
             if (fault == .crash_memory and !has_memory) continue;
-            const chance = if (rare) 4 else percent;
+            const chance = rare orelse percent;
             if (random.uintLessThan(u8, 100) < chance) faults.insert(fault);
         }
         return faults;

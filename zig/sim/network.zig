@@ -268,6 +268,13 @@ pub const Network = struct {
         self.pending[node] = 0;
     }
 
+    /// What is still under way on a lane that `to` has given up never arrives. The frame that it
+    /// may be at is released as always.
+    fn forgetArrivals(self: *Network, from: u8, to: u8) void {
+        self.truncate(self.at(from, to), 0);
+        self.pending[to] &= ~bit(from);
+    }
+
     fn truncate(self: *Network, lane: *Lane, kept: u32) void {
         var last: ?*Frame = null;
         var f = lane.first;
@@ -338,6 +345,7 @@ pub const Lanes = struct {
     pub fn lose(self: *Lanes, node: u8, why: []const u8) void {
         if (self.isLost(node)) return;
         self.lost |= bit(node);
+        self.network.forgetArrivals(node, self.own);
         self.network.cluster.hasLost(self.own, node, why);
     }
 

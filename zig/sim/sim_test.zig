@@ -107,6 +107,7 @@ test "faults planted in the shell are found" {
     try finds("vCPUs always thought at rest", .{ .environment = .always_at_rest });
     try finds("a frame comes twice", .{ .environment = .lane_repeats });
     try finds("a frame never comes", .{ .environment = .lane_loses });
+    try finds("a node goes on alone", .{ .environment = .goes_on });
 }
 
 test "schedules of the code as it is find nothing" {
@@ -129,4 +130,6 @@ test "schedules of the code as it is find nothing" {
     const c = &result.counters;
     try testing.expect(c.held_back > 0 and c.replicated > 0);
     try testing.expect(c.evicted > 0 and c.stored > 0 and c.loaded > 0 and c.memory_lost > 0);
+    // Some silences part nodes, others are sat out.
+    try testing.expect(c.parted > 0 and c.silences > c.parted);
 }

@@ -20,7 +20,7 @@ const ms = std.time.ns_per_ms;
 pub const nodes_max = 4;
 
 /// Longer than all that is injected together can keep a sound peer silent.
-const peer_timeout_ns = 4000 * ms;
+pub const peer_timeout_ns = 4000 * ms;
 
 /// The schedule that runs on this OS thread: a socket is but a number.
 threadlocal var current: ?*Wires = null;
@@ -249,9 +249,17 @@ pub const Wires = struct {
         const cluster = self.cluster;
         self.is_connecting[index] = false;
         if (cluster.machines[low].is_dead or cluster.machines[high].is_dead) return;
+        var possible_at: u64 = 0;
+        // A process that stands still neither connects nor accepts.
+        for ([_]usize{ low, high }) |node| {
+            possible_at = @max(possible_at, cluster.machines[node].stands_until);
+        }
         if (cluster.network.isCut(@intCast(low), @intCast(high))) {
+            possible_at = @max(possible_at, cluster.network.heals_at);
+        }
+        if (possible_at > cluster.now) {
             self.is_connecting[index] = true;
-            return cluster.events.add(cluster.network.heals_at, .connect, index, 0);
+            return cluster.events.add(possible_at, .connect, index, 0);
         }
         self.connect(low, high);
     }

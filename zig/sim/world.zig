@@ -19,6 +19,7 @@ const kernel = @import("kernel.zig");
 const lanes_file = @import("lanes.zig");
 const MemoryNode = @import("memory_node.zig").MemoryNode;
 const rest = @import("rest.zig");
+const peer_timeout_ns = @import("wires.zig").peer_timeout_ns;
 
 const us = std.time.ns_per_us;
 const ms = std.time.ns_per_ms;
@@ -28,6 +29,10 @@ const ms = std.time.ns_per_ms;
 const idle_events_max = 5000;
 const idle_ns_max = 3000 * ms;
 const calm_from_ns = 500 * ms;
+/// As long after a silence all know that the VM is over, if it is: those that nobody tells hear
+/// nothing for peer_timeout, which begins anew when a connection does.
+const death_ns_max = 4 * peer_timeout_ns;
+const silence_ns_max = peer_timeout_ns + peer_timeout_ns / 2;
 
 /// What is wrong on purpose; the core only where the world is made for Mutation.chosen.
 pub const Planted = struct {
@@ -374,9 +379,14 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
         /// Longer than any fault lasts, and yet vCPUs and shards are busy: with nothing.
         fn checkProgress(self: *World) void {
             const cluster = &self.cluster;
-            const idle_ns = cluster.now - cluster.progressed_at;
+            const since = @max(cluster.progressed_at, cluster.silent_until orelse 0);
+            const idle_ns = cluster.now -| since;
             if (idle_ns > calm_from_ns) cluster.is_calm = true;
-            if (idle_ns < idle_ns_max or cluster.isDying()) return;
+            if (cluster.isDying()) {
+                if (idle_ns > death_ns_max) self.checkDeath();
+                return;
+            }
+            if (idle_ns < idle_ns_max) return;
             finding.fail(.stuck, "{d} events in {d} ms without any operation done", .{
                 cluster.idle_events, idle_ns / ms,
             });
@@ -458,10 +468,13 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             cluster.events.add(next + 1, .weather, 0, 0);
             const node = random.uintLessThan(u8, cluster.config.machines());
             if (cluster.inject(.pause_node, 6)) {
-                const pause = random.uintLessThan(u64, 30 * ms);
-                cluster.machines[node].stands_until = cluster.now + pause;
+                const until = cluster.now + random.uintLessThan(u64, 30 * ms);
+                const stands_until = &cluster.machines[node].stands_until;
+                stands_until.* = @max(stands_until.*, until);
             }
-            if (cluster.inject(.partition, 8)) {
+            self.longSilence(node);
+            const is_parted = cluster.network.heals_at > cluster.now;
+            if (!is_parted and cluster.inject(.partition, 8)) {
                 const apart = random.int(types.Nodes);
                 cluster.network.partition(apart, cluster.now + random.uintLessThan(u64, 40 * ms));
             }
@@ -470,7 +483,21 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             if (!runs_vcpus and cluster.inject(.crash_memory, 12)) cluster.kill(node);
         }
 
-        /// A node has died: all others have to end, and nothing more.
+        /// Once in a schedule.
+        fn longSilence(self: *World, node: u8) void {
+            const cluster = &self.cluster;
+            if (cluster.silent_until != null) return;
+            const stands = cluster.inject(.standstill, 6);
+            if (!stands and !cluster.inject(.outage, 6)) return;
+            const random = cluster.chaos.random();
+            const until = cluster.now + random.uintLessThan(u64, silence_ns_max);
+            if (stands) {
+                cluster.machines[node].stands_until = until;
+            } else cluster.network.partition(random.int(types.Nodes), until);
+            cluster.fallSilent(until);
+        }
+
+        /// A node has died, or was given up: all others have to end, and nothing more.
         fn checkDeath(self: *World) void {
             self.cluster.counters.deaths += 1;
             for (self.cluster.machines[0..self.shells.len]) |m| {
