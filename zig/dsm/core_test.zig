@@ -440,6 +440,72 @@ test "faults on a page that is there already only wake" {
     try expectEqual(types.Action{ .wake = 0 }, out.items[0]);
 }
 
+/// Whether the core makes a copy a replica when it takes `msg`.
+fn makesReplica(core: *core_file.Core, from: types.Node, msg: types.Msg) !bool {
+    var out: core_file.Actions = .empty;
+    try core.validate(from, msg);
+    core.step(.{ .message = .{ .from = from, .msg = msg, .now = 0 } }, &out);
+    for (out.slice()) |action| if (action == .twin) return true;
+    return false;
+}
+
+fn tableWord(kind: types.MsgKind, msg: types.Msg) types.Msg {
+    var m = msg;
+    m.kind = @backingInt(kind);
+    return m;
+}
+
+test "a diff of a replica that is gone does not make the next one" {
+    const a = std.testing.allocator;
+    var cores: [2]core_file.Core = undefined;
+    for (&cores, 0..) |*core, n| core.* = try .init(a, .{
+        .node = @intCast(n),
+        .node_count = 3,
+        .page_count = 1,
+        .home = &.{.{ .first_page = 0, .node = 0 }},
+        .replicate = true,
+        .hold_ns_max = 0,
+        .threads = 1,
+    });
+    defer for (&cores) |*core| core.deinit();
+    const home = &cores[0];
+    var out: core_file.Actions = .empty;
+    home.step(.{ .fault = .{ .page = 0, .write = true, .thread = 0, .now = 0 } }, &out);
+    out.count = 0;
+    home.step(.{ .root = .{ .page = 0 } }, &out);
+    const offer = for (out.slice()) |action| switch (action) {
+        .send => |s| if (s.to == 1) break s.msg,
+        else => {},
+    } else return error.NotOffered;
+    try expectEqual(types.MsgKind.replica, @as(types.MsgKind, @fromBackingInt(offer.kind)));
+
+    const children: u64 = types.page_none | @as(u64, types.page_none) << 32;
+    const late = tableWord(.diff, .{
+        .kind = 0,
+        .requester = 2,
+        .page = 0,
+        .version = 1,
+        .making = @truncate(offer.version -% 1),
+        .age = children,
+        .old = 0x1003,
+        .new = 0x1023,
+    });
+    // The home waits for acknowledgements of its offer; the third node has taken its copy.
+    try std.testing.expect(!try makesReplica(home, 2, late));
+    try std.testing.expect(!try makesReplica(&cores[1], 0, offer));
+    try std.testing.expect(!try makesReplica(&cores[1], 2, late));
+    try expectEqual(types.Access.shared, cores[1].access(0));
+    const ack = tableWord(.replica_ack, .{ .kind = 0, .requester = types.node_none, .page = 0 });
+    try std.testing.expect(!try makesReplica(home, 1, ack));
+    try std.testing.expect(try makesReplica(home, 2, ack));
+    // Word of a peer that was let write since overtakes the home's.
+    var timely = late;
+    timely.version = 2;
+    timely.making = @truncate(offer.version);
+    try std.testing.expect(try makesReplica(&cores[1], 2, timely));
+    try expectEqual(types.Access.replicated, cores[1].access(0));
+}
+
 test "hostile peers are refused and never crash the core" {
     var tally: Tally = .{};
     // A lie can leave a request open for ever: new cores, so that much is tried.

@@ -347,6 +347,7 @@ pub fn changed(self: anytype, c: Change, out: *Actions) void {
         .page = c.page,
         .version = self.replicas.sequence,
         .index = c.index,
+        .making = making(self, c.page),
         .age = old_child | new_child << 32,
         .old = c.old,
         .new = c.new,
@@ -438,11 +439,22 @@ pub fn unreplicated(self: anytype, from: Node, msg: types.Msg, out: *Actions) vo
     hear(self, from, msg.version, out);
 }
 
+/// Which making of the page into a replica this node's copy is of: the low bits of its version,
+/// new with the exclusive copy before each. Hardware marks entries without any lock, so a diff may
+/// be under way still when its table has gone and come back: it must not change the next replica,
+/// nor pass for the word that its share is done. The bits would repeat after 65,536 versions of one
+/// page while one frame is under way, in each of which its sender took part.
+fn making(self: anytype, page: Page) u16 {
+    return @truncate(self.versions[page]);
+}
+
 /// A peer's guest changed an entry.
 pub fn diff(self: anytype, from: Node, msg: types.Msg, out: *Actions) void {
     defer hear(self, from, msg.version, out);
     const page = msg.page;
     if (self.tables.find(page) == null) return;
+    // Of a replica that is gone: whoever took it out of use has the true bytes.
+    if (msg.making != making(self, page)) return;
     // The peer was let write; the home's word to this node is still under way.
     const offered_here = self.tables.find(page).?.offered;
     if (self.local[page] == .shared and offered_here) makeLive(self, page, out);

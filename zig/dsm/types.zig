@@ -94,7 +94,8 @@ pub const Msg = extern struct {
     /// Version of the page (grants, upgrade), or the transaction it belongs to (ack, done).
     version: u32 = 0,
     index: u16 = 0,
-    pad: u16 = 0,
+    /// diff: of which making of the replica (replica.zig).
+    making: u16 = 0,
     /// Age of the requester's chain of faults: smaller is older; ties by requester.
     age: u64 = 0,
     old: u64 = 0,
