@@ -9,6 +9,7 @@ const config_file = @import("config.zig");
 const Config = config_file.Config;
 const Fault = config_file.Fault;
 const Events = @import("events.zig").Events;
+const Mode = @import("../engine/inbox.zig").Mode;
 const finding = @import("finding.zig");
 const guest = @import("guest.zig");
 const kernel = @import("kernel.zig");
@@ -22,6 +23,9 @@ const Vcpu = guest.Vcpu;
 const us = std.time.ns_per_us;
 const ms = std.time.ns_per_ms;
 const page_size = 4096;
+
+/// Where guests' clocks begin: far from zero, so that what is taken off never wraps here.
+const guest_time_first = 1 << 50;
 
 const fault_count = @typeInfo(Fault).@"enum".field_names.len;
 
@@ -50,6 +54,8 @@ pub const Counters = struct {
     /// Nodes that were silent for seconds; times that one was given up though it lived.
     silences: u64 = 0,
     parted: u64 = 0,
+    /// Freezes begun, each node's counted.
+    freezes: u64 = 0,
     /// Schedules that ended as a VM does that has lost a node, or memory.
     deaths: u64 = 0,
     injected: [fault_count]u64 = @splat(0),
@@ -93,6 +99,13 @@ pub const Machine = struct {
     /// Added to virtual time: no two hosts' clocks agree.
     clock_ns: u64,
     stands_until: u64 = 0,
+    /// Frozen: from then on vCPUs park; null: it is not.
+    parks_from: ?u64 = null,
+    /// Thawed: no vCPU enters the guest before.
+    enters_from: u64 = 0,
+    /// Added to virtual time: the guest's clock; and the newest that its vCPUs have seen.
+    tsc_off: u64,
+    tsc_seen: u64 = 0,
     /// Event of the next turn.
     turn_at: ?u64 = null,
     /// The process is gone.
@@ -104,10 +117,28 @@ pub const Machine = struct {
     /// Spans sent to and taken from each node.
     spans_sent: []u32,
     spans_taken: []u32,
+
+    pub fn guestTime(self: *const Machine, now: u64) u64 {
+        return now +% self.tsc_off;
+    }
+
+    /// Whether a vCPU must stay out of the guest. Only one that executes when the freeze begins
+    /// goes on until its kick: none enters (engine/parking.zig), and in a fault none executes
+    /// anything.
+    fn isParked(self: *const Machine, v: *const Vcpu, now: u64) bool {
+        const at = self.parks_from orelse return false;
+        return at <= now or v.inbox.mode.raw != Mode.guest;
+    }
 };
 
+/// Two hosts' clocks agree within half a round trip.
+pub const skew_ns_max = 2 * us;
+
+/// Messages between nodes besides coherence.
+pub const SpanOp = enum(u32) { interrupt, shoot, answer, echo, stop, freeze };
+
 const Span = extern struct {
-    op: enum(u32) { interrupt, shoot, answer, echo, stop },
+    op: SpanOp,
     from: u32,
     to: u32,
     /// Counts the spans of this node to that one, in the order in which its shard sends them.
@@ -122,6 +153,7 @@ pub const Cluster = struct {
     guest: std.Random.DefaultPrng,
     net: std.Random.DefaultPrng,
     chaos: std.Random.DefaultPrng,
+    skews: std.Random.DefaultPrng,
     now: u64 = 0,
     events: Events,
     truth: Truth,
@@ -149,6 +181,8 @@ pub const Cluster = struct {
     may_part: bool = false,
     is_traced: bool,
     plant: Plant = .none,
+    /// The newest time that any guest has seen.
+    tsc_newest: u64 = 0,
     /// Runs after each step of a shell.
     checker: *const fn (cluster: *Cluster, node: u8) void = undefined,
     /// The answer that a shard is about to send.
@@ -162,6 +196,7 @@ pub const Cluster = struct {
             .guest = .init(config.seed),
             .net = .init(config.seed ^ 0x6e65_7477_6f72_6b00),
             .chaos = .init(config.seed ^ 0x6368_616f_7300_0000),
+            .skews = .init(config.seed ^ 0x736b_6577_7300_0000),
             .events = .{ .allocator = a },
             .truth = undefined,
             .machines = try a.alloc(Machine, config.machines()),
@@ -199,9 +234,12 @@ pub const Cluster = struct {
             .node = node,
             .kernel = try .init(self.allocator, self, node, try self.memory()),
             .clock_ns = self.net.random().uintLessThan(u64, 1000 * ms),
+            .tsc_off = guest_time_first,
             .spans_sent = try self.allocator.alloc(u32, self.config.machines()),
             .spans_taken = try self.allocator.alloc(u32, self.config.machines()),
         };
+        const skew = self.skews.random().uintLessThan(u64, skew_ns_max);
+        if (self.config.stall_ms > 0) m.tsc_off += skew;
         @memset(m.spans_sent, 0);
         @memset(m.spans_taken, 0);
     }
@@ -277,6 +315,7 @@ pub const Cluster = struct {
         const v = &self.vcpus[index];
         std.debug.assert(v.state == .blocked);
         v.state = .ready;
+        if (self.machines[v.node].parks_from != null) v.leaveGuest();
         // Without holds nothing else keeps the page until the vCPU has used it.
         if (self.config.hold_us == 0 and self.net.random().boolean()) {
             v.due = 0;
@@ -304,7 +343,29 @@ pub const Cluster = struct {
             const pause = self.chaos.random().uintLessThan(u64, 20 * ms);
             return self.scheduleVcpu(v, self.now + pause);
         }
+        // The thaw wakes it.
+        if (m.isParked(v, self.now)) return v.leaveGuest();
+        if (m.enters_from > self.now) return self.scheduleVcpu(v, m.enters_from);
+        self.enter(v);
+    }
+
+    /// Its guest can see the time.
+    fn enter(self: *Cluster, v: *Vcpu) void {
+        const m = &self.machines[v.node];
+        const time = m.guestTime(self.now);
+        if (time < m.tsc_seen or time + 2 * skew_ns_max < self.tsc_newest) {
+            finding.fail(.freeze, "vcpu {d} of node {d} sees {d}, its node saw {d}, another {d}", .{
+                v.index, v.node, time, m.tsc_seen, self.tsc_newest,
+            });
+        }
+        m.tsc_seen = time;
+        self.tsc_newest = @max(self.tsc_newest, time);
         v.run();
+    }
+
+    pub fn vcpusOf(self: *Cluster, node: u8) []Vcpu {
+        const count: usize = self.config.vcpus;
+        return self.vcpus[node * count ..][0..count];
     }
 
     /// The shard is between two system calls: what may its vCPUs do now?
@@ -317,7 +378,8 @@ pub const Cluster = struct {
         const v = &self.vcpus[@as(u32, node) * self.config.vcpus + few];
         const m = &self.machines[node];
         if (v.state != .ready or m.has_ended or m.stands_until > self.now) return;
-        v.run();
+        if (m.isParked(v, self.now) or m.enters_from > self.now) return;
+        self.enter(v);
     }
 
     // Interrupts and commands: what other threads post to the shard.
@@ -405,6 +467,10 @@ pub const Cluster = struct {
         }
     }
 
+    pub fn isFreeze(payload: []const u8) bool {
+        return std.mem.readInt(u32, payload[0..4], .little) == @backingInt(SpanOp.freeze);
+    }
+
     /// A node's shard has a span from another node: the answer that it sends at once, if any.
     pub fn receive(self: *Cluster, node: u8, from: u8, payload: []const u8) ?[]const u8 {
         const span = std.mem.bytesToValue(Span, payload[0..@sizeOf(Span)]);
@@ -445,7 +511,7 @@ pub const Cluster = struct {
                 if (v.state == .finished) self.takeInterrupts(v);
             },
             .answer => v.script.answers_missing -= 1,
-            .stop => unreachable,
+            .stop, .freeze => unreachable,
         }
     }
 

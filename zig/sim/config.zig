@@ -91,6 +91,8 @@ pub const Config = struct {
     slots: u8 = 1,
     /// The production lanes, sealed and resumed, over simulated sockets; else a model of them.
     lanes: enum { model, real } = .model,
+    /// What lasts longer freezes the whole VM, over production lanes; 0: nothing does.
+    stall_ms: u16 = 0,
     faults: Faults = .empty,
     /// No fault is injected after so many.
     faults_max: u32 = std.math.maxInt(u32),
@@ -149,6 +151,10 @@ pub const Config = struct {
             config.pages = @max(config.pages, config.own + more);
         }
         config.faults = someFaults(random, config.lanes == .real, config.memory > 0);
+        const freezes = random.boolean();
+        if (config.lanes == .real and freezes) {
+            config.stall_ms = random.intRangeAtMost(u16, 50, 400);
+        }
         return config.sound();
     }
 
@@ -191,6 +197,7 @@ pub const Config = struct {
             try w.print(" --memory {d} --copies {d}", .{ self.memory, self.copies });
         }
         if (self.lanes != .model) try w.print(" --lanes {t}", .{self.lanes});
+        if (self.stall_ms != 0) try w.print(" --stall {d}", .{self.stall_ms});
         var faults = self.faults.iterator();
         var separator: []const u8 = " --faults ";
         while (faults.next()) |fault| {
@@ -232,6 +239,8 @@ pub const Config = struct {
             self.copies = try number(u8, value, 1, 2);
         } else if (std.mem.eql(u8, flag, "--slots")) {
             self.slots = try number(u8, value, 1, slots_max);
+        } else if (std.mem.eql(u8, flag, "--stall")) {
+            self.stall_ms = try number(u16, value, 0, 2000);
         } else if (std.mem.eql(u8, flag, "--faults-max")) {
             self.faults_max = try number(u32, value, 0, std.math.maxInt(u32));
         } else if (std.mem.eql(u8, flag, "--lanes")) {
@@ -271,6 +280,7 @@ pub const Config = struct {
         if (config.cache == 0 and config.own == 0) config.slots = 1;
         if (config.tables == 1) config.tables = 2;
         if (config.nodes > wires_nodes_max) config.lanes = .model;
+        if (config.lanes == .model) config.stall_ms = 0;
         // The lock's page, and one for data.
         if (config.tables > 0) config.pages = @max(config.pages, config.tables + 2);
         return config;

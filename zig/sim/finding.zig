@@ -23,6 +23,8 @@ pub const Kind = enum {
     leak,
     /// A node was given up though it lives.
     peer_lost,
+    /// A guest's clock went back, or the nodes do not agree on a freeze.
+    freeze,
     /// The shard touched memory that is not there: it would wait for itself.
     shard_fault,
     /// A system call that makes no sense.

@@ -32,8 +32,21 @@ pub fn check(world: anytype) void {
             from.spans_sent[n], from.node, n, to.spans_taken[from.node],
         });
     };
+    checkFreezes(world.freezers);
     checkDirectories(world);
     checkMappings(world);
+}
+
+/// None lasts, and all nodes have taken the same off their guests' clocks.
+fn checkFreezes(freezers: anytype) void {
+    for (freezers) |*f| {
+        const node = f.machine.node;
+        if (f.machine.is_frozen) finding.fail(.freeze, "node {d} is frozen for ever", .{node});
+        if (std.mem.eql(u64, f.rounds.items, freezers[0].rounds.items)) continue;
+        finding.fail(.freeze, "node {d} has seen {d} rounds of freezes, node 0 {d}, or others", .{
+            node, f.rounds.items.len, freezers[0].rounds.items.len,
+        });
+    }
 }
 
 fn checkShell(shell: anytype, node: usize) void {

@@ -38,7 +38,8 @@ pub fn Shrinker(comptime mutation: core_file.Mutation) type {
                 smaller.faults.remove(fault);
                 if (self.accepts(smaller)) return true;
             }
-            inline for (.{ "nodes", "vcpus", "operations", "pages", "tables", "rounds" }) |name| {
+            const fields = .{ "nodes", "vcpus", "operations", "pages", "tables", "rounds" };
+            inline for (fields ++ .{"stall_ms"}) |name| {
                 if (self.shrinkField(name)) return true;
             }
             return false;
@@ -49,7 +50,7 @@ pub fn Shrinker(comptime mutation: core_file.Mutation) type {
             const value = @field(self.found.config, name);
             const least: @TypeOf(value) = switch (name[0]) {
                 'n' => 2,
-                't' => 0,
+                't', 's' => 0,
                 else => 1,
             };
             if (value <= least) return false;

@@ -15,6 +15,8 @@ const Cluster = cluster_file.Cluster;
 const Config = @import("config.zig").Config;
 const Event = @import("events.zig").Event;
 const finding = @import("finding.zig");
+const freezer_file = @import("freezer.zig");
+const Freezer = freezer_file.Freezer;
 const kernel = @import("kernel.zig");
 const lanes_file = @import("lanes.zig");
 const MemoryNode = @import("memory_node.zig").MemoryNode;
@@ -48,6 +50,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
         shells: []Shell,
         rams: []kernel.Ram,
         memory_nodes: []MemoryNode,
+        freezers: []Freezer,
         /// Frames of a home on each memory node.
         frames: []core_file.FrameRange,
         stats: []abi.EngineStats,
@@ -120,6 +123,8 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             @memset(self.stats, std.mem.zeroes(abi.EngineStats));
             self.homes = try self.chooseHomes(a);
             try self.initMemory(a);
+            self.freezers = try a.alloc(Freezer, n);
+            for (self.freezers, 0..) |*f, i| f.* = .init(&self.cluster, @intCast(i));
             const holds_faults = self.cluster.net.random().boolean() and
                 !config.faults.contains(.signal);
             for (self.shells, 0..) |*shell, i| try self.initShell(a, shell, i, holds_faults);
@@ -221,6 +226,8 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
                 .faults_hold = holds_faults,
             });
             self.cluster.machines[index].access = shell.core.local;
+            const stall_ns = self.freezers[index].stall_ns;
+            if (stall_ns > 0) shell.lanes.kind.real.watch.stall_ns = stall_ns;
         }
 
         fn ofContext(context: *anyopaque) *End {
@@ -230,6 +237,11 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
         fn receive(context: *anyopaque, from: u8, payload: []const u8) void {
             const end = ofContext(context);
             const cluster = &end.world.cluster;
+            if (Cluster.isFreeze(payload)) {
+                const wire = std.mem.bytesToValue(freezer_file.Wire, payload);
+                const shell = &end.world.shells[end.node];
+                return end.world.freezers[end.node].receive(shell, from, wire);
+            }
             const answer = cluster.receive(end.node, from, payload) orelse return;
             end.world.shells[end.node].sendSpan(@as(u64, 1) << @intCast(from), answer);
         }
@@ -244,8 +256,10 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             end.world.cluster.trace("node {d}: lane to {d}: {s}", .{ end.node, node, what });
         }
 
-        /// What only other threads of an engine want to know.
-        fn onTime(_: *anyopaque, _: u64) void {}
+        fn onTime(context: *anyopaque, now: u64) void {
+            const end = ofContext(context);
+            end.world.freezers[end.node].onTime(&end.world.shells[end.node], now);
+        }
 
         fn pageLost(context: *anyopaque, gpa: u64, why: []const u8) void {
             const end = ofContext(context);
@@ -372,6 +386,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             if (cluster.unfinished > 0 or self.resets_missing > 0) return false;
             for (self.shells, cluster.machines[0..self.shells.len]) |*shell, *m| {
                 if (!shell.isQuiet() or m.posts.items.len > 0) return false;
+                if (m.parks_from != null) return false;
             }
             return cluster.wires.isEmpty();
         }
