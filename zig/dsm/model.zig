@@ -16,7 +16,7 @@ pub const words = 2;
 /// Word 0 of a page is this entry of a table: the first of a root's kernel half.
 const first_entry = 256;
 pub const pages_max = 12;
-pub const nodes_max = 4;
+pub const nodes_max = 5;
 const lane_max = 16;
 const held_max = 16;
 pub const slots_max = 2;

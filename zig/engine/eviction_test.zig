@@ -266,3 +266,88 @@ test "two nodes with small caches that keep few of their own pages, one memory n
         .limits = .{ .own_pages = 8, .cache_pages = 8 },
     }, rounds());
 }
+
+/// Traffic, and one more thread that kills memory nodes meanwhile: each when it has given many
+/// pages, and when what the one before had is in two places again.
+const Killing = struct {
+    traffic: Traffic,
+    victims: []const usize,
+    /// Pages that each victim gives first.
+    gets: u64,
+    working: std.atomic.Value(usize),
+    killed: usize = 0,
+
+    fn work(self: *Killing, thread: usize) void {
+        if (thread < self.traffic.threads) {
+            self.traffic.work(thread);
+            _ = self.working.fetchSub(1, .acq_rel);
+            return;
+        }
+        for (self.victims) |victim| {
+            const stats = &self.traffic.cluster.lenders[victim].stats;
+            const due = @atomicLoad(u64, &stats.frame_gets, .monotonic) + self.gets;
+            while (@atomicLoad(u64, &stats.frame_gets, .monotonic) < due or !self.isWhole()) {
+                if (self.working.load(.acquire) == 0) return;
+                _ = linux.sched_yield();
+            }
+            self.traffic.cluster.killLender(victim);
+            self.killed += 1;
+        }
+    }
+
+    /// Whether the last loss is repaired, under way though everything is. The counters are the
+    /// shards' own: what is seen here was true a moment ago, and stays so while there is room.
+    fn isWhole(self: *const Killing) bool {
+        if (self.killed == 0) return true;
+        for (self.traffic.cluster.nodes) |*node| {
+            const core = &node.pager.shell.core;
+            // Repair begins when the home knows of everything that the loss touches.
+            if (@atomicLoad(u64, &core.stats.repaired, .acquire) == 0) return false;
+            if (@atomicLoad(u64, &core.store.singles, .acquire) > 0) return false;
+        }
+        return true;
+    }
+};
+
+test "memory nodes die under load, one after the other's pages are repaired: nothing is lost" {
+    const limits: room.Limits = .{ .own_pages = 8, .cache_pages = 8 };
+    const cluster = try Cluster.start(testing.allocator, .{
+        .nodes = 2,
+        .memory_nodes = 3,
+        .pages_per_node = 64,
+        .frames = 64,
+        .frame_copies = 2,
+        .limits = limits,
+    });
+    defer cluster.free();
+    const threads = 4;
+    var killing: Killing = .{
+        .traffic = .{
+            .cluster = cluster,
+            .threads = threads,
+            .pages = 128,
+            .rounds = rounds(),
+        },
+        .victims = &.{ 1, 0 },
+        .gets = rounds() / 8,
+        .working = .init(threads),
+    };
+    const traffic = &killing.traffic;
+    try Cluster.run(threads + 1, &killing, Killing.work);
+    traffic.checkAll();
+    try expectWithinLimits(cluster, limits, threads, true);
+    // With the audit of directory, page states and frames.
+    try cluster.rest();
+    var repaired: u64 = 0;
+    var again: u64 = 0;
+    for (cluster.nodes) |*node| {
+        repaired += node.pager.shell.core.stats.repaired;
+        again += node.pager.shell.core.stats.loads_again;
+    }
+    std.debug.print("{d} memory nodes killed: {d} pages repaired, {d} asked for again\n", .{
+        killing.killed, repaired, again,
+    });
+    try testing.expectEqual(@as(usize, 2), killing.killed);
+    try testing.expect(repaired > 0);
+    try testing.expectEqual(@as(u64, 0), traffic.wrong.load(.monotonic));
+}

@@ -133,6 +133,12 @@ pub const Cluster = struct {
         for (&node.lanes) |*lane| if (lane.*) |*l| l.cut();
     }
 
+    fn killed(self: *const Cluster) usize {
+        var n: usize = 0;
+        for (self.lenders) |*node| n += @intFromBool(node.dead);
+        return n;
+    }
+
     fn startNode(self: *Cluster, node: *Node, number: u8, options: Options) !void {
         node.* = .{
             .ram = try Ram.init(self.ranges[0..options.nodes]),
@@ -228,12 +234,18 @@ pub const Cluster = struct {
     /// thread may touch the RAM any more.
     pub fn stop(self: *Cluster) !void {
         defer self.free();
+        try self.rest();
+    }
+
+    /// All of that but the last: counters can be looked at before free().
+    pub fn rest(self: *Cluster) !void {
         for (self.nodes) |*node| node.pager.join();
         try self.settle();
         for (self.lenders) |*node| node.lender.join();
         var lost: u32 = 0;
         for (self.nodes) |*node| lost += node.lost.load(.acquire);
-        if (lost != 0) return error.PeerLost;
+        // Each node has lost each memory node that was killed, and nobody else.
+        if (lost != self.nodes.len * self.killed()) return error.PeerLost;
         var cores: [nodes_max]core_file.Core = undefined;
         for (self.nodes, 0..) |*node, n| cores[n] = node.pager.shell.core;
         if (audit.audit(cores[0..self.nodes.len])) |v| {
@@ -246,16 +258,18 @@ pub const Cluster = struct {
             std.debug.print("audit: page {d} on node {d} is mapped otherwise\n", .{ page, n });
             return error.MappingWrong;
         };
-        try checkFrames(cores[0..self.nodes.len]);
+        try checkFrames(cores[0..self.nodes.len], self.lenders.len - self.killed());
     }
 
     /// Nothing is under way: each stored page has its frames, and no frame is in use for nothing.
-    fn checkFrames(cores: []const core_file.Core) !void {
+    /// After a loss, too: the memory nodes that are left have room for as many copies as they can.
+    fn checkFrames(cores: []const core_file.Core, alive: usize) !void {
         for (cores, 0..) |*core, n| {
+            const each = @min(core.config.frame_copies, alive);
             var copies: u64 = 0;
             for (0..core.config.page_count) |page| {
                 if (!core.isHome(@intCast(page))) continue;
-                if (core.directory[page].state == .stored) copies += core.config.frame_copies;
+                if (core.directory[page].state == .stored) copies += each;
             }
             if (core.store.inUse() == copies) continue;
             std.debug.print("node {d}: {d} frames in use, {d} copies of pages\n", .{
@@ -279,8 +293,10 @@ pub const Cluster = struct {
         }
     }
 
-    fn free(self: *Cluster) void {
+    /// After rest().
+    pub fn free(self: *Cluster) void {
         for (self.nodes) |*node| {
+            node.pager.join();
             if (node.keeper) |*keeper| keeper.deinit();
             node.pager.destroy();
             for (&node.lanes) |*lane| if (lane.*) |*l| l.deinit();
