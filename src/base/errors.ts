@@ -7,6 +7,8 @@ export const ERROR_CODES = [
   "acpi_invalid",
   "admin_failed",
   "address_invalid",
+  "certificate_expired",
+  "certificate_invalid",
   "config_invalid",
   "console_failed",
   "cpu_incompatible",

@@ -13,6 +13,7 @@ import {
 
 import { buildInfo, versionLine } from "../node/build-info.ts";
 import { acpiCommands } from "./acpi.ts";
+import { certsCommands } from "./certs.ts";
 import { checkCommand } from "./check.ts";
 import type { CliContext, HostAccess } from "./context.ts";
 import { engineCommand } from "./engine.ts";
@@ -23,11 +24,14 @@ import { runCommand } from "./run.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
-const ROOT = buildRouteMap<"run" | "join" | "vm" | "check" | "acpi" | "engine", CliContext>({
+type Command = "run" | "join" | "vm" | "certs" | "check" | "acpi" | "engine";
+
+const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
     run: runCommand,
     join: joinCommand,
     vm: vmCommands,
+    certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
     engine: engineCommand,
@@ -43,6 +47,7 @@ Examples:
   ssihv run --config cluster-config.yaml
   ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
+  ssihv certs init                                a CA for the cluster
   ssihv vm show                                   how is the VM that runs here?`,
     hideRoute: { engine: true },
   },

@@ -40,6 +40,8 @@ const STATUS_OF_CODE: Record<ErrorCode, number> = {
   abi_mismatched: EXIT.engineDead,
   acpi_invalid: EXIT.usage,
   address_invalid: EXIT.usage,
+  certificate_expired: EXIT.usage,
+  certificate_invalid: EXIT.usage,
   admin_failed: EXIT.engineDead,
   config_invalid: EXIT.usage,
   console_failed: EXIT.engineDead,

@@ -64,6 +64,10 @@ const belowEngine = ["src/base", "src/native", "src/vmm", "src/policy", "src/con
 
 export const typescriptLayers: readonly Layer[] = [
   { at: "src/base", mayImport: ["node:*"] },
+  {
+    at: "src/tls",
+    mayImport: ["src/base", "node:*", "@peculiar/x509", "reflect-metadata"],
+  },
   { at: "acpi", mayImport: ["src/base"] },
   { at: "src/config", mayImport: ["src/base", "node:*", "yaml", "@sinclair/typebox"] },
   { at: "src/native", mayImport: ["src/base", "build", "bun:ffi", "node:*"] },
@@ -81,9 +85,10 @@ export const typescriptLayers: readonly Layer[] = [
   },
   {
     at: "src/cli",
-    mayImport: ["src/base", "src/config", "src/node", "coordinator", "acpi", "node:*"].concat(
+    mayImport: ["src/base", "src/config", "src/node", "src/tls", "coordinator", "acpi"].concat([
+      "node:*",
       "@stricli/core",
-    ),
+    ]),
   },
   {
     at: "src/main.ts",
