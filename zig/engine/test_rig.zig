@@ -100,7 +100,7 @@ pub const Rig = struct {
     fn halfOf(options: Options) Limits {
         const own = options.pages_per_node;
         const others = own * (options.nodes - 1);
-        return .{ .own_pages = @max(1, own / 2), .cache_pages = @max(1, others / 2) };
+        return .{ .own_pages = (own + 1) / 2, .cache_pages = (others + 1) / 2 };
     }
 
     /// For `payloads` guests that meet.
