@@ -74,6 +74,8 @@ pub const Engine = struct {
     stop_claimed: std.atomic.Value(bool) = .init(false),
     stop_words: [256]u8 = undefined,
     stop_words_len: usize = 0,
+    /// Of a memory node.
+    leaving: std.atomic.Value(bool) = .init(false),
 
     pub fn create(
         allocator: std.mem.Allocator,
@@ -94,6 +96,7 @@ pub const Engine = struct {
         self.parking = .{ .threads = config.vcpu_count };
         self.stop_claimed = .init(false);
         self.stop_words_len = 0;
+        self.leaving = .init(false);
         self.vm = if (isCompute(config, config.node)) try Vm.create() else null;
         errdefer if (self.vm) |*vm| vm.destroy();
         self.ram = if (self.vm == null) .none else try .init(config.ram[0..config.ram_range_count]);
@@ -420,6 +423,17 @@ pub const Engine = struct {
         self.stopWith(.requested, 0xffff_ffff, 0);
     }
 
+    /// Takes a memory node out of the VM in order; event `stopped` follows.
+    pub fn leave(self: *Engine) error{StateWrong}!void {
+        if (!self.isMemoryNode(self.config.node)) return error.StateWrong;
+        self.leaving.store(true, .seq_cst);
+        self.span.?.shard.command(pager_file.Command.leave, 0);
+    }
+
+    pub fn isLeaving(self: *const Engine) bool {
+        return self.leaving.load(.seq_cst);
+    }
+
     /// Ends the VM on every node, from any thread; the first reason is the one told.
     pub fn stopWith(self: *Engine, reason: abi.StopReason, vcpu: u32, detail: u64) void {
         self.stopTelling(reason, vcpu, detail, "");
@@ -433,6 +447,8 @@ pub const Engine = struct {
         words: []const u8,
     ) void {
         if (!self.stopLocally(reason, vcpu, detail, words)) return;
+        // The VM is not a memory node's to end.
+        if (self.isMemoryNode(self.config.node)) return;
         const span = self.span orelse return;
         if (self.config.node_count > 1) span.sendStop(reason, detail, words);
     }

@@ -5,6 +5,7 @@
 
 const std = @import("std");
 const explorer = @import("dsm/explorer.zig");
+const model = @import("dsm/model.zig");
 const scenarios = @import("dsm/scenarios.zig");
 
 const usage =
@@ -17,7 +18,7 @@ const usage =
     \\  --evictions N   times each node may evict a page (0)
     \\  --slots N       its write-back slots (1)
     \\  --discards N    times each node may discard a page (0)
-    \\  --memory N      memory nodes besides (0)
+    \\  --memory N      memory nodes besides, 5 nodes in all at most (0)
     \\  --frames N      frames that each of them lends every home (1)
     \\  --copies N      copies of each page that a home pushes out (1)
     \\  --crashes N     memory nodes that crash (0)
@@ -62,6 +63,7 @@ pub fn main(init: std.process.Init) !void {
             } else return refuse(arg);
         }
     }
+    if (o.nodes + o.memory > model.nodes_max) return refuse("--memory");
     o.trace = true;
     if (o.nodes > 1) o.homes = &.{
         .{ .first_page = 0, .node = 0 },

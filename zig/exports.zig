@@ -295,6 +295,13 @@ pub fn engineStop(handle: u32) callconv(.c) i32 {
     return ok;
 }
 
+/// A memory node leaves: its homes hear it at once. Event `stopped` tells when they have been told.
+pub fn engineLeave(handle: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    engine.leave() catch |e| return failure.fail(.state_wrong, "leave: {t}", .{e});
+    return ok;
+}
+
 /// After event `stopped`: why, in words, at most `capacity` bytes of UTF-8; none for most reasons.
 pub fn engineStopWords(handle: u32, out: [*]u8, capacity: u32, len: *u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);

@@ -27,7 +27,7 @@ export interface JoinFlags {
 
 const WAIT_MS = 120_000;
 
-/** Ends the stay in order; the VM ends with it. */
+/** Ends the stay in order; the VM ends with it, unless this host only lends memory. */
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
 
 class JoinOutput {
@@ -123,7 +123,7 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
   this.status = await runUntilSignal(session, output, admin);
 }
 
-/** A first signal leaves the VM, which ends it; the shell's status for a signal wins then. */
+/** A first signal leaves the VM (JoinSession.leave); the shell's status for a signal wins then. */
 async function runUntilSignal(
   session: JoinSession,
   output: JoinOutput,

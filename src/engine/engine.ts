@@ -44,7 +44,7 @@ type Send = (message: FromEngine) => void;
 
 const FLUSH_POLL_MS = 5;
 
-const { EventKind, StopReason } = enums;
+const { EventKind, PeerState, StopReason } = enums;
 
 /** Why the data plane stopped, in the words of the control messages; `words` where one reason has
  * several causes. */
@@ -101,6 +101,8 @@ export class EngineProcess {
         return this.handle?.resume();
       case "stop":
         return this.handle === undefined ? this.finish("requested") : this.handle.stop();
+      case "leave":
+        return this.handle?.leave();
       case "nmi":
         return this.handle?.sendNmi();
       case "report":
@@ -251,7 +253,9 @@ export class EngineProcess {
       case EventKind.reset_done:
         return this.barrier?.pagesForgotten();
       case EventKind.control:
-        return this.barrier?.control(Number(event.b));
+        return this.barrier?.control(Number(event.a), Number(event.b));
+      case EventKind.peer:
+        return this.peer(Number(event.a), Number(event.b));
       case EventKind.linked:
         return this.linked(event);
       case EventKind.pages_answered:
@@ -315,6 +319,11 @@ export class EngineProcess {
   /** Every vCPU is parked: part of a reset, or an operator's pause, which waits. */
   private paused(): void {
     if (this.barrier?.parked() !== true) this.send({ type: "notice", text: "paused" });
+  }
+
+  /** Where the VM cannot go on without the node, event `stopped` comes too. */
+  private peer(node: number, state: number): void {
+    if (state === PeerState.dead) this.barrier?.lost(node);
   }
 
   private linked(event: EngineEvent): void {

@@ -142,6 +142,8 @@ export type ToEngine =
   | { readonly type: "pause" }
   | { readonly type: "resume" }
   | { readonly type: "stop" }
+  /** To a memory node of a running VM: say goodbye to its homes, then end. */
+  | { readonly type: "leave" }
   | { readonly type: "nmi" }
   | { readonly type: "report" }
   | { readonly type: "ask"; readonly id: string; readonly question: Question };
@@ -249,7 +251,7 @@ export type FromEngine =
 const FROM_TYPES = new Set([
   ...["ready", "started", "stopped", "notice", "summary", "answer", "failed"],
 ]);
-const TO_TYPES = new Set(["start", "pause", "resume", "stop", "nmi", "report", "ask"]);
+const TO_TYPES = new Set(["start", "pause", "resume", "stop", "leave", "nmi", "report", "ask"]);
 
 function typeOf(value: unknown): string | undefined {
   if (typeof value !== "object" || value === null || !("type" in value)) return undefined;

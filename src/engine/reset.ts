@@ -1,7 +1,7 @@
 // A guest reset over all nodes as a barrier: every vCPU parked and every request answered
 // everywhere, then every page forgotten everywhere, then the images loaded again and all resumed.
-// Node 0 leads; with one node the same steps run without messages. Pure: inputs are what happened,
-// outputs go through the `Hands` given.
+// Node 0 leads; with one node the same steps run without messages. A memory node that is lost is not
+// waited for. Pure: inputs are what happened, outputs go through the `Hands` given.
 
 /** Operations of control messages between engines (abi EventKind.control, field b). */
 export const CONTROL = { pause: 1, parked: 2, forget: 3, forgotten: 4, resume: 5 } as const;
@@ -26,7 +26,9 @@ type Phase = "idle" | "parking" | "forgetting";
 
 export class ResetBarrier {
   private phase: Phase = "idle";
-  private waiting = 0;
+  /** Nodes that are not through the present phase, and those that are lost for good. */
+  private readonly missing = new Set<number>();
+  private readonly gone = new Set<number>();
   private readonly node: number;
   private readonly nodes: number;
   private readonly paged: boolean;
@@ -63,7 +65,7 @@ export class ResetBarrier {
   /** Nor is anything of this engine under way that others would miss. */
   settled(): void {
     if (this.phase !== "parking") return;
-    if (this.node === 0) this.arrived();
+    if (this.node === 0) this.arrived(0);
     else this.hands.send(0, CONTROL.parked);
   }
 
@@ -71,14 +73,14 @@ export class ResetBarrier {
   pagesForgotten(): void {
     if (this.phase !== "forgetting") return;
     this.hands.resetMachine();
-    if (this.node === 0) return this.arrived();
+    if (this.node === 0) return this.arrived(0);
     this.hands.load();
     this.phase = "idle";
     this.hands.send(0, CONTROL.forgotten);
   }
 
-  /** A control message of another engine. */
-  control(operation: number): void {
+  /** A control message of another engine, of node `from`. */
+  control(from: number, operation: number): void {
     switch (operation) {
       case CONTROL.pause:
         this.phase = "parking";
@@ -89,23 +91,28 @@ export class ResetBarrier {
       case CONTROL.resume:
         return this.hands.resume();
       case CONTROL.parked:
-        if (this.phase === "parking") this.arrived();
+        if (this.phase === "parking") this.arrived(from);
         return;
       case CONTROL.forgotten:
-        if (this.phase === "forgetting") this.arrived();
+        if (this.phase === "forgetting") this.arrived(from);
         return;
     }
   }
 
-  private enter(phase: Phase): void {
-    this.phase = phase;
-    this.waiting = this.nodes;
+  /** A node is lost, and the VM goes on without it: now or at any time. */
+  lost(node: number): void {
+    this.gone.add(node);
+    if (this.node === 0 && this.active) this.arrived(node);
   }
 
-  /** Node 0: one more node is through the present phase. */
-  private arrived(): void {
-    this.waiting -= 1;
-    if (this.waiting > 0) return;
+  private enter(phase: Phase): void {
+    this.phase = phase;
+    for (let node = 0; node < this.nodes; node++) if (!this.gone.has(node)) this.missing.add(node);
+  }
+
+  /** Node 0: a node is through the present phase. */
+  private arrived(node: number): void {
+    if (!this.missing.delete(node) || this.missing.size > 0) return;
     if (this.phase === "parking") {
       this.enter("forgetting");
       this.hands.send("others", CONTROL.forget);

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x60d05609e1e1ef13n;
+export const ABI_HASH = 0x723c1f20b7fc9c2dn;
 
 export const constants = {
   abi_version: 1,
@@ -635,6 +635,7 @@ export const functions = {
   ssihv_engine_reset: { args: ["u32"], returns: "i32" },
   ssihv_engine_apply_boot: { args: ["u32"], returns: "i32" },
   ssihv_engine_stop: { args: ["u32"], returns: "i32" },
+  ssihv_engine_leave: { args: ["u32"], returns: "i32" },
   ssihv_engine_stop_words: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
   ssihv_io_complete: { args: ["u32", "u32", "u64"], returns: "i32" },
   ssihv_irq_line: { args: ["u32", "u32", "u32"], returns: "i32" },

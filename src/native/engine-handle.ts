@@ -114,6 +114,11 @@ export class EngineHandle {
     checked(library().ssihv_engine_stop(this.handle));
   }
 
+  /** A memory node leaves the VM, which goes on where its pages have other copies. */
+  leave(): void {
+    checked(library().ssihv_engine_leave(this.handle));
+  }
+
   /** Connects to the engines of the other nodes, in the background; event `linked` follows. */
   link(lane: LaneAddresses): void {
     const port = new Uint32Array(1);

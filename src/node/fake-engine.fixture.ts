@@ -144,6 +144,9 @@ process.on("message", (message: unknown) => {
   if (message.type === deadly) process.exit(9);
   if (message.type === "stop") {
     if (!deaf) process.exit(0);
+  } else if (message.type === "leave") {
+    tell({ type: "stopped", reason: "requested" });
+    setTimeout(() => process.exit(0), 20);
   } else if (message.type === "ask") {
     answer(message.id, message.question);
   } else if (message.type === "start") {

@@ -211,6 +211,21 @@ test("hosts that lend memory and hosts that run vCPUs take places of their kind"
   expect(lead.events.find(({ event }) => event === "joined")).toMatchObject({ node: 2 });
 });
 
+test("a host that lends memory leaves, and the VM goes on without it", async () => {
+  const lent = [{ id: 1, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 }];
+  const why = "its user ended it there (SIGTERM)";
+  const onEvent = ({ event }: VmEvent, self: Lead) => {
+    if (event === "started") lender.session.leave(why);
+    if (event === "memory_lost") self.vm.stop();
+  };
+  const lead = new Lead("say=up", 1, onEvent, lent);
+  const lender = joiner(lead.port, { memoryOnly: true });
+  expect(await lender.outcome).toMatchObject({ kind: "stopped", reason: "requested" });
+  expect(await lead.outcome).toMatchObject({ kind: "stopped", reason: "requested", node: 0 });
+  const lost = lead.events.filter(({ event }) => event === "memory_lost");
+  expect(lost).toMatchObject([{ node: 1, text: expect.stringContaining(why) }]);
+});
+
 test("a host that runs vCPUs does not become a memory node unasked", async () => {
   const lent = [{ id: 1, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 }];
   const lead = new Lead("stop=powered_off", 1, undefined, lent);

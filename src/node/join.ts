@@ -79,6 +79,7 @@ export class JoinSession implements VmObserved {
   /** How our engine ended by its own account. */
   private stopped: Extract<VmOutcome, { kind: "stopped" }> | undefined;
   private over = false;
+  private leaving = false;
   private readonly questions = new Questions("host");
   private ready = false;
   private paused = false;
@@ -102,10 +103,15 @@ export class JoinSession implements VmObserved {
     return outcome;
   }
 
-  /** Takes this host out of the VM, which ends it: `why` is told to the lead. */
+  /**
+   * Takes this host out of the VM: `why` is told to the lead. That ends the VM, but for a host that
+   * lends memory to a running one: then the pages' homes are told, and go on with other copies.
+   */
   leave(why: string): void {
     this.tell({ type: "leave", why });
-    this.engine?.kill();
+    this.leaving = this.options.memoryOnly && this.startedAt !== undefined;
+    if (this.leaving) this.engine?.send({ type: "leave" });
+    else this.engine?.kill();
     this.finish({
       kind: "stopped",
       node: this.welcome?.node ?? 0,
@@ -370,7 +376,8 @@ export class JoinSession implements VmObserved {
   private async stopEngine(): Promise<void> {
     const { engine } = this;
     if (engine === undefined) return;
-    engine.send({ type: "stop" });
+    // One that leaves ends by itself when it has said goodbye.
+    if (!this.leaving) engine.send({ type: "stop" });
     const timer = setTimeout(() => this.killAll(), this.deps.graceMs ?? GRACE_MS);
     await engine.exited;
     clearTimeout(timer);

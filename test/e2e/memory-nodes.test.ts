@@ -4,7 +4,7 @@
 // instructions long, so shadow paging is enough.
 
 import { describe, expect, test } from "bun:test";
-import { accessSync, constants, writeFileSync } from "node:fs";
+import { accessSync, constants, readdirSync, renameSync, writeFileSync } from "node:fs";
 import { binary, isRoot, run, temporaryFolder } from "./support.ts";
 import { asm, eachPage, say, writeGuest } from "./tiny-guest.ts";
 
@@ -61,12 +61,14 @@ async function boot(
   code: readonly number[][],
   flags: readonly string[],
   onOutput: (console: string, engines: Engines) => void = () => undefined,
+  env: Record<string, string> = {},
 ): Promise<Ran> {
   using folder = temporaryFolder();
   const kernel = `${folder.path}/bzImage`;
   writeGuest(kernel, ...code);
   const shape = ["--kernel", kernel, "--name", "tiny", "--json"];
   const child = Bun.spawn([binary, "run", ...shape, ...flags], {
+    env: { ...process.env, ...env },
     stdin: "pipe",
     stdout: "pipe",
     stderr: "pipe",
@@ -106,6 +108,19 @@ async function boot(
   };
   await Promise.all([reads(), watches()]);
   return { out, err, code: await child.exited, memory };
+}
+
+/** Flags of a lead that lets hosts in, and what a host that lends memory types. */
+function openDoor(folder: string): { door: string[]; join: string[] } {
+  const key = `${folder}/vm.key`;
+  writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
+  const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
+  const address = `127.0.0.1:${Math.min(probe.port, 65_000)}`;
+  probe.stop(true);
+  return {
+    door: ["--listen", address, "--key-file", key],
+    join: [binary, "join", address, "--key-file", key, "--memory-only"],
+  };
 }
 
 /** Pages under way come on top of every budget: threads of a shard, and slots of its peers. */
@@ -163,6 +178,84 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     expect(ran.err).toContain("the engine of node 1");
   });
 
+  test("a memory node killed in the midst of it, under load, takes nothing with it", async () => {
+    // More than fits, over and over: at any time some pages are on their way.
+    const rounds = [1, 2, 3];
+    const load = rounds.flatMap((round) => sweep(FREE, END, round));
+    const code = [...sweep(8 * MIB, 15 * MIB, 1), say("1"), ...load, say("2"), powerOff];
+    const flags = [...one, "--memory-nodes", "3", "--copies", "2", "--peer-timeout", "1s"];
+    const ran = await boot(code, flags, (console, engines) => {
+      if (console === "1") process.kill(engines.pid(3), "SIGKILL");
+    });
+    expect([ran.out, ran.code]).toEqual(["12", 0]);
+    expect(ran.err).toContain('"event":"memory_lost","node":3');
+    // Fifteen MiB at least are not at home, twice on the two that are left.
+    const held = [1, 2].map((node) => ran.memory.get(node)?.framesHeld ?? 0);
+    for (const frames of held) expect(frames).toBeGreaterThanOrEqual(15 * 256);
+  });
+
+  test("a reset that a memory node's death meets goes on without it", async () => {
+    // The clock's RAM (index 0x40) outlives a reset: the first boot waits for the key, and resets.
+    const index = asm.outb(0x70, 0x40);
+    const mark = asm.outb(0x71, 1);
+    const again = [...waitForKey, ...index, ...mark, ...asm.outb(0xcf9, 6), ...asm.spin];
+    const read = [0x66, 0xba, 0x71, 0x00, 0xec, 0x84, 0xc0, 0x75, again.length];
+    const code = [...sweep(FREE, END, 1), say("b"), index, read, again, powerOff];
+    const flags = [...one, "--memory-nodes", "2", "--copies", "2", "--peer-timeout", "1s"];
+    const ran = await boot(code, flags, (console, engines) => {
+      if (console !== "b") return;
+      process.kill(engines.pid(1), "SIGKILL");
+      engines.type("x");
+    });
+    expect([ran.out, ran.code]).toEqual(["bb", 0]);
+    expect(ran.err).toContain('"event":"memory_lost","node":1');
+  });
+
+  test("pages of node 1 alone are lost: the VM ends for that, node 0 with it", async () => {
+    const flags = ["--memory", "192M", "--nodes", "2", "--memory-nodes", "1"];
+    const budget = ["--node-memory", "64M", "--cache", "16M", "--peer-timeout", "1s"];
+    // Node 1 is home from 96 MiB on: it alone has pages on the memory node.
+    const code = [...sweep(96 * MIB, 160 * MIB, 1), say("1")];
+    const ran = await boot(code, [...flags, ...budget], (_, engines) => {
+      process.kill(engines.pid(2), "SIGKILL");
+    });
+    expect([ran.out, ran.code]).toEqual(["1", 10]);
+    expect(ran.err).toMatch(/page_lost[^\n]*every memory node that had it is gone/);
+  });
+
+  test("a memory node that loses one of two homes does not end the VM", async () => {
+    using folder = temporaryFolder();
+    const flags = ["--memory", "192M", "--nodes", "2", "--memory-nodes", "2", "--copies", "2"];
+    const budget = ["--node-memory", "64M", "--cache", "16M", "--peer-timeout", "4s"];
+    const code = [
+      ...sweep(96 * MIB, 160 * MIB, 1),
+      say("1"),
+      waitForKey,
+      ...sweep(96 * MIB, 160 * MIB, 2),
+      say("2"),
+      powerOff,
+    ];
+    const cut = async (engines: Engines) => {
+      // Once it goes on it finds both connections closed, and of node 1 no socket to connect to.
+      process.kill(engines.pid(3), "SIGSTOP");
+      const lanes = readdirSync(folder.path).find((name) => name.startsWith("ssihv-")) ?? "";
+      renameSync(`${folder.path}/${lanes}/node-1`, `${folder.path}/${lanes}/nobody`);
+      await Bun.sleep(2600);
+      process.kill(engines.pid(3), "SIGCONT");
+      engines.type("x");
+    };
+    const ran = await boot(
+      code,
+      [...flags, ...budget],
+      (console, engines) => void (console === "1" && cut(engines)),
+      { TMPDIR: folder.path },
+    );
+    expect([ran.out, ran.code]).toEqual(["12", 0]);
+    expect(ran.err).toMatch(/node 3 lost: /);
+    expect(ran.err).toMatch(/node 1 lost: /);
+    expect(ran.err).not.toMatch(/node 0 lost: /);
+  });
+
   test("a memory node killed with the only copies ends the VM, which says so", async () => {
     const ran = await boot(inTwoHalves, [...one, "--memory-nodes", "2"], killBetween(2));
     expect([ran.out, ran.code]).toEqual(["1", 10]);
@@ -172,14 +265,8 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
   test("a host that joins to lend memory needs no KVM", async () => {
     using folder = temporaryFolder();
     const kernel = `${folder.path}/bzImage`;
-    const key = `${folder.path}/vm.key`;
     writeGuest(kernel, ...sweep(FREE, END, 1), say("whole"), powerOff);
-    writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
-    const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
-    const address = `127.0.0.1:${Math.min(probe.port, 65_000)}`;
-    probe.stop(true);
-    const door = ["--listen", address, "--key-file", key];
-    const join = [binary, "join", address, "--key-file", key, "--memory-only"];
+    const { door, join } = openDoor(folder.path);
     // As on a host without the device, where this user may hide it.
     const hide = 'mount --bind /dev/null /dev/kvm && exec "$@"';
     const hidden = isRoot ? ["unshare", "-m", "sh", "-c", hide, "sh"] : [];
@@ -192,6 +279,22 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     expect(host.err).toContain("VM vm: this host is node 1 of 2 (lends 88 MiB)");
     expect(host.err).toContain("VM vm: the guest powered off");
     expect(lead.err).toMatch(/ [1-9]\d* pages evicted/);
+  });
+
+  test("a host that lends memory leaves in order, and the VM goes on at once", async () => {
+    using folder = temporaryFolder();
+    const { door, join } = openDoor(folder.path);
+    const hosts = [0, 1].map(() => Bun.spawn(join, { stdout: "ignore", stderr: "pipe" }));
+    const flags = [...one, "--memory-nodes", "2", "--copies", "2", ...door];
+    const ran = await boot(inTwoHalves, flags, (console, engines) => {
+      if (console !== "1") return;
+      hosts[0]?.kill("SIGTERM");
+      engines.type("x");
+    });
+    expect([ran.out, ran.code]).toEqual(["12", 0]);
+    expect(ran.err).toMatch(/node \d lost: it has given this node up: the user of its host took/);
+    expect(ran.err).toContain("its user ended it there (SIGTERM)");
+    expect(await Promise.all(hosts.map((host) => host.exited))).toEqual([143, 0]);
   });
 
   test("a reset empties the memory nodes", async () => {

@@ -87,6 +87,8 @@ pub const Mutation = enum {
     put_from_page,
     /// Frames are free as soon as a page is asked back.
     frame_early,
+    /// A copy that repair makes counts before its bytes are there.
+    repair_early,
     /// Messages of a lost memory node are taken as if it were there.
     stale_epoch,
     /// A discard does not wait for the copies to go.

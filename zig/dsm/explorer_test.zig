@@ -76,6 +76,9 @@ test "a memory node crashes" {
     }
     const r = try sound("a memory node crashes, another has room", scenarios.repairing);
     try std.testing.expect(r.stats.repaired > 0);
+    const put = try sound("repair while another node puts", scenarios.repairing_while_put);
+    try std.testing.expect(put.stats.repaired > 0 and put.stats.puts_sent > 0);
+    try std.testing.expect(put.stats.loads_again > 0);
     const only = try explorer.Explorer(.none).run(
         std.heap.page_allocator,
         scenarios.losing_the_only_copy,
@@ -161,6 +164,7 @@ test "planted bugs of eviction are found" {
     try finds("a put acknowledged and not taken", .lost_put, scenarios.evicting);
     try finds("a put answered from the page", .put_from_page, scenarios.evicting);
     try finds("a frame freed too early", .frame_early, scenarios.storing_twice);
+    try finds("a copy that counts before it is made", .repair_early, scenarios.repairing_while_put);
     try finds("a discard that does not wait", .discard_early, scenarios.discarding);
     try finds("a lost memory node's word taken", .stale_epoch, scenarios.losing[0]);
     var early = scenarios.evicting;

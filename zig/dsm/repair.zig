@@ -161,6 +161,11 @@ fn begin(self: anytype, place: Place, out: *Actions) void {
     if (evict.slotOf(self, page) != null or self.txns.find(page) != null) return;
     const spare = store.takeElsewhere(self, page, copies) orelse return;
     self.store.repair.active += 1;
+    if (self.has(.repair_early)) {
+        var early = copies;
+        early.add(spare);
+        store.relist(self, page, early);
+    }
     _ = self.slots.put(page, .{ .use = .copy, .is_repair = true, .spare = spare });
     const txn = self.txns.put(page, .{ .request = .{
         .node = self.config.node,

@@ -73,6 +73,15 @@ pub const repairing: explorer.Options = .{
     .crashes = 1,
 };
 
+/// The home is repairing the page's copies while another node puts it, or asks for it.
+pub const repairing_while_put: explorer.Options = .{
+    .operations = 1,
+    .evictions = 1,
+    .memory = 3,
+    .frame_copies = 2,
+    .crashes = 1,
+};
+
 /// Without a second copy there is no help.
 pub const losing_the_only_copy: explorer.Options = .{
     .operations = 2,

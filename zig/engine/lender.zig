@@ -167,8 +167,16 @@ pub const Lender = struct {
             },
             // It begins nothing by itself.
             Command.settle => self.handler.settled(self.handler.context),
+            Command.leave => self.leave(),
             Command.stop => self.stopping = true,
             else => unreachable,
+        }
+    }
+
+    /// Its homes go on with other copies at once, instead of after peer_timeout.
+    fn leave(self: *Lender) void {
+        for (0..self.settings.node_count) |node| {
+            self.lanes.lose(@intCast(node), "the user of its host took it out of the VM");
         }
     }
 

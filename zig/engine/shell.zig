@@ -46,6 +46,8 @@ pub const Command = struct {
     pub const stop: u8 = 3;
     /// Before a reset: let what is under way arrive, begin nothing new.
     pub const settle: u8 = 4;
+    /// A memory node's: say goodbye to everybody.
+    pub const leave: u8 = 5;
 };
 
 /// What the shard tells the rest of the engine; called on the shard's thread, must not block.

@@ -243,7 +243,19 @@ pub const Span = struct {
         self.engine.events.simple(.peer, 0, node, @backingInt(abi.PeerState.dead), 0);
         // No vCPU went with a memory node; whether pages did, their homes know.
         if (self.engine.isMemoryNode(node)) return;
+        if (self.engine.isMemoryNode(self.engine.config.node)) return self.homeLost(node, why);
         self.stopFor(.vcpu_lost, node, "node {d}: {s}", .{ node, why });
+    }
+
+    /// On a memory node, which decides nothing: the home may be well and only cut off from here, and
+    /// has other copies then; or it is dead, which the others find out. With the last one it ends.
+    fn homeLost(self: *Span, node: u8, why: []const u8) void {
+        for (0..self.engine.config.node_count) |other| {
+            const is_there = !self.shard.lanes().isLost(@intCast(other));
+            if (is_there and !self.engine.isMemoryNode(@intCast(other))) return;
+        }
+        const reason: abi.StopReason = if (self.engine.isLeaving()) .requested else .vcpu_lost;
+        self.stopFor(reason, node, "node {d}: {s}", .{ node, why });
     }
 
     /// Pager.Handler.page_lost: the other engines end with the same words before this one does.
