@@ -164,6 +164,9 @@ Examples:
   ssihv join 10.0.0.1:7700 --key-file vm.key --lane 192.168.7.2
   ssihv join 10.0.0.1:7700 --key-file vm.key --memory-only
 
+A host that lends memory (--memory-only) may leave a running VM: end this command, and the VM goes
+on where its pages have a second copy (ssihv run --copies 2). Any other host takes the VM with it.
+
 A lead that is not there yet is waited for. Engines talk on ports of their own: the one after the
 lead's for node 0, the next for node 1, and so on; they must be reachable.
 

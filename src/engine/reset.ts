@@ -1,7 +1,7 @@
 // A guest reset over all nodes as a barrier: every vCPU parked and every request answered
 // everywhere, then every page forgotten everywhere, then the images loaded again and all resumed.
-// Node 0 leads; with one node the same steps run without messages. A memory node that is lost is not
-// waited for. Pure: inputs are what happened, outputs go through the `Hands` given.
+// Node 0 leads; with one node the same steps run without messages. A memory node that is lost is
+// not waited for. Pure: inputs are what happened, outputs go through the `Hands` given.
 
 /** Operations of control messages between engines (abi EventKind.control, field b). */
 export const CONTROL = { pause: 1, parked: 2, forget: 3, forgotten: 4, resume: 5 } as const;

@@ -285,8 +285,11 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     using folder = temporaryFolder();
     const { door, join } = openDoor(folder.path);
     const hosts = [0, 1].map(() => Bun.spawn(join, { stdout: "ignore", stderr: "pipe" }));
-    const flags = [...one, "--memory-nodes", "2", "--copies", "2", ...door];
-    const ran = await boot(inTwoHalves, flags, (console, engines) => {
+    const shape = ["--memory", "128M", "--node-memory", "16M", "--memory-nodes", "2"];
+    const [first, second] = [1, 2].map((value) => sweep(FREE, FREE + 24 * MIB, value).flat());
+    const code = [first ?? [], say("1"), waitForKey, second ?? [], say("2"), powerOff];
+    const flags = [...shape, "--copies", "2", ...door];
+    const ran = await boot(code, flags, (console, engines) => {
       if (console !== "1") return;
       hosts[0]?.kill("SIGTERM");
       engines.type("x");

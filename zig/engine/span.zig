@@ -239,7 +239,8 @@ pub const Span = struct {
     pub fn lost(context: *anyopaque, node: u8, why: []const u8) void {
         const self: *Span = @ptrCast(@alignCast(context));
         if (self.engine.stopping()) return;
-        self.laneNotice(node, "lost", why);
+        // Who leaves knows.
+        if (!self.engine.isLeaving()) self.laneNotice(node, "lost", why);
         self.engine.events.simple(.peer, 0, node, @backingInt(abi.PeerState.dead), 0);
         // No vCPU went with a memory node; whether pages did, their homes know.
         if (self.engine.isMemoryNode(node)) return;
@@ -247,8 +248,8 @@ pub const Span = struct {
         self.stopFor(.vcpu_lost, node, "node {d}: {s}", .{ node, why });
     }
 
-    /// On a memory node, which decides nothing: the home may be well and only cut off from here, and
-    /// has other copies then; or it is dead, which the others find out. With the last one it ends.
+    /// On a memory node, which decides nothing: the home may be well, only cut off from here, and
+    /// has other copies then; or it is dead, which others find out. With the last one it ends.
     fn homeLost(self: *Span, node: u8, why: []const u8) void {
         for (0..self.engine.config.node_count) |other| {
             const is_there = !self.shard.lanes().isLost(@intCast(other));
