@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { add, countsOf, failedNames, lastLine, none, skippedNames } from "./test-counts.ts";
+import { add, countsOf, failures, lastLine, none, skippedNames } from "./test-counts.ts";
 
 test("counts of each dialect", () => {
   expect(countsOf("zig", "SKIP a.test.b: x\n12 passed, 0 failed, 1 skipped\n", 0)).toEqual({
@@ -36,8 +36,12 @@ test("skipped tests by name", () => {
   expect(skippedNames(output)).toEqual(["boots > two hosts: no /dev/kvm", "x.test.y: SkipZigTest"]);
 });
 
-test("failed tests by name, each once", () => {
-  const line = "(fail) shape > no line is wider [26.56ms]\n";
-  const output = `(pass) a\n${line}\n1 tests failed:\n${line}FAIL x.test.y: Oops\n`;
-  expect(failedNames(output)).toEqual(["shape > no line is wider [26.56ms]", "x.test.y: Oops"]);
+test("failed tests by name with their first error, each once", () => {
+  const line = "(fail) shape > no line is wider [26.56ms]";
+  const first = "error: exit code 1: FAILED\n  at x.ts:3\nerror: a later one\n";
+  const output = `error: of a test that passed\n(pass) a\n${first}${line}\n\n1 tests failed:\n${line}\nFAIL x: Oops\n`;
+  expect(failures(output)).toEqual([
+    { name: "shape > no line is wider [26.56ms]", error: "exit code 1: FAILED" },
+    { name: "x: Oops" },
+  ]);
 });

@@ -56,8 +56,26 @@ export function skippedNames(output: string): string[] {
   return [...output.matchAll(/^(?:\(skip\)|SKIP) (.+)$/gm)].map(([, name = ""]) => name);
 }
 
-/** Names of failed tests, in order and once each (bun lists them twice). */
-export function failedNames(output: string): string[] {
-  const names = [...output.matchAll(/^(?:\(fail\)|FAIL) (.+)$/gm)].map(([, name = ""]) => name);
-  return [...new Set(names)];
+/** A failed test, with the first line of the error that came before its name (bun's way to tell). */
+export interface Failure {
+  readonly name: string;
+  readonly error?: string;
+}
+
+/** Failed tests, in order and once each (bun lists them twice, the second time without errors). */
+export function failures(output: string): Failure[] {
+  const found = new Map<string, Failure>();
+  let error: string | undefined;
+  for (const [, kind, words = ""] of output.matchAll(/^(\(\w+\)|FAIL|error:) (.+)$/gm)) {
+    if (kind === "error:") {
+      error ??= words;
+      continue;
+    }
+    const failed = kind === "(fail)" || kind === "FAIL";
+    if (failed && !found.has(words)) {
+      found.set(words, { name: words, ...(error !== undefined && { error }) });
+    }
+    error = undefined;
+  }
+  return [...found.values()];
 }

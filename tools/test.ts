@@ -11,7 +11,7 @@ import {
   type Counts,
   countsOf,
   type Dialect,
-  failedNames,
+  failures,
   lastLine,
   none,
   skippedNames,
@@ -169,11 +169,17 @@ function withoutPasses(output: string): string {
     .replace(/\n{3,}/g, "\n\n");
 }
 
-/** A line per failed test; a suite that names none is itself the line. */
+/** Of an error's line; it may quote a whole console. */
+const WORDS_MAX = 600;
+
+/** A line per failed test and one for its error; a suite that names none is itself the line. */
 function whatFailed(suite: Suite, output: string): string[] {
-  const names = failedNames(output);
-  if (names.length === 0) return [`-- failed: ${suite.name}`];
-  return names.map((name) => `-- failed: ${suite.name}: ${name}`);
+  const failed = failures(output);
+  if (failed.length === 0) return [`-- failed: ${suite.name}`];
+  return failed.flatMap(({ name, error }) => [
+    `-- failed: ${suite.name}: ${name}`,
+    ...(error === undefined ? [] : [`   ${error.slice(0, WORDS_MAX)}`]),
+  ]);
 }
 
 /** What one suite did; `failures` are the lines that the end of the run repeats. */
@@ -225,14 +231,14 @@ async function main(): Promise<number> {
     return 2;
   }
   let total = none;
-  const failures: string[] = [];
+  const failed: string[] = [];
   for (const suite of chosen) {
     const outcome = await runSuite(suite, process.env["CI"] === "true");
     total = add(total, outcome.counts);
-    failures.push(...outcome.failures);
+    failed.push(...outcome.failures);
   }
   // Last, because of a long log only the end may be kept.
-  for (const line of failures) console.log(line);
+  for (const line of failed) console.log(line);
   console.log(lastLine(total));
   return total.failed === 0 ? 0 : 1;
 }

@@ -9,11 +9,16 @@ function cluster(nodes: number, paged: boolean) {
   const barriers: ResetBarrier[] = [];
   for (let node = 0; node < nodes; node++) {
     const later = (what: () => void) => queue.push(what);
+    const laterSaid = (word: string, what: () => void) =>
+      later(() => {
+        log.push(`${node} ${word}`);
+        what();
+      });
     const own = () => barriers[node] as ResetBarrier;
     const hands: Hands = {
-      pause: () => later(() => (log.push(`${node} parked`), own().parked())),
-      settlePages: () => later(() => (log.push(`${node} settled`), own().settled())),
-      forgetPages: () => later(() => (log.push(`${node} forgot`), own().pagesForgotten())),
+      pause: () => laterSaid("parked", () => own().parked()),
+      settlePages: () => laterSaid("settled", () => own().settled()),
+      forgetPages: () => laterSaid("forgot", () => own().pagesForgotten()),
       resetMachine: () => log.push(`${node} reset`),
       load: () => log.push(`${node} load`),
       resume: () => log.push(`${node} resume`),

@@ -62,3 +62,20 @@ export function lastLine(log: string): LastLine | undefined {
 /** What no console of a healthy guest shows. */
 export const TROUBLE =
   /soft lockup|hard LOCKUP|rcu.*stall|self-detected stall|BUG:|Oops|Kernel panic|Call Trace/;
+
+/** What tells most of a bad run: the checks' verdicts, trouble, and the command's own words. */
+const TELLING = /FAILED|mismatch|ssihv|exit \d|Out of memory|Killed/;
+
+/** One line: its exit code and the last lines of its log that tell something. */
+export function howItEnded(exitCode: number, log: string): string {
+  const lines = log.split(/\r?\n/).map((line) => line.trim());
+  const telling = lines.filter((line) => TROUBLE.test(line) || TELLING.test(line));
+  const words = (telling.length > 0 ? telling : lines).slice(-6).join(" | ");
+  return `exit code ${exitCode}: ${words}`;
+}
+
+/** Throws what went wrong, in one line, unless the guest's script ended well and without trouble. */
+export function assertHealthy({ exitCode, log }: { exitCode: number; log: string }): void {
+  const bad = exitCode !== 0 || TROUBLE.test(log) || /FAILED/.test(log);
+  if (bad || !log.includes("ssihv-guest: exit 0")) throw new Error(howItEnded(exitCode, log));
+}
