@@ -1,6 +1,7 @@
-// Runs the test suites one after another and ends with `N passed, N failed, N skipped`. Quick ones
-// first; each with a time budget that is shown and a limit at which it is killed, so that nothing
-// hangs a CI run. With CI=true a skipped test is a failure: that machine has everything.
+// Runs the test suites and ends with `N passed, N failed, N skipped`. Quick ones first; those that
+// nothing in the machine's timing can change two at a time, on two cores, then the others one by
+// one. Each has a time budget that is shown and a limit at which it is killed, so that nothing hangs
+// a CI run. With CI=true a skipped test is a failure: that machine has everything.
 // Usage: bun tools/test.ts --suite check|all|NAME... (names: --list)
 
 import { existsSync, readdirSync } from "node:fs";
@@ -31,7 +32,9 @@ interface Suite {
   readonly command: readonly string[];
   /** Part of `make check`. */
   readonly fast: boolean;
-  /** Print as it runs; otherwise only what failed. */
+  /** Its threads race or its processes wait for each other: it wants the machine for itself. */
+  readonly alone: boolean;
+  /** Print all, as it runs where it is alone; otherwise only what failed. */
   readonly live?: boolean;
   /** Run after a kill: ends what the suite could not end itself. */
   readonly cleanUp?: readonly string[];
@@ -61,12 +64,12 @@ function bunSuite(name: string, budget: number, fast: boolean, files: readonly s
   if (files.length === 0) return [];
   // One test may be a whole boot: its own limits are tighter and say more than bun's.
   const command = [bun, "test", "--timeout", String(fast ? 60_000 : 900_000), ...files];
-  return [{ name, budget, dialect: "bun", fast, live: !fast, command }];
+  return [{ name, budget, dialect: "bun", fast, alone: true, live: !fast, command }];
 }
 
 function allSuites(): Suite[] {
   const status = (name: string, budget: number, command: string[]): Suite => ({
-    ...{ name, budget, dialect: "status", fast: true },
+    ...{ name, budget, dialect: "status", fast: true, alone: false },
     command,
   });
   const slow = ["test/e2e", "test/lab", "test/bench"];
@@ -75,12 +78,20 @@ function allSuites(): Suite[] {
     status("lint", 20, [bun, `${bin}/@biomejs/biome/bin/biome`, "ci", "--colors=off"]),
     status("zig format", 10, [zig(), "fmt", "--check", "zig"]),
     {
-      ...{ name: "zig unit", budget: 90, dialect: "zig", fast: true },
+      ...{ name: "zig unit", budget: 90, dialect: "zig", fast: true, alone: false },
       command: [zig(), "test", "zig/tests.zig", "-lc", "--test-runner", "zig/test_runner.zig"],
     },
     {
+      // Optimised: 100,000 schedules of a simulated cluster.
+      ...{ name: "sim", budget: 300, dialect: "zig", fast: false, alone: false, live: true },
+      command: [
+        ...[zig(), "test", "-O", "safe", "zig/tests_sim.zig", "-lc"],
+        ...["--test-runner", "zig/test_runner.zig"],
+      ],
+    },
+    {
       // Optimised, because it walks hundreds of thousands of states.
-      ...{ name: "explorer", budget: 200, dialect: "zig", fast: true, live: true },
+      ...{ name: "explorer", budget: 240, dialect: "zig", fast: true, alone: false, live: true },
       command: [
         ...[zig(), "test", "-O", "safe", "zig/tests_explorer.zig", "-lc"],
         ...["--test-runner", "zig/test_runner.zig"],
@@ -88,7 +99,7 @@ function allSuites(): Suite[] {
     },
     {
       // Optimised, because races want speed. Needs userfaultfd, no KVM.
-      ...{ name: "memory", budget: 60, dialect: "zig", fast: true },
+      ...{ name: "memory", budget: 60, dialect: "zig", fast: true, alone: true },
       command: [
         ...[zig(), "test", "-O", "safe", "zig/tests_memory.zig", "-lc"],
         ...["--test-runner", "zig/test_runner.zig"],
@@ -96,7 +107,7 @@ function allSuites(): Suite[] {
     },
     {
       // Optimised: a million hostile inputs, and thousands of cuts under load.
-      ...{ name: "lanes", budget: 90, dialect: "zig", fast: true, live: true },
+      ...{ name: "lanes", budget: 90, dialect: "zig", fast: true, alone: true, live: true },
       command: [
         ...[zig(), "test", "-O", "safe", "zig/tests_lanes.zig", "-lc"],
         ...["--test-runner", "zig/test_runner.zig"],
@@ -104,16 +115,8 @@ function allSuites(): Suite[] {
     },
     ...bunSuite("unit", 90, true, testFiles(["src", "acpi", "coordinator", "tools", "test"], slow)),
     {
-      // Optimised: 100,000 schedules of a simulated cluster.
-      ...{ name: "sim", budget: 250, dialect: "zig", fast: false, live: true },
-      command: [
-        ...[zig(), "test", "-O", "safe", "zig/tests_sim.zig", "-lc"],
-        ...["--test-runner", "zig/test_runner.zig"],
-      ],
-    },
-    {
       // Needs KVM. Static and for any x86-64: payload guests run functions of the program itself.
-      ...{ name: "kvm memory", budget: 300, dialect: "zig", fast: false, live: true },
+      ...{ name: "kvm memory", budget: 300, dialect: "zig", fast: false, alone: true, live: true },
       command: [
         ...[zig(), "test", "-O", "safe", "-target", "x86_64-linux-musl", "zig/tests_kvm.zig"],
         ...["-lc", "--test-runner", "zig/test_runner.zig"],
@@ -151,7 +154,7 @@ async function capture(suite: Suite): Promise<{ output: string; exitCode: number
     for await (const chunk of stream) {
       const text = decoder.decode(chunk, { stream: true });
       output += text;
-      if (suite.live) process.stdout.write(text);
+      if (suite.live && suite.alone) process.stdout.write(text);
     }
   };
   await Promise.all([read(child.stdout), read(child.stderr)]);
@@ -190,8 +193,9 @@ interface Outcome {
 
 async function runSuite(suite: Suite, strict: boolean): Promise<Outcome> {
   const started = performance.now();
-  if (suite.live) console.log(`-- ${suite.name}`);
+  if (suite.live && suite.alone) console.log(`-- ${suite.name}`);
   const { output, exitCode } = await capture(suite);
+  if (suite.live && !suite.alone) console.log(`-- ${suite.name}\n${output}`);
   let counts = countsOf(suite.dialect, output, exitCode);
   if (counts.failed > 0 && !suite.live) console.log(withoutPasses(output));
   for (const name of skippedNames(output)) console.log(`-- ${suite.name}: skipped ${name}`);
@@ -232,11 +236,16 @@ async function main(): Promise<number> {
   }
   let total = none;
   const failed: string[] = [];
-  for (const suite of chosen) {
-    const outcome = await runSuite(suite, process.env["CI"] === "true");
-    total = add(total, outcome.counts);
-    failed.push(...outcome.failures);
-  }
+  const runAll = async (queue: Suite[]) => {
+    for (let suite = queue.shift(); suite !== undefined; suite = queue.shift()) {
+      const outcome = await runSuite(suite, process.env["CI"] === "true");
+      total = add(total, outcome.counts);
+      failed.push(...outcome.failures);
+    }
+  };
+  const together = chosen.filter(({ alone }) => !alone);
+  await Promise.all([runAll(together), runAll(together)]);
+  await runAll(chosen.filter(({ alone }) => alone));
   // Last, because of a long log only the end may be kept.
   for (const line of failed) console.log(line);
   console.log(lastLine(total));

@@ -124,11 +124,13 @@ test("what each node's memory was used for is told where it was short", () => {
     { ...SUMMARY, node: 3 },
   ];
   expect(memoryLines(all)).toEqual([
-    "node 0: at most 32.0 MiB of its own pages and 4.0 MiB of others'; 10 pages evicted, 4 back",
-    "node 1: at most 1.0 MiB of others'; 1 page evicted, 0 back",
+    "node 0: at most 32.0 MiB of its own pages and 4.0 MiB of others'; 10 pages evicted, 4 back soon",
+    "node 1: at most 1.0 MiB of others'; 1 page evicted, 0 back soon",
     "memory node 2: 0.5 MiB in use",
   ]);
-  expect(summaryLine("demo", all)).toContain(", 11 pages evicted (4 came back soon), 0 mismatches");
+  expect(summaryLine("demo", all)).toContain(
+    ", 11 pages evicted, 4 back soon after they left, 0 mismatches",
+  );
 });
 
 test("the report adds up the pages of all nodes and names them", () => {

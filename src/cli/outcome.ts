@@ -97,7 +97,7 @@ function evictionWords(summaries: readonly EngineSummary[]): string[] {
   const evicted = sum(summaries, ({ memory }) => memory.evicted);
   if (evicted === 0) return [];
   const returned = sum(summaries, ({ memory }) => memory.returned);
-  return [`${count(evicted, "page")} evicted (${returned} came back soon)`];
+  return [`${count(evicted, "page")} evicted`, `${returned} back soon after they left`];
 }
 
 /** `--report`: what each node's memory was used for, where its budgets were smaller than it. */
@@ -110,7 +110,9 @@ export function memoryLines(summaries: readonly EngineSummary[]): string[] {
     const own = ownPagesMax === 0 ? [] : [`${mib(ownPagesMax)} of its own pages`];
     const cache = cachePagesMax === 0 ? [] : [`${mib(cachePagesMax)} of others'`];
     const parts = [...own, ...cache].join(" and ");
-    return [`node ${node}: at most ${parts}; ${count(evicted, "page")} evicted, ${returned} back`];
+    return [
+      `node ${node}: at most ${parts}; ${count(evicted, "page")} evicted, ${returned} back soon`,
+    ];
   });
 }
 

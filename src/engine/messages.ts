@@ -189,7 +189,7 @@ export interface MemorySummary {
   readonly ownPagesMax: number;
   readonly cachePagesMax: number;
   readonly evicted: number;
-  /** Pages that left and came back soon. */
+  /** Pages that left, evicted or taken by others, and came back soon. */
   readonly returned: number;
   /** A memory node's frames in use. */
   readonly framesHeld: number;
