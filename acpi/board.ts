@@ -79,6 +79,14 @@ export interface AcpiPci {
   interrupts: readonly [number, number, number, number];
 }
 
+/** What memory costs a CPU: [node of the CPU][node of the memory], both square. */
+export interface MemoryCosts {
+  /** Nanoseconds until a page, or a cache line of local memory, is there. */
+  latencyNs: readonly (readonly number[])[];
+  /** Megabytes (10^6 bytes) a second. */
+  bandwidthMBps: readonly (readonly number[])[];
+}
+
 export interface AcpiBoard {
   /** Where the tables go: guest-physical, a multiple of 64, below 4 GiB. The RSDP comes first. */
   base: bigint;
@@ -87,6 +95,8 @@ export interface AcpiBoard {
   memory: readonly AcpiMemory[];
   /** distances[from][to]: 10 is local, 11 to 254 anything else. */
   distances: readonly (readonly number[])[];
+  /** Without them there is no HMAT. */
+  costs?: MemoryCosts | undefined;
   hardware?: AcpiHardware | undefined;
   pci?: AcpiPci | undefined;
 }
@@ -143,6 +153,27 @@ function checkDistances(distances: AcpiBoard["distances"]): void {
       }
     });
   });
+}
+
+/** A second; and more than memory of any host gives. */
+const LATENCY_MAX_NS = 1e9;
+const BANDWIDTH_MAX_MBPS = 1e9;
+
+/** Every node to every node, each value positive and below what any machine has. */
+export function checkCosts(costs: MemoryCosts, nodes: number): void {
+  const check = (matrix: MemoryCosts["latencyNs"], what: string, max: number) => {
+    if (matrix.length !== nodes || matrix.some((row) => row.length !== nodes)) {
+      refuse(`memory ${what}: not ${nodes} rows of ${nodes} values, one for each node`);
+    }
+    matrix.forEach((row, from) => {
+      row.forEach((value, to) => {
+        if (Number.isFinite(value) && value > 0 && value <= max) return;
+        refuse(`memory ${what} from node ${from} to node ${to} is ${value}`, `use 1 to ${max}`);
+      });
+    });
+  };
+  check(costs.latencyNs, "latency, ns,", LATENCY_MAX_NS);
+  check(costs.bandwidthMBps, "bandwidth, MB/s,", BANDWIDTH_MAX_MBPS);
 }
 
 function checkCpus(cpus: readonly AcpiCpu[], nodes: number): void {

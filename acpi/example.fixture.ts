@@ -48,6 +48,16 @@ export const LARGE: AcpiBoard = {
     [10, 12],
     [254, 10],
   ],
+  costs: {
+    latencyNs: [
+      [95, 41_000],
+      [1_400_000, 101],
+    ],
+    bandwidthMBps: [
+      [110_000, 1150],
+      [42, 98_000],
+    ],
+  },
   pci: {
     node: 1,
     lastBus: 255,

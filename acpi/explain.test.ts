@@ -69,6 +69,13 @@ describe("values and meanings", () => {
     expect(listed).toEqual(blobs.filter(({ name }) => wanted.includes(name)).map(({ gpa }) => gpa));
   });
 
+  test("HMAT: attributes, and matrices in words", () => {
+    const text = explainTable(table("HMAT", LARGE));
+    expect(text).toContain("INITIATOR_VALID");
+    expect(text).toContain("dataType = 0: access latency, picoseconds");
+    expect(text).toContain("from node 0: 110000 to 0, 1150 to 1");
+  });
+
   test("RSDP and FACS, which have no common header", () => {
     expect(explainTable(table("RSDP"))).toContain("RSDP, all of it: checksum good");
     expect(explainTable(table("FACS"))).toContain("version = 2");
@@ -149,6 +156,9 @@ describe("what is no table is refused", () => {
       changed(table("XSDT").slice(0, 64), 4, 64),
       /the last pointer is cut: 4 of 8/,
     ],
+    ["a cut structure", changed(table("HMAT", LARGE), 44, 200), /says it has 200 bytes/],
+    ["an empty structure", changed(table("HMAT", LARGE), 44, 0), /says it has 0 bytes/],
+    ["more nodes than entries", changed(table("HMAT", LARGE), 132, 9), /9 initiators/],
     ["a short RSDP", table("RSDP").slice(0, 30), /has 36 bytes, this has 30/],
     ["half a field", changed(oldFadt(118), 8, 1), /ends at 118, in the middle of "resetRegister"/],
   ])("%s", (_, bytes, message) => {

@@ -11,6 +11,13 @@ import { addressLine, describeField, hexBytes, printable, rawLines } from "./exp
 import { FACS, FACS_SIGNATURE } from "./facs.ts";
 import { FADT } from "./fadt.ts";
 import { HEADER } from "./header.ts";
+import {
+  HMAT,
+  LOCALITY,
+  STRUCTURE_HEADER_BYTES,
+  STRUCTURE_LENGTH_OFFSET,
+  STRUCTURES,
+} from "./hmat.ts";
 import { ENTRY_HEADER_BYTES, type EntryLayout, type Layout } from "./layout.ts";
 import { MADT, MADT_ENTRIES } from "./madt.ts";
 import { RSDP, RSDP_SIGNATURE, RSDP_V1, RSDP_V1_BYTES } from "./rsdp.ts";
@@ -119,11 +126,66 @@ function distances(bytes: Uint8Array, start: number): string[] {
   return [...lines, ...rawLines(bytes, start + nodes * nodes, "")];
 }
 
+/** Lists and matrix of an HMAT locality structure whose own fields end at `start`. */
+function localityLines(bytes: Uint8Array, start: number): string[] {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const fields = start - LOCALITY.size;
+  const initiators = view.getUint32(fields + 4, true);
+  const targets = view.getUint32(fields + 8, true);
+  const unit = view.getBigUint64(fields + 16, true);
+  const wanted = 4 * (initiators + targets) + 2 * initiators * targets;
+  if (wanted > bytes.length - start) {
+    const space = bytes.length - start;
+    bad(`${initiators} initiators and ${targets} targets need ${wanted} bytes, there are ${space}`);
+  }
+  const node = (i: number) => view.getUint32(start + 4 * i, true);
+  const lines: string[] = [];
+  const matrix = start + 4 * (initiators + targets);
+  for (let from = 0; from < initiators; from++) {
+    const row = matrix + 2 * from * targets;
+    const values = Array.from({ length: targets }, (_, to) => {
+      const value = BigInt(view.getUint16(row + 2 * to, true)) * unit;
+      return `${value} to ${node(initiators + to)}`;
+    });
+    lines.push(`  ${addressLine(row)}  from node ${node(from)}: ${values.join(", ")}`);
+  }
+  return [...lines, ...rawLines(bytes, start + wanted, "  ")];
+}
+
+/** Structures of an HMAT up to the end, each with a type and a length of 32 bits. */
+function structures(bytes: Uint8Array, start: number): string[] {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const lines: string[] = [];
+  for (let at = start; at < bytes.length; ) {
+    if (lines.length > LINES_MAX) return [...lines, `... ${bytes.length - at} more byte(s)`];
+    const left = bytes.length - at;
+    const where = `the structure at offset 0x${at.toString(16)}`;
+    if (left < STRUCTURE_HEADER_BYTES) bad(`${where} is cut: ${left} byte(s) are left`);
+    const type = view.getUint16(at, true);
+    const size = view.getUint32(at + STRUCTURE_LENGTH_OFFSET, true);
+    if (size < STRUCTURE_HEADER_BYTES || size > left) {
+      bad(`${where} says it has ${size} bytes, the table has ${left} left`);
+    }
+    const shape = STRUCTURES.find((candidate) => candidate.type === type);
+    const title = shape?.title ?? "not described here";
+    lines.push("", `${addressLine(at)}  ${title}: type ${type}, ${size} bytes`);
+    const whole = bytes.subarray(0, at + size);
+    const fields = at + STRUCTURE_HEADER_BYTES;
+    if (shape) lines.push(...fieldLines(whole, fields, shape, "  "));
+    const rest = Math.min(fields + (shape?.size ?? 0), whole.length);
+    const isWhole = shape === LOCALITY && rest === fields + LOCALITY.size;
+    lines.push(...(isWhole ? localityLines(whole, rest) : rawLines(whole, rest, "  ")));
+    at += size;
+  }
+  return lines;
+}
+
 const TABLES: Readonly<Record<string, Explainer>> = {
   FACP: { fixed: FADT },
   APIC: { fixed: MADT, rest: entries(MADT_ENTRIES) },
   SRAT: { fixed: SRAT, rest: entries(SRAT_ENTRIES) },
   SLIT: { fixed: SLIT, rest: distances },
+  HMAT: { fixed: HMAT, rest: structures },
   XSDT: { rest: pointers(XSDT_ENTRY_BYTES) },
   RSDT: { rest: pointers(RSDT_ENTRY_BYTES) },
   DSDT: { rest: explainAml },

@@ -234,3 +234,60 @@ test("the SLIT is the distance matrix, row by row", () => {
   expect(view(slit).getBigUint64(36, true)).toBe(2n);
   expect([...slit.subarray(44)]).toEqual([10, 12, 254, 10]);
 });
+
+describe("HMAT", () => {
+  /** Structures of the table from `at` on: type and bytes. */
+  function structures(hmat: Uint8Array): [number, DataView][] {
+    const found: [number, DataView][] = [];
+    const all = view(hmat);
+    for (let at = 40; at < hmat.length; at += all.getUint32(at + 4, true)) {
+      const length = all.getUint32(at + 4, true);
+      found.push([
+        all.getUint16(at, true),
+        new DataView(hmat.buffer, hmat.byteOffset + at, length),
+      ]);
+    }
+    return found;
+  }
+
+  test("tells whose memory is whose, then latencies, then bandwidths, in units that fit", () => {
+    const hmat = new Memory(LARGE).find("HMAT");
+    expect(hmat[8]).toBe(2);
+    const all = structures(hmat);
+    expect(all.map(([type]) => type)).toEqual([0, 0, 1, 1]);
+    expect(all.slice(0, 2).map(([, e]) => [8, 12, 16].map((at) => e.getUint32(at, true)))).toEqual([
+      [1, 0, 0],
+      [1, 1, 1],
+    ]);
+    const [latency, bandwidth] = all.slice(2).map(([, e]) => e);
+    const matrix = (e: DataView | undefined) =>
+      [48, 50, 52, 54].map(
+        (at) => (e?.getUint16(at, true) ?? 0) * Number(e?.getBigUint64(24, true)),
+      );
+    expect([latency?.getUint8(9), bandwidth?.getUint8(9)]).toEqual([0, 3]);
+    expect([32, 36, 40, 44].map((at) => latency?.getUint32(at, true))).toEqual([0, 1, 0, 1]);
+    // 1.4 ms in 16 bits: the unit is 22 ns, which is how exact the others are.
+    expect(latency?.getBigUint64(24, true)).toBe(22_000n);
+    const wanted = LARGE.costs?.latencyNs.flat() ?? [];
+    const off = matrix(latency).map((ps, i) => Math.abs(ps / 1000 - (wanted[i] ?? 0)));
+    expect(Math.max(...off)).toBeLessThanOrEqual(11);
+    expect(bandwidth?.getBigUint64(24, true)).toBe(2n);
+    expect(matrix(bandwidth)).toEqual([110_000, 1150, 42, 98_000]);
+  });
+
+  test("is there only with costs, which must be those of all nodes", () => {
+    expect(buildTables(TWO_NODES).blobs.map(({ name }) => name)).not.toContain("HMAT");
+    const costs = LARGE.costs ?? { latencyNs: [], bandwidthMBps: [] };
+    const refused = (change: Partial<typeof costs>) => () =>
+      buildTables({ ...LARGE, costs: { ...costs, ...change } });
+    expect(refused({ latencyNs: [[95]] })).toThrow("not 2 rows of 2 values");
+    expect(
+      refused({
+        bandwidthMBps: [
+          [1, 0],
+          [1, 1],
+        ],
+      }),
+    ).toThrow("memory bandwidth, MB/s, from node 0 to node 1 is 0");
+  });
+});

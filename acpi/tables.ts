@@ -6,6 +6,7 @@ import { type AcpiBoard, checkBoard, TABLES_ALIGNMENT } from "./board.ts";
 import { buildDsdt } from "./dsdt.ts";
 import { buildFacs } from "./facs.ts";
 import { buildFadt } from "./fadt.ts";
+import { buildHmat } from "./hmat.ts";
 import { buildMadt } from "./madt.ts";
 import { buildRsdp, RSDP } from "./rsdp.ts";
 import { buildSlit } from "./slit.ts";
@@ -45,6 +46,7 @@ export function buildTables(board: AcpiBoard): AcpiTables {
     place("APIC", buildMadt(board)),
     place("SRAT", buildSrat(board)),
     place("SLIT", buildSlit(board)),
+    ...(board.costs === undefined ? [] : [place("HMAT", buildHmat(board, board.costs))]),
   ];
   const xsdt = place("XSDT", buildXsdt(pointed));
   blobs.unshift({ gpa: board.base, name: "RSDP", bytes: buildRsdp(xsdt) });
