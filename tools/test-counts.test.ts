@@ -39,7 +39,8 @@ test("skipped tests by name", () => {
 test("failed tests by name with their first error, each once", () => {
   const line = "(fail) shape > no line is wider [26.56ms]";
   const first = "error: exit code 1: FAILED\n  at x.ts:3\nerror: a later one\n";
-  const output = `error: of a test that passed\n(pass) a\n${first}${line}\n\n1 tests failed:\n${line}\nFAIL x: Oops\n`;
+  const again = `1 tests failed:\n${line}\nFAIL x: Oops\n`;
+  const output = `error: of a test that passed\n(pass) a\n${first}${line}\n\n${again}`;
   expect(failures(output)).toEqual([
     { name: "shape > no line is wider [26.56ms]", error: "exit code 1: FAILED" },
     { name: "x: Oops" },

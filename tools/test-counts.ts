@@ -56,7 +56,7 @@ export function skippedNames(output: string): string[] {
   return [...output.matchAll(/^(?:\(skip\)|SKIP) (.+)$/gm)].map(([, name = ""]) => name);
 }
 
-/** A failed test, with the first line of the error that came before its name (bun's way to tell). */
+/** A failed test, with the first line of the error that came before its name, as bun tells it. */
 export interface Failure {
   readonly name: string;
   readonly error?: string;

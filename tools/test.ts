@@ -1,7 +1,7 @@
 // Runs the test suites and ends with `N passed, N failed, N skipped`. Quick ones first; those that
 // nothing in the machine's timing can change two at a time, on two cores, then the others one by
-// one. Each has a time budget that is shown and a limit at which it is killed, so that nothing hangs
-// a CI run. With CI=true a skipped test is a failure: that machine has everything.
+// one. Each has a time budget that is shown and a limit at which it is killed, so that nothing
+// hangs a CI run. With CI=true a skipped test is a failure: that machine has everything.
 // Usage: bun tools/test.ts --suite check|all|NAME... (names: --list)
 
 import { existsSync, readdirSync } from "node:fs";

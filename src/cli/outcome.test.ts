@@ -124,7 +124,8 @@ test("what each node's memory was used for is told where it was short", () => {
     { ...SUMMARY, node: 3 },
   ];
   expect(memoryLines(all)).toEqual([
-    "node 0: at most 32.0 MiB of its own pages and 4.0 MiB of others'; 10 pages evicted, 4 back soon",
+    "node 0: at most 32.0 MiB of its own pages and 4.0 MiB of others'; " +
+      "10 pages evicted, 4 back soon",
     "node 1: at most 1.0 MiB of others'; 1 page evicted, 0 back soon",
     "memory node 2: 0.5 MiB in use",
   ]);

@@ -74,7 +74,7 @@ export function howItEnded(exitCode: number, log: string): string {
   return `exit code ${exitCode}: ${words}`;
 }
 
-/** Throws what went wrong, in one line, unless the guest's script ended well and without trouble. */
+/** Throws what went wrong, in one line, unless the script ended well and without trouble. */
 export function assertHealthy({ exitCode, log }: { exitCode: number; log: string }): void {
   const bad = exitCode !== 0 || TROUBLE.test(log) || /FAILED/.test(log);
   if (bad || !log.includes("ssihv-guest: exit 0")) throw new Error(howItEnded(exitCode, log));
