@@ -476,6 +476,13 @@ pub const HotPage = extern struct {
     transfers: u64,
 };
 
+/// What memory of a node costs a CPU of another one, or of the same. Zeros: not measured.
+pub const LinkCost = extern struct {
+    /// Nanoseconds until a page, or a cache line of local memory, is there.
+    latency_ns: u64,
+    bytes_per_second: u64,
+};
+
 /// What answers an address range.
 pub const BusTarget = enum(u32) {
     /// Reads as ones, writes dropped, not counted as unclaimed.
@@ -638,7 +645,7 @@ pub const records = .{
     ErrorRecord,  AbiInfo,   SharedInfo,   LastWords,   IoSlot,      Event,     EventRing,
     CpuDump,      VcpuStats, Histogram,    EngineStats, Shared,      RamRange,  FrameRange,
     EngineConfig, BusRegion, RegisterFile, CpuidEntry,  MsrEntry,    Segment,   DescriptorTable,
-    VcpuRecord,   HotPage,   PageRecord,   PageAnswer,  ProbeResult, HostProbe,
+    VcpuRecord,   HotPage,   PageRecord,   PageAnswer,  ProbeResult, HostProbe, LinkCost,
 };
 
 /// Every enum that TypeScript sees.

@@ -373,6 +373,16 @@ pub fn linkFailure(handle: u32) callconv(.c) i32 {
     return failure.fail(.peer_failed, "{s}", .{link.words[0..link.words_len]});
 }
 
+/// After event `linked`, on node 0: nodes_max rows (node of the CPU) of nodes_max records (node of
+/// the memory). Zeros where a node has no vCPUs, or is not there.
+pub fn linkCosts(handle: u32, out: [*]abi.LinkCost) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    for (&engine.link.costs, 0..) |*row, node| {
+        @memcpy(out[node * abi.nodes_max ..][0..abi.nodes_max], row);
+    }
+    return ok;
+}
+
 /// A control message to the TypeScript of other nodes (bit n = node n); ordered with all else.
 pub fn spanSend(handle: u32, nodes: u32, operation: u32, argument: u64) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);

@@ -32,6 +32,7 @@ test {
     _ = @import("engine/lane_watch.zig");
     _ = @import("engine/lanes.zig");
     _ = @import("engine/link.zig");
+    _ = @import("engine/link_costs.zig");
     _ = @import("engine/parking.zig");
     _ = @import("engine/pager.zig");
     _ = @import("engine/room.zig");

@@ -179,5 +179,6 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     pinVcpus: flags.pinVcpus,
     report: flags.report,
     ...(flags.systemMap !== undefined && { systemMap: flags.systemMap }),
+    ...(vm.memoryCosts !== undefined && { memoryCosts: vm.memoryCosts }),
   };
 }

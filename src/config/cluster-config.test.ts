@@ -125,6 +125,21 @@ test("what only makes sense together is checked too", () => {
   expect(refusal(`cluster: x\n${NODES}vm: {hold_max: "3"}`)[0]).toContain("vm.hold_max");
 });
 
+test("what memory costs: a value for every pair of nodes, with its unit", () => {
+  const { memoryCosts } = parseClusterConfig(
+    `cluster: x\n${NODES}vm:\n  memory_latency: [[90.5ns]]\n  memory_bandwidth: [[20G]]\n`,
+    "c.yaml",
+  ).vm;
+  expect(memoryCosts).toEqual({ latencyNs: [[90.5]], bandwidthMBps: [[(20 * 2 ** 30) / 1e6]] });
+  const wrong = (line: string) => refusal(`cluster: x\n${NODES}vm:\n  ${line}\n`)[0];
+  expect(wrong("memory_latency: [[90ns, 1us]]")).toBe(
+    "c.yaml:7:19: vm.memory_latency: 1 rows of 1 values, one for each node",
+  );
+  expect(wrong("memory_latency: [[90]]")).toContain("vm.memory_latency[0][0]: expected");
+  expect(wrong("memory_latency: [[0ns]]")).toContain('vm.memory_latency[0][0]: "0ns" is nothing');
+  expect(wrong("memory_bandwidth: [[fast]]")).toContain("memory_bandwidth[0][0]");
+});
+
 test("hostile input is refused, not obeyed", () => {
   const bomb = ["a: &a [x,x,x,x,x,x,x,x,x]"];
   for (let i = 0; i < 8; i++) {

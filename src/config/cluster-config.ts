@@ -10,7 +10,7 @@ import { Value } from "@sinclair/typebox/value";
 
 import { SsihvError } from "../base/errors.ts";
 import { suggest } from "../base/suggest.ts";
-import { parseDurationUs } from "./duration.ts";
+import { parseDurationNs, parseDurationUs } from "./duration.ts";
 import { parseSize } from "./size.ts";
 import { type Mistake, type Path, YamlSource } from "./yaml-source.ts";
 
@@ -27,6 +27,12 @@ const NodeSchema = Type.Object(
   },
   { additionalProperties: false },
 );
+
+/** Between all nodes: a row for each node's CPUs, in it a value for each node's memory. */
+const Matrix = Type.Array(Type.Array(Text, { minItems: 1, maxItems: 8 }), {
+  minItems: 1,
+  maxItems: 8,
+});
 
 const VmSchema = Type.Object(
   {
@@ -47,6 +53,8 @@ const VmSchema = Type.Object(
     memory_node_memory: Type.Optional(Text),
     cache: Type.Optional(Text),
     copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+    memory_latency: Type.Optional(Matrix),
+    memory_bandwidth: Type.Optional(Matrix),
   },
   { additionalProperties: false },
 );
@@ -70,6 +78,12 @@ export interface NodeConfig {
   readonly memoryBytes: bigint;
 }
 
+/** Matrices over the guest's nodes, [node of the CPU][node of the memory]. */
+export interface MemoryCostsGiven {
+  readonly latencyNs?: readonly (readonly number[])[] | undefined;
+  readonly bandwidthMBps?: readonly (readonly number[])[] | undefined;
+}
+
 export interface VmConfig {
   /** Absolute: relative paths in the file are relative to the file. */
   readonly kernel?: string;
@@ -88,6 +102,8 @@ export interface VmConfig {
   readonly copies?: number;
   readonly holdUsMax?: number;
   readonly pollUsMax?: number;
+  /** What the guest is told of its memory. */
+  readonly memoryCosts?: MemoryCostsGiven;
 }
 
 export interface ClusterConfig {
@@ -124,6 +140,8 @@ const EXPECTED: Record<string, string> = {
   memory_node_memory: 'a size with its unit such as "512M" or "4G"',
   cache: 'a size with its unit such as "64M"',
   copies: "1 or 2",
+  memory_latency: 'rows of durations such as [["90ns", "40us"], ["40us", "90ns"]]',
+  memory_bandwidth: 'rows of sizes a second such as [["20G", "1G"], ["1G", "20G"]]',
   hold_max: 'a duration with its unit such as "1ms"',
   poll_max: 'a duration with its unit such as "200us"',
 };
@@ -239,6 +257,41 @@ function readNodes(raw: Raw, reader: Reader): NodeConfig[] {
   });
 }
 
+const BYTES_PER_MEGABYTE = 1e6;
+
+/** `count` rows of `count` values; undefined where the key is absent. */
+function readMatrix(
+  raw: NonNullable<Raw["vm"]>,
+  key: "memory_latency" | "memory_bandwidth",
+  count: number,
+  reader: Reader,
+): number[][] | undefined {
+  const rows = raw[key];
+  if (rows === undefined) return undefined;
+  if (rows.length !== count || rows.some((row) => row.length !== count)) {
+    reader.blame(["vm", key], `vm.${key}: ${count} rows of ${count} values, one for each node`);
+  }
+  const parse =
+    key === "memory_latency"
+      ? parseDurationNs
+      : (text: string, what: string) => Number(parseSize(text, what)) / BYTES_PER_MEGABYTE;
+  return rows.map((row, i) =>
+    row.map((text, j) => {
+      const path = ["vm", key, i, j];
+      const value = reader.at(path, text, parse, 1);
+      if (!(value > 0)) reader.blame(path, `${show(path)}: "${text}" is nothing`);
+      return value;
+    }),
+  );
+}
+
+function readCosts(raw: NonNullable<Raw["vm"]>, count: number, reader: Reader): VmConfig {
+  const latencyNs = readMatrix(raw, "memory_latency", count, reader);
+  const bandwidthMBps = readMatrix(raw, "memory_bandwidth", count, reader);
+  if (latencyNs === undefined && bandwidthMBps === undefined) return {};
+  return { memoryCosts: { latencyNs, bandwidthMBps } };
+}
+
 function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): VmConfig {
   const duration = (key: "peer_timeout" | "stall_freeze" | "hold_max" | "poll_max") => {
     const text = raw[key];
@@ -282,7 +335,10 @@ export function parseClusterConfig(text: string, file: string): ClusterConfig {
   const raw = source.value as Raw;
   const reader = new Reader(source);
   const nodes = readNodes(raw, reader);
-  const vm = readVm(raw.vm ?? {}, dirname(resolve(file)), reader);
+  const vm = {
+    ...readVm(raw.vm ?? {}, dirname(resolve(file)), reader),
+    ...readCosts(raw.vm ?? {}, raw.nodes.length, reader),
+  };
   const without = raw.nodes.findIndex((node) => node.address === undefined);
   if (without >= 0 && raw.nodes.some((node) => node.address !== undefined)) {
     reader.blame(["nodes", without], `nodes[${without}] has no address, other nodes have one`);

@@ -1,20 +1,30 @@
-// Durations as people write them: "5s", "20ms", "500us", "2min".
+// Durations as people write them: "5s", "20ms", "500us", "2min"; where nanoseconds matter "90ns".
 
 import { SsihvError } from "../base/errors.ts";
 
 const MICROSECONDS: Record<string, number> = { us: 1, ms: 1000, s: 1_000_000, min: 60_000_000 };
-const DURATION = /^(\d{1,9}(?:\.\d{1,6})?)\s*(us|ms|s|min)$/;
+const NANOSECONDS: Record<string, number> = { ns: 1, us: 1000, ms: 1_000_000, s: 1e9 };
+const DURATION = /^(\d{1,9}(?:\.\d{1,6})?)\s*(ns|us|ms|s|min)$/;
+
+function parse(text: string, what: string, units: Record<string, number>, hint: string): number {
+  const [, digits, unit = ""] = DURATION.exec(text.trim()) ?? [];
+  const scale = units[unit];
+  const value = digits === undefined || scale === undefined ? Number.NaN : Number(digits) * scale;
+  if (!Number.isFinite(value)) {
+    const shown = text.length > 40 ? `${text.slice(0, 40)}...` : text;
+    throw new SsihvError("flag_invalid", `${what}: "${shown}" is not a duration`, { hint });
+  }
+  return value;
+}
 
 /** Whole microseconds; `what` names the text in errors ("--peer-timeout"). */
 export function parseDurationUs(text: string, what: string): number {
-  const [, digits, unit = ""] = DURATION.exec(text.trim()) ?? [];
-  const scale = MICROSECONDS[unit];
-  const us = digits === undefined || scale === undefined ? Number.NaN : Number(digits) * scale;
-  if (!Number.isFinite(us)) {
-    const shown = text.length > 40 ? `${text.slice(0, 40)}...` : text;
-    throw new SsihvError("flag_invalid", `${what}: "${shown}" is not a duration`, {
-      hint: "write a number with a unit: 5s, 20ms or 500us",
-    });
-  }
-  return Math.round(us);
+  return Math.round(
+    parse(text, what, MICROSECONDS, "write a number with a unit: 5s, 20ms or 500us"),
+  );
+}
+
+/** Nanoseconds, perhaps with a fraction. */
+export function parseDurationNs(text: string, what: string): number {
+  return parse(text, what, NANOSECONDS, "write a number with a unit: 90ns, 40us or 1.5ms");
 }

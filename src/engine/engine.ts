@@ -4,6 +4,7 @@
 // path.
 
 import { availableParallelism } from "node:os";
+import type { MemoryCosts } from "../../acpi/board.ts";
 import { SsihvError } from "../base/errors.ts";
 import { enums } from "../native/abi.gen.ts";
 import {
@@ -18,6 +19,7 @@ import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-p
 import { readSystemMap, type SymbolMap, symbolAt } from "../telemetry/system-map.ts";
 import { type MachinePlan, planLender, planMachine } from "../vmm/machine.ts";
 import { isMemoryNode } from "../vmm/memory-budget.ts";
+import { costLines, guestCosts } from "../vmm/memory-costs.ts";
 import { hostCapabilities } from "./capabilities.ts";
 import {
   type Answer,
@@ -72,6 +74,7 @@ export class EngineProcess {
   private startedAt = 0;
   private droppedTold = 0;
   private symbols: SymbolMap | undefined;
+  private costs: MemoryCosts | undefined;
   private barrier: ResetBarrier | undefined;
   private pages: PageQueries | undefined;
   private ended = false;
@@ -215,7 +218,7 @@ export class EngineProcess {
   private loadImages(): void {
     const { handle, machine } = this;
     if (handle === undefined || machine === undefined || machine.boot === undefined) return;
-    for (const load of machine.boot.loads) handle.load(load);
+    for (const load of machine.boot.loads(this.costs)) handle.load(load);
     handle.setBoot(machine.boot.registers);
   }
 
@@ -327,10 +330,28 @@ export class EngineProcess {
   }
 
   private linked(event: EngineEvent): void {
-    if (event.a === 0n) return this.run();
+    if (event.a === 0n) {
+      if (this.plan?.node === 0) this.learnCosts(this.plan);
+      return this.run();
+    }
     this.ended = true;
     const { code, message } = this.handle?.linkFailure() ?? { code: "engine_failed", message: "" };
     this.send({ type: "failed", code, message });
+  }
+
+  /** What the nodes found about their links and memory, for the guest and for --report. */
+  private learnCosts(plan: EnginePlan): void {
+    const nodes = plan.nodes.filter((node) => !isMemoryNode(node)).length;
+    // One node has nothing to choose from.
+    if (nodes < 2 || this.handle === undefined) return;
+    const { clockDilation, report } = plan.options;
+    const costs = guestCosts(this.handle.linkCosts(), nodes, clockDilation, plan.memoryCosts);
+    this.costs = costs;
+    if (costs === undefined) {
+      this.send({ type: "notice", text: "memory was not measured; the guest gets no HMAT" });
+    } else if (report) {
+      for (const text of costLines(costs)) this.send({ type: "notice", text });
+    }
   }
 
   private stopped(event: EngineEvent): void {

@@ -5,6 +5,8 @@
 // Order: ready -> start -> started -> ... -> summary (once, if asked or at the end) -> stopped.
 // `failed` may replace any of them and is the last message.
 
+import type { MemoryCostsGiven } from "../config/cluster-config.ts";
+
 /** File descriptors of the child. */
 export const ENGINE_FDS = { consoleIn: 0, consoleOut: 1, stderr: 2, sharedPage: 3 } as const;
 
@@ -67,6 +69,8 @@ export interface EnginePlan {
   readonly lane?: LanePlan;
   /** Memory nodes that keep each page which its home has not; absent: one. */
   readonly frameCopies?: number;
+  /** What the guest is told of its memory instead of what is measured. */
+  readonly memoryCosts?: MemoryCostsGiven;
   readonly options: EngineOptions;
 }
 

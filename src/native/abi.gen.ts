@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x723c1f20b7fc9c2dn;
+export const ABI_HASH = 0x8ad3755771da9b64n;
 
 export const constants = {
   abi_version: 1,
@@ -606,6 +606,14 @@ export const records = {
       reserved: { offset: 304, type: "ProbeResult", count: 16 },
     },
   },
+  LinkCost: {
+    name: "LinkCost",
+    size: 16,
+    fields: {
+      latency_ns: { offset: 0, type: "u64" },
+      bytes_per_second: { offset: 8, type: "u64" },
+    },
+  },
 } as const;
 
 export const functions = {
@@ -643,6 +651,7 @@ export const functions = {
   ssihv_engine_peer: { args: ["u32", "u32", "ptr", "u32"], returns: "i32" },
   ssihv_engine_link: { args: ["u32"], returns: "i32" },
   ssihv_link_failure: { args: ["u32"], returns: "i32" },
+  ssihv_link_costs: { args: ["u32", "ptr"], returns: "i32" },
   ssihv_span_send: { args: ["u32", "u32", "u32", "u64"], returns: "i32" },
   ssihv_pages_settle: { args: ["u32"], returns: "i32" },
   ssihv_pages_reset: { args: ["u32"], returns: "i32" },

@@ -5,7 +5,7 @@
 import { ptr } from "bun:ffi";
 import { closeSync, openSync } from "node:fs";
 import { SsihvError } from "../base/errors.ts";
-import { records } from "./abi.gen.ts";
+import { constants, records } from "./abi.gen.ts";
 import { checked, library } from "./library.ts";
 import { concatRecords, decode, encode, type RecordOf } from "./record.ts";
 
@@ -148,6 +148,19 @@ export class EngineHandle {
       throw error;
     }
     throw new Error("a failed link left no words");
+  }
+
+  /** After event `linked`, on node 0: what memory costs, [node of the CPU][node of the memory]. */
+  linkCosts(): RecordOf<typeof records.LinkCost>[][] {
+    const row = records.LinkCost.size * constants.nodes_max;
+    const bytes = new Uint8Array(row * constants.nodes_max);
+    checked(library().ssihv_link_costs(this.handle, ptr(bytes)));
+    const all = Array.from({ length: constants.nodes_max }, (_, node) => node);
+    return all.map((from) =>
+      all.map((to) =>
+        decode(records.LinkCost, bytes.subarray(from * row + to * records.LinkCost.size)),
+      ),
+    );
   }
 
   /** To the TypeScript of the nodes in the mask, in order with pages and interrupts. */

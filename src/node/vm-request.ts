@@ -6,6 +6,7 @@ import { resolve } from "node:path";
 
 import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
+import type { MemoryCostsGiven } from "../config/cluster-config.ts";
 import type { NodePlan } from "../engine/messages.ts";
 import { constants } from "../native/abi.gen.ts";
 import { guestCmdline } from "../vmm/guest-cmdline.ts";
@@ -65,6 +66,8 @@ export interface VmRequest {
   readonly pinVcpus: boolean;
   readonly report: boolean;
   readonly systemMap?: string;
+  /** What the guest is told of its memory; absent: what is measured. */
+  readonly memoryCosts?: MemoryCostsGiven;
 }
 
 /** A kernel line longer than this is cut by Linux (COMMAND_LINE_SIZE of x86). */
@@ -281,6 +284,7 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       report: request.report,
       ...(request.systemMap !== undefined && { systemMap: resolve(request.systemMap) }),
     },
+    ...(request.memoryCosts !== undefined && { memoryCosts: request.memoryCosts }),
     ...(request.addresses !== undefined && { addresses: request.addresses }),
     ...(door !== undefined && { door }),
   };

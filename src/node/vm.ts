@@ -11,6 +11,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { isErrorCode, SsihvError } from "../base/errors.ts";
+import type { MemoryCostsGiven } from "../config/cluster-config.ts";
 import type {
   EngineCapabilities,
   EngineOptions,
@@ -59,6 +60,7 @@ export interface VmPlan {
   readonly nodes: readonly NodePlan[];
   /** Memory nodes that keep each page which its home has not. */
   readonly frameCopies?: number;
+  readonly memoryCosts?: MemoryCostsGiven;
   readonly kernel: string;
   readonly initrd?: string;
   readonly cmdline: string;
@@ -445,7 +447,8 @@ export class Vm implements VmObserved {
   }
 
   private planFor(node: number): EnginePlan {
-    const { name, nodes, kernel, initrd, cmdline, options, frameCopies } = this.plan;
+    const { name, nodes, kernel, initrd, cmdline, options } = this.plan;
+    const { frameCopies, memoryCosts } = this.plan;
     const lane = nodes.length > 1 ? this.laneFor(node) : undefined;
     const cpuModel = this.computeCount > 1 ? this.agreedCpu() : undefined;
     return {
@@ -459,6 +462,7 @@ export class Vm implements VmObserved {
       ...(cpuModel !== undefined && { cpuModel }),
       ...(lane !== undefined && { lane }),
       ...(frameCopies !== undefined && { frameCopies }),
+      ...(memoryCosts !== undefined && { memoryCosts }),
     };
   }
 

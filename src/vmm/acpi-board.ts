@@ -1,7 +1,7 @@
 // The VM as its ACPI tables tell it: CPUs and RAM by node, and the distances between nodes.
 // The run command and `ssihv acpi` both come here, so what is dumped is what a guest gets.
 
-import type { AcpiBoard } from "../../acpi/board.ts";
+import type { AcpiBoard, MemoryCosts } from "../../acpi/board.ts";
 import { type MemoryMap, numaRanges } from "./memory-map.ts";
 import type { VcpuPlace } from "./topology.ts";
 
@@ -15,6 +15,7 @@ export function acpiBoard(
   vcpus: readonly VcpuPlace[],
   nodes: number,
   distances: readonly (readonly number[])[] = [],
+  costs?: MemoryCosts,
 ): AcpiBoard {
   const all = Array.from({ length: nodes }, (_, node) => node);
   return {
@@ -24,5 +25,6 @@ export function acpiBoard(
     distances: all.map((from) =>
       all.map((to) => distances[from]?.[to] ?? (from === to ? LOCAL : REMOTE)),
     ),
+    costs,
   };
 }

@@ -13,6 +13,7 @@ import {
   planLender,
   planMachine,
 } from "./machine.ts";
+import type { Load } from "./records.ts";
 import { splitVcpus } from "./topology.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "ssihv-machine-"));
@@ -66,7 +67,7 @@ describe("a machine on one node", () => {
   const plan = planMachine(request(), host());
 
   test("boots with tables, kernel and initrd in disjoint places inside RAM", () => {
-    const spans = (plan.boot?.loads ?? [])
+    const spans = (plan.boot?.loads() ?? [])
       .map((load) => [load.gpa, BigInt("bytes" in load ? load.bytes.length : load.length)] as const)
       .sort(([a], [b]) => (a < b ? -1 : 1));
     expect(spans.length).toBeGreaterThan(8);
@@ -79,10 +80,10 @@ describe("a machine on one node", () => {
 
   test("gives the zero page the RSDP that the tables have", () => {
     const rsi = plan.boot?.registers.rsi;
-    const zeroPage = plan.boot?.loads.find((load) => load.gpa === rsi);
+    const zeroPage = plan.boot?.loads().find((load) => load.gpa === rsi);
     if (!zeroPage || !("bytes" in zeroPage)) throw new Error("no zero page");
     const rsdp = new DataView(zeroPage.bytes.buffer).getBigUint64(0x70, true);
-    const table = plan.boot?.loads.find((load) => load.gpa === rsdp);
+    const table = plan.boot?.loads().find((load) => load.gpa === rsdp);
     if (!table || !("bytes" in table)) throw new Error("no RSDP");
     expect(new TextDecoder().decode(table.bytes.subarray(0, 8))).toBe("RSD PTR ");
   });
@@ -124,7 +125,7 @@ describe("a machine on two nodes", () => {
 
   test("boots on node 0 alone, and loads only into node 0's RAM", () => {
     expect(both[1]?.boot).toBeUndefined();
-    for (const load of both[0]?.boot?.loads ?? []) {
+    for (const load of both[0]?.boot?.loads() ?? []) {
       const size = BigInt("bytes" in load ? load.bytes.length : load.length);
       expect(load.gpa + size).toBeLessThanOrEqual(2n ** 28n);
     }
@@ -155,7 +156,7 @@ describe("a machine with memory nodes", () => {
     const alone = planMachine(request(), host());
     expect(plan.memory).toEqual(alone.memory);
     expect(plan.vcpus).toEqual(alone.vcpus);
-    expect(plan.boot?.loads).toEqual(alone.boot?.loads as never);
+    expect(plan.boot?.loads()).toEqual(alone.boot?.loads() as never);
     expect(plan.engineConfig).toMatchObject({ node_count: 3, compute_nodes: 1n });
     expect(plan.engineConfig.resident_pages_max).toBe(32_768);
     expect(plan.engineConfig.frames[2]).toEqual({ first: 0, count: 16_384 });
@@ -176,8 +177,33 @@ test("the largest VM's tables fit their area, and its CPUID is whole", () => {
   const plan = planMachine(request({ ...SPAN, nodes }), host());
   expect(plan.vcpus.length).toBe(511);
   expect(plan.cpuid.length).toBe(64);
-  const tables = (plan.boot?.loads ?? []).filter(({ gpa }) => gpa >= 0xe_0000n && gpa < 0x10_0000n);
+  const tables = (plan.boot?.loads() ?? []).filter(
+    ({ gpa }) => gpa >= 0xe_0000n && gpa < 0x10_0000n,
+  );
   expect(tables.length).toBeGreaterThanOrEqual(7);
+});
+
+test("what memory costs changes nothing but that there is an HMAT", () => {
+  const { boot } = planMachine(request(SPAN), host());
+  const costs = {
+    latencyNs: [
+      [90, 40_000],
+      [40_000, 90],
+    ],
+    bandwidthMBps: [
+      [10_000, 900],
+      [900, 10_000],
+    ],
+  };
+  const names = (loads: readonly Load[] = []) =>
+    loads.map((load) =>
+      "bytes" in load ? new TextDecoder().decode(load.bytes.subarray(0, 4)) : load.file,
+    );
+  const [without, having] = [boot?.loads(), boot?.loads(costs)];
+  expect(names(without)).not.toContain("HMAT");
+  expect(names(having)).toContain("HMAT");
+  // The zero page names it: it may not move.
+  expect(having?.[0]?.gpa).toBe(without?.[0]?.gpa as bigint);
 });
 
 describe("refusals", () => {

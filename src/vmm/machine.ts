@@ -3,6 +3,7 @@
 // same request, so nothing of it has to be sent. Beyond reading the first bytes of kernel and
 // initrd (node 0 only) this is pure.
 
+import type { MemoryCosts } from "../../acpi/board.ts";
 import { buildTables } from "../../acpi/tables.ts";
 import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
@@ -66,7 +67,14 @@ export interface MachinePlan {
   /** MSRs that every vCPU starts with. */
   msrs: MsrEntry[];
   /** Only where the boot vCPU is: node 0. */
-  boot: { loads: Load[]; registers: VcpuRecord } | undefined;
+  boot: Boot | undefined;
+}
+
+/** The images that go into memory before the first instruction, and where that is. */
+export interface Boot {
+  /** `costs`: what memory costs, known once the nodes are linked. */
+  loads(costs?: MemoryCosts): Load[];
+  registers: VcpuRecord;
 }
 
 /** A host's CPU in the JSON form that crosses hosts. */
@@ -123,9 +131,14 @@ function modelFor(request: MachineRequest, host: MachineHost): CpuModel {
   return model;
 }
 
-function acpiLoads(request: MachineRequest, memory: MemoryMap, vcpus: readonly VcpuPlace[]) {
+function acpiLoads(
+  request: MachineRequest,
+  memory: MemoryMap,
+  vcpus: readonly VcpuPlace[],
+  costs?: MemoryCosts,
+) {
   const nodes = computeNodes(request).length;
-  const tables = buildTables(acpiBoard(memory, vcpus, nodes, request.distances));
+  const tables = buildTables(acpiBoard(memory, vcpus, nodes, request.distances, costs));
   const end = memory.acpiBase + memory.acpiBytes;
   for (const { gpa, name, bytes } of tables.blobs) {
     if (gpa < memory.acpiBase || gpa + BigInt(bytes.length) > end) {
@@ -135,7 +148,7 @@ function acpiLoads(request: MachineRequest, memory: MemoryMap, vcpus: readonly V
   return { rsdp: tables.rsdp, loads: tables.blobs.map(({ gpa, bytes }): Load => ({ gpa, bytes })) };
 }
 
-function bootOf(request: MachineRequest, memory: MemoryMap, vcpus: readonly VcpuPlace[]) {
+function bootOf(request: MachineRequest, memory: MemoryMap, vcpus: readonly VcpuPlace[]): Boot {
   const acpi = acpiLoads(request, memory, vcpus);
   const { loads, registers } = loadBzImage({
     kernel: openBootFile(request.kernel, "kernel", "kernel_invalid"),
@@ -147,7 +160,10 @@ function bootOf(request: MachineRequest, memory: MemoryMap, vcpus: readonly Vcpu
     memory,
     rsdp: acpi.rsdp,
   });
-  return { loads: [...acpi.loads, ...loads], registers };
+  return {
+    loads: (costs) => [...acpiLoads(request, memory, vcpus, costs).loads, ...loads],
+    registers,
+  };
 }
 
 /** A memory node's engine: the configuration alone, whatever its host's CPU is. */

@@ -42,6 +42,7 @@ async function boot(
   writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
   const address = `127.0.0.1:${freePort()}`;
   const shape = ["--kernel", kernel, "--memory", "256M", "--nodes", "2", "--name", "tiny"];
+  shape.push("--report");
   const [lead, host] = await Promise.all([
     run([binary, "run", ...shape, "--listen", address, "--key-file", key]),
     run([binary, "join", address, "--key-file", key]),
@@ -105,6 +106,9 @@ describe.skipIf(!hasKvm())("two commands, one VM (needs /dev/kvm)", () => {
     for (const { err } of [lead, host]) expect(err).toContain("VM tiny: the guest powered off");
     expect(lead.err).toMatch(/[1-9]\d* remote faults? .* 0 mismatches/);
     expect([lead.code, host.code]).toEqual([0, 0]);
+    // Measured as the lanes came up, before the guest.
+    expect(lead.err).toMatch(/node 0: a cache line in [\d.]+ ns, [\d.]+ GB\/s/);
+    expect(lead.err).toMatch(/node 0 to node 1: a page in [\d.]+ us, [\d.]+ GB\/s/);
   });
 
   test("the guest's debug exit value is the status of both", async () => {

@@ -26,7 +26,8 @@ const soaking = boots >= 10;
 
 const nodes =
   "for n in 0 1; do d=/sys/devices/system/node/node$n; " +
-  'echo "node$n cpus=$(cat $d/cpulist) distance=$(cat $d/distance)"; done; ';
+  'echo "node$n cpus=$(cat $d/cpulist) distance=$(cat $d/distance)"; a=$d/access0/initiators; ' +
+  'echo "node$n latency=$(cat $a/read_latency) bandwidth=$(cat $a/read_bandwidth)"; done; ';
 
 async function initrd(): Promise<string> {
   const program = await Bun.file(await spanCheck()).bytes();
@@ -37,6 +38,10 @@ function expectTwoNodes(log: string): void {
   expect(log).toContain("ssihv-guest: ready cpus=2 nodes=2");
   expect(log).toContain("node0 cpus=0 distance=10 20");
   expect(log).toContain("node1 cpus=1 distance=20 10");
+  // The HMAT's, of the node's own CPUs: ns and MB/s.
+  for (const node of [0, 1]) {
+    expect(log).toMatch(new RegExp(`node${node} latency=[1-9]\\d* bandwidth=[1-9]\\d*`));
+  }
   expectCounters(log);
 }
 

@@ -233,7 +233,7 @@ pub const Lender = struct {
             .ping => _ = self.lanes.queue(from, .pong, &.{payload}),
             .pong => {},
             .bye => self.lanes.heardGoodbye(from, payload),
-            .ack, .@"resume", .clock, _ => return error.ProtocolViolated,
+            .ack, .@"resume", .clock, .measure, _ => return error.ProtocolViolated,
         }
     }
 };

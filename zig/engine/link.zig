@@ -1,4 +1,5 @@
-//! Bringing a span up: lanes to every peer, then one clock, then the shard. Runs on its own thread,
+//! Bringing a span up: lanes to every peer, then one clock, then what pages cost (link_costs.zig),
+//! then the shard. Runs on its own thread,
 //! since peers may start later; TypeScript hears of the end by the event `linked`. The thread then
 //! goes on as the lanes' keeper (transport/keeper.zig).
 //!
@@ -18,6 +19,8 @@ const linkup = @import("../transport/linkup.zig");
 const lane_file = @import("../transport/lane.zig");
 const Lane = lane_file.Lane;
 const frame = @import("../transport/frame.zig");
+const costs_file = @import("link_costs.zig");
+const talk = @import("link_talk.zig");
 const Keeper = @import("../transport/keeper.zig").Keeper;
 const failure = @import("../base/failure.zig");
 const readTsc = @import("clock.zig").readTsc;
@@ -26,7 +29,9 @@ const Engine = @import("../engine.zig").Engine;
 /// How long peers may take to appear; their hosts may still be starting their part.
 const patience_ns = 120 * std.time.ns_per_s;
 const clock_rounds = 32;
-const clock_patience_ns = 5 * std.time.ns_per_s;
+const clock_words = "agreement on the clock";
+
+const Lanes = [abi.nodes_max]?*Lane;
 
 comptime {
     // What answers must never wait (lane.zig). Each faulting thread of each node has one open
@@ -54,6 +59,8 @@ pub const Link = struct {
     outcome: linkup.Outcome = .{},
     /// Lives as long as the process: the shard may want a connection at any time.
     keeper: Keeper = undefined,
+    /// On node 0 of every pair of nodes with vCPUs, once the span is up.
+    costs: costs_file.Costs = costs_file.unknown,
     words: [240]u8 = undefined,
     words_len: usize = 0,
 
@@ -86,13 +93,16 @@ pub const Link = struct {
             .deadline_ns = sys.monotonicNs() + patience_ns,
             .cancel = &self.cancel,
         };
+        const lends = self.engine.isMemoryNode(config.node);
+        // Before peers wait for answers: it takes longer than those.
+        const own_cost = if (lends) costs_file.unknown[0][0] else costs_file.measureOwn();
         linkup.connectAll(&wanted, &self.outcome);
         if (self.outcome.status != .linked) {
             self.say("{s}", .{self.outcome.text()});
             return error.PeerFailed;
         }
         const shard = self.engine.span.?.shard;
-        var lanes: [abi.nodes_max]?*Lane = @splat(null);
+        var lanes: Lanes = @splat(null);
         for (self.outcome.fds, 0..) |fd, node| {
             if (fd < 0) continue;
             const lane = try self.engine.allocator.create(Lane);
@@ -101,6 +111,7 @@ pub const Link = struct {
             lanes[node] = lane;
         }
         try self.agreeOnClock(&lanes);
+        if (!lends) try self.measureCosts(&lanes, own_cost);
         self.keeper = try Keeper.init(wanted, self.outcome.instances, shard.eventfd());
         for (lanes, 0..) |maybe, node| {
             if (maybe) |lane| shard.lanes().set(@intCast(node), lane);
@@ -111,56 +122,64 @@ pub const Link = struct {
         sys.eventfdSignal(shard.eventfd());
     }
 
-    fn agreeOnClock(self: *Link, lanes: *const [abi.nodes_max]?*Lane) !void {
+    fn agreeOnClock(self: *Link, lanes: *const Lanes) !void {
         const config = &self.engine.config;
         if (config.node != 0) {
-            config.tsc_offset = try self.checked(lanes[0].?, askClock(lanes[0].?));
+            const lane = lanes[0].?;
+            config.tsc_offset = askClock(lane) catch |e|
+                return self.talkFailed(clock_words, lane, e);
             return;
         }
         config.tsc_offset = 0 -% readTsc();
         for (lanes) |maybe| {
             const lane = maybe orelse continue;
-            try self.checked(lane, answerClock(lane, config.tsc_offset));
+            answerClock(lane, config.tsc_offset) catch |e|
+                return self.talkFailed(clock_words, lane, e);
         }
     }
 
+    fn measureCosts(self: *Link, lanes: *const Lanes, own_cost: abi.LinkCost) !void {
+        const config = &self.engine.config;
+        const nodes: u32 = @intCast(config.compute_nodes);
+        var failed: u8 = 0;
+        const result = costs_file.measure(lanes, @intCast(config.node), nodes, own_cost, &failed);
+        self.costs = result catch |e|
+            return self.talkFailed("measuring what pages cost", lanes[failed].?, e);
+    }
+
     /// Adds what the lane knows about its failure.
-    fn checked(self: *Link, lane: *const Lane, result: anytype) @TypeOf(result) {
-        if (result) |_| {} else |e| {
-            var buffer: [160]u8 = undefined;
-            const why = switch (e) {
-                error.TimedOut, error.Full => @errorName(e),
-                else => |known| lane.explain(known, &buffer),
-            };
-            self.say("agreement on the clock with node {d} failed: {s}", .{ lane.peer, why });
-        }
-        return result;
+    fn talkFailed(self: *Link, what: []const u8, lane: *const Lane, e: talk.Error) talk.Error {
+        var buffer: [160]u8 = undefined;
+        const why = switch (e) {
+            error.TimedOut, error.Full => @errorName(e),
+            else => |known| lane.explain(known, &buffer),
+        };
+        self.say("{s} with node {d} failed: {s}", .{ what, lane.peer, why });
+        return e;
     }
 };
 
 const Answer = extern struct { tsc: u64, offset: u64, boot_id: [36]u8, pad: u32 = 0 };
 
-const ClockError = lane_file.Error || error{ TimedOut, Full };
-
 /// Node 0: answers a peer's questions until it has asked them all.
-fn answerClock(lane: *Lane, offset: u64) ClockError!void {
+fn answerClock(lane: *Lane, offset: u64) talk.Error!void {
     var answer: Answer = .{ .tsc = 0, .offset = offset, .boot_id = bootId() };
     for (0..clock_rounds) |_| {
-        _ = try takeClock(lane, 1);
+        _ = try talk.take(lane, .clock, 1);
         answer.tsc = readTsc();
-        try giveClock(lane, std.mem.asBytes(&answer));
+        try talk.give(lane, .clock, std.mem.asBytes(&answer));
     }
 }
 
 /// Another node: the offset that makes its guest TSC equal node 0's.
-fn askClock(lane: *Lane) ClockError!u64 {
+fn askClock(lane: *Lane) talk.Error!u64 {
     const own_boot = bootId();
     var best: u64 = std.math.maxInt(u64);
     var offset: u64 = 0;
     for (0..clock_rounds) |_| {
         const before = readTsc();
-        try giveClock(lane, "?");
-        const payload = try takeClock(lane, @sizeOf(Answer));
+        try talk.give(lane, .clock, "?");
+        const payload = try talk.take(lane, .clock, @sizeOf(Answer));
         const answer = std.mem.bytesToValue(Answer, payload[0..@sizeOf(Answer)]);
         const after = readTsc();
         if (std.mem.eql(u8, &own_boot, &answer.boot_id)) {
@@ -173,29 +192,6 @@ fn askClock(lane: *Lane) ClockError!u64 {
         offset = answer.offset +% answer.tsc -% (before +% best / 2);
     }
     return offset;
-}
-
-fn giveClock(lane: *Lane, payload: []const u8) ClockError!void {
-    try lane.queue(@backingInt(frame.Kind.clock), &.{payload});
-    const deadline = sys.monotonicNs() + clock_patience_ns;
-    // Not sent as long as the lane is not up: then with the first thing taken.
-    while (!try lane.flush() and lane.wantsOut()) {
-        try tcp.waitFor(lane.fd, linux.POLL.OUT, deadline);
-    }
-}
-
-fn takeClock(lane: *Lane, length: usize) ClockError![]const u8 {
-    const deadline = sys.monotonicNs() + clock_patience_ns;
-    while (true) {
-        if (try lane.next()) |received| {
-            const is_clock = received.kind == .clock and received.payload.len == length;
-            return if (is_clock) received.payload else error.ProtocolViolated;
-        }
-        // Up since the peer's resume, perhaps: what waited for it may go.
-        _ = try lane.flush();
-        try tcp.waitFor(lane.fd, linux.POLL.IN, deadline);
-        _ = try lane.receive();
-    }
 }
 
 /// Names this boot of this host; all zero where /proc is missing, which equals no real one.

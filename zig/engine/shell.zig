@@ -413,7 +413,7 @@ pub fn ShellOf(comptime Env: type) type {
                 .ping => self.queue(from, frame.Kind.pong, &.{payload}),
                 .pong => {},
                 .bye => self.lanes.heardGoodbye(from, payload),
-                .ack, .@"resume", .clock, _ => return error.ProtocolViolated,
+                .ack, .@"resume", .clock, .measure, _ => return error.ProtocolViolated,
             }
         }
 

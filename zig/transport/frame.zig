@@ -50,6 +50,8 @@ pub const Kind = enum(u8) {
     @"resume" = 7,
     /// Agreement on the guest's clock, before anything else: opaque here.
     clock = 8,
+    /// What pages cost on this lane, measured after the clock: opaque here.
+    measure = 9,
     _,
 
     /// Kept until acknowledged, delivered once and in order.
@@ -81,6 +83,7 @@ fn lengths(kind: Kind) ?Lengths {
         .ack => .{ .min = 0, .max = 0 },
         .@"resume" => .{ .min = resume_bytes, .max = resume_bytes },
         .clock => .{ .min = 1, .max = clock_max },
+        .measure => .{ .min = 1, .max = page_bytes },
         _ => null,
     };
 }

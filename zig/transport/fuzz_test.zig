@@ -27,7 +27,7 @@ const Stream = struct {
     acked: u64,
     sealed: u64,
 
-    const kinds = [_]frame.Kind{ .protocol, .span, .ping, .bye, .ack, .clock };
+    const kinds = [_]frame.Kind{ .protocol, .span, .ping, .bye, .ack, .clock, .measure };
     const lengths = [_]usize{ 40, 100, 9, 33, 0, 20 };
 
     fn make(self: *Stream) void {
