@@ -5,9 +5,10 @@ import { buildCommand } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
 import { type JoinEvent, JoinSession } from "../node/join.ts";
-import { type HostPort, parseIp, parseTarget } from "../node/join-address.ts";
+import { type HostPort, parseIp, parseListen, parseTarget } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmOutcome } from "../node/vm.ts";
+import { MetricsServer } from "../node/vm-metrics.ts";
 import { checkMemory } from "../node/vm-request.ts";
 import { JoinAdmin } from "./admin.ts";
 import type { CliContext } from "./context.ts";
@@ -21,6 +22,7 @@ export interface JoinFlags {
   readonly keyFile?: string;
   readonly wait?: number;
   readonly lane?: string;
+  readonly metrics?: HostPort;
   readonly memoryOnly: boolean;
   readonly json: boolean;
 }
@@ -100,6 +102,7 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
   const output = new JoinOutput(flags.json, (line) => this.process.stderr.write(line));
   const command = this.host.engineCommand;
   const admin = new JoinAdmin();
+  let joined = false;
   const session: JoinSession = new JoinSession(
     {
       lead,
@@ -115,12 +118,19 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
       onEvent: (event) => {
         output.event(event);
         if (event.event !== "joined") return;
+        joined = true;
         const { vm, node } = event.welcome;
         void admin.open(vm, node, session, (text) => output.warn(text));
       },
     },
   );
-  this.status = await runUntilSignal(session, output, admin);
+  const { metrics } = flags;
+  const server = metrics && MetricsServer.open(metrics, () => (joined ? [session] : []));
+  try {
+    this.status = await runUntilSignal(session, output, admin);
+  } finally {
+    server?.close();
+  }
 }
 
 /** A first signal leaves the VM (JoinSession.leave); the shell's status for a signal wins then. */
@@ -214,6 +224,13 @@ export const joinCommand = buildCommand<JoinFlags, [lead: HostPort], CliContext>
         optional: true,
         brief: "address other nodes reach this host at [the one the lead sees]",
         placeholder: "ADDRESS",
+      },
+      metrics: {
+        kind: "parsed",
+        parse: (value: string) => parseListen(value, "--metrics"),
+        optional: true,
+        brief: "serve metrics of this host's node there, /metrics for Prometheus",
+        placeholder: "ADDRESS:PORT",
       },
       memoryOnly: {
         kind: "boolean",

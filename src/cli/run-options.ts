@@ -24,6 +24,7 @@ export interface RunFlags {
   readonly copies?: number;
   readonly name?: string;
   readonly listen?: HostPort;
+  readonly metrics?: HostPort;
   readonly keyFile?: string;
   readonly config?: string;
   readonly reboot?: boolean;

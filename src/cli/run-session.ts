@@ -8,6 +8,7 @@ import { constants } from "node:os";
 import type { AdminServer } from "../node/admin-server.ts";
 import type { VmPlan } from "../node/vm.ts";
 import { Vm, type VmDeps } from "../node/vm.ts";
+import type { VmObserved } from "../node/vm-view.ts";
 import { CONSOLE_HELP, type ConsoleCommand, EscapeParser } from "./console-escape.ts";
 import { outcomeStatus } from "./outcome.ts";
 import type { RunOutput } from "./run-output.ts";
@@ -49,6 +50,10 @@ export class RunSession {
       },
       deps,
     );
+  }
+
+  get observed(): VmObserved {
+    return this.vm;
   }
 
   /** Runs the VM to its end; the exit status of the command. */

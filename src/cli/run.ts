@@ -5,7 +5,10 @@ import { buildCommand } from "@stricli/core";
 
 import { loadClusterConfig } from "../config/cluster-config.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
+import type { HostFacts } from "../node/host-facts.ts";
 import { parseListen } from "../node/join-address.ts";
+import type { VmPlan } from "../node/vm.ts";
+import { MetricsServer } from "../node/vm-metrics.ts";
 import { memoryWords, planVm, warnings } from "../node/vm-request.ts";
 import { openAdmin } from "./admin.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
@@ -29,24 +32,44 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
   const facts = this.host.facts();
   const wanted = planVm(request, facts);
   requireKvm(this.host);
-  const createPage = await this.host.sharedPages();
-  const chosen = flags.name !== undefined || config?.cluster !== undefined;
-  const admin = await openAdmin({ vm: wanted.name, chosen });
+  const { metrics } = flags;
+  let session: RunSession | undefined;
+  const server = metrics && MetricsServer.open(metrics, () => (session ? [session.observed] : []));
+  try {
+    session = await openSession(this, wanted, facts, {
+      json: flags.json,
+      report: flags.report,
+      nameChosen: flags.name !== undefined || config?.cluster !== undefined,
+    });
+    this.status = await session.run();
+  } finally {
+    server?.close();
+  }
+}
+
+/** Everything that a VM needs around it, the VM itself not begun. */
+async function openSession(
+  context: CliContext,
+  wanted: VmPlan,
+  facts: HostFacts,
+  told: { readonly json: boolean; readonly report: boolean; readonly nameChosen: boolean },
+): Promise<RunSession> {
+  const createPage = await context.host.sharedPages();
+  const admin = await openAdmin({ vm: wanted.name, chosen: told.nameChosen });
   const plan = { ...wanted, name: admin.server?.vm ?? wanted.name };
   const output = new RunOutput({
     name: plan.name,
-    json: flags.json,
-    report: flags.report,
+    json: told.json,
+    report: told.report,
     debug: process.env["SSIHV_DEBUG"] !== undefined,
-    write: (line) => this.process.stderr.write(line),
+    write: (line) => context.process.stderr.write(line),
   });
   const memory = memoryWords(plan);
   if (memory !== undefined) output.say(`VM ${plan.name}: ${memory}`);
   for (const warning of [...admin.warnings, ...warnings(plan, facts)]) output.say(warning);
-  const command = this.host.engineCommand;
+  const command = context.host.engineCommand;
   const deps = { createPage, ...(command !== undefined && { command }) };
-  const session = new RunSession(plan, output, deps, admin.server);
-  this.status = await session.run();
+  return new RunSession(plan, output, deps, admin.server);
 }
 
 const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes, all on this host or, with
@@ -60,6 +83,7 @@ Examples:
   ssihv run --kernel bzImage --nodes 2 --cpus 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv run --kernel bzImage --memory 96G --memory-nodes 2 --copies 2 \\
             --listen 10.0.0.1:7700 --key-file vm.key      one node, two hosts lend memory
+  ssihv run --config cluster-config.yaml --metrics 127.0.0.1:9400
   echo 'poweroff -f' | ssihv run --kernel bzImage --initrd shell.cpio --json 2>events.jsonl
 
 Keys, when stdin is a terminal:
@@ -166,6 +190,13 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         optional: true,
         brief: `name of the VM, which no other may have [${RUN_DEFAULTS.name}, or vm-2, ...]`,
         placeholder: "NAME",
+      },
+      metrics: {
+        kind: "parsed",
+        parse: (value: string) => parseListen(value, "--metrics"),
+        optional: true,
+        brief: "serve metrics of the nodes on this host there, /metrics for Prometheus",
+        placeholder: "ADDRESS:PORT",
       },
       listen: {
         kind: "parsed",

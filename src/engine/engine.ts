@@ -35,7 +35,7 @@ import {
 import { PageQueries } from "./page-queries.ts";
 import { type Decision, PowerDevices } from "./power.ts";
 import { ResetBarrier } from "./reset.ts";
-import { summarise } from "./summary.ts";
+import { allCounters, summarise } from "./summary.ts";
 
 /** Pages in a report. */
 const HOT_PAGES = 25;
@@ -123,6 +123,9 @@ export class EngineProcess {
       if (this.plan === undefined) throw new SsihvError("engine_failed", "it has no VM yet");
       if (question.kind === "summary") {
         return { kind: "summary", summary: this.summary(this.plan) };
+      }
+      if (question.kind === "stats") {
+        return { kind: "stats", stats: allCounters(this.page, this.plan) };
       }
       if (this.pages === undefined) throw plainMemory(this.plan);
       return { kind: "pages", pages: await this.pages.ask(question.gpa, question.count) };

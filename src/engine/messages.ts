@@ -6,6 +6,7 @@
 // `failed` may replace any of them and is the last message.
 
 import type { MemoryCostsGiven } from "../config/cluster-config.ts";
+import type { NodeStats } from "../telemetry/node-metrics.ts";
 
 /** File descriptors of the child. */
 export const ENGINE_FDS = { consoleIn: 0, consoleOut: 1, stderr: 2, sharedPage: 3 } as const;
@@ -77,6 +78,8 @@ export interface EnginePlan {
 /** What one may ask a running engine; the answer carries the same id. */
 export type Question =
   | { readonly kind: "summary" }
+  /** Every counter, for metrics. */
+  | { readonly kind: "stats" }
   /** `count` pages (at most PAGES_ASKED_MAX) from the one with `gpa` on. */
   | { readonly kind: "pages"; readonly gpa: number; readonly count: number };
 
@@ -85,6 +88,7 @@ export const PAGES_ASKED_MAX = 1024;
 
 export type Answer =
   | { readonly kind: "summary"; readonly summary: EngineSummary }
+  | { readonly kind: "stats"; readonly stats: NodeStats }
   | { readonly kind: "pages"; readonly pages: readonly PageReport[] }
   /** `code`: an ErrorCode of src/base/errors.ts. */
   | {

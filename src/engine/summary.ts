@@ -1,15 +1,40 @@
-// The numbers of a run's last line, from the shared page.
+// The numbers of a run's last line, and all counters for metrics, from the shared page.
 
 import { constants } from "../native/abi.gen.ts";
 import type { SharedPage } from "../native/shared-page.ts";
 import { percentileUs } from "../telemetry/histogram.ts";
+import type { NodeStats } from "../telemetry/node-metrics.ts";
 import type { EnginePlan, EngineSummary } from "./messages.ts";
+
+function ownVcpus(plan: EnginePlan): number {
+  return Math.min(plan.nodes[plan.node]?.vcpus ?? 0, constants.vcpus_max);
+}
+
+/** The counters of a record, exact to 2^53; whatever else it has is left out. */
+function counters(record: Readonly<Record<string, unknown>>): Record<string, number> {
+  const found: Record<string, number> = {};
+  for (const [name, value] of Object.entries(record)) {
+    if (typeof value === "bigint") found[name] = Number(value);
+  }
+  return found;
+}
+
+export function allCounters(page: SharedPage, plan: EnginePlan): NodeStats {
+  const stats = page.stats();
+  const { count, sum_ns, buckets } = stats.fault_latency;
+  return {
+    node: plan.node,
+    engine: counters(stats),
+    vcpus: Array.from({ length: ownVcpus(plan) }, (_, i) => counters(page.vcpuStats(i))),
+    faultLatency: { count: Number(count), sum_ns: Number(sum_ns), buckets: buckets.map(Number) },
+  };
+}
 
 export function summarise(page: SharedPage, plan: EnginePlan, runSeconds: number): EngineSummary {
   const stats = page.stats();
-  const vcpus = plan.nodes[plan.node]?.vcpus ?? 0;
+  const vcpus = ownVcpus(plan);
   const exits = { all: 0, typescript: 0 };
-  for (let i = 0; i < Math.min(vcpus, constants.vcpus_max); i++) {
+  for (let i = 0; i < vcpus; i++) {
     const vcpu = page.vcpuStats(i);
     exits.all += Number(vcpu.exits);
     exits.typescript += Number(vcpu.io_typescript);

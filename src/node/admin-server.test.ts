@@ -49,7 +49,7 @@ const FACTS: VmFacts = {
 const VM: VmObserved = {
   facts: () => FACTS,
   ask: (_, question) => {
-    if (question.kind === "summary") return Promise.reject(new Error("its engine broke"));
+    if (question.kind !== "pages") return Promise.reject(new Error("its engine broke"));
     const pages = Array.from({ length: question.count }, (_, i) => {
       const gpa = question.gpa + i * 4096;
       return { gpa, home: 0, copy: { access: "invalid" as const, version: 0, revokesDeferred: 0 } };

@@ -79,6 +79,11 @@ function answer(id: string, question: Question): void {
     const summary = { ...SUMMARY, node: own, oldest_fault_us: 1234 };
     return tell({ type: "answer", id, answer: { kind: "summary", summary } });
   }
+  if (question.kind === "stats") {
+    const faultLatency = { count: 1, sum_ns: 3000, buckets: [0, 1] };
+    const stats = { node: own, engine: { faults_read: 5 }, vcpus: [{ exits: 9 }], faultLatency };
+    return tell({ type: "answer", id, answer: { kind: "stats", stats } });
+  }
   const pages = pagesFrom(question.gpa, question.count);
   tell({ type: "answer", id, answer: { kind: "pages", pages } });
 }

@@ -42,6 +42,7 @@ function observed(mute: readonly number[] = [], facts: VmFacts = FACTS) {
         const summary = { node, oldest_fault_us: 9 } as EngineSummary;
         return Promise.resolve({ kind: "summary", summary });
       }
+      if (question.kind !== "pages") throw new Error(`nobody asks for ${question.kind}`);
       const pages = Array.from({ length: question.count }, (_, i) =>
         report(node, question.gpa + i * 4096),
       );

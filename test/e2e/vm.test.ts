@@ -3,33 +3,12 @@
 // another node's engine is stopped. The guests are a few instructions long; a Linux is the lab's.
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { accessSync, constants, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
+import { hasKvm, increment, key, powerOff, REMOTE, start } from "./running-vm.ts";
 import { binary, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
-import { asm, say, writeGuest } from "./tiny-guest.ts";
-
-function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
+import { say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
-
-/** RAM of node 1: the second half of 256 MiB. */
-const REMOTE = 192 << 20;
-const DATA_READY = 1;
-const LINE_STATUS = 0x3fd;
-const powerOff = asm.outw(0x604, 0x2000);
-/** Waits for a byte and takes it. */
-const key = [...asm.waitFor(LINE_STATUS, DATA_READY), 0x66, 0xba, 0xf8, 0x03, 0xec];
-
-/** inc byte ptr [address] (SDM vol. 2): reads and writes a page. */
-function increment(address: number): number[] {
-  return [0xfe, 0x04, 0x25, ...[0, 8, 16, 24].map((shift) => (address >>> shift) & 0xff)];
-}
 
 async function vm(...args: string[]): Promise<string> {
   const { code, out, err } = await run([binary, "vm", ...args]);
@@ -47,65 +26,6 @@ interface Shown {
 
 async function show(): Promise<Shown> {
   return JSON.parse(await vm("show", "tiny", "--json")) as Shown;
-}
-
-/** What a stream has said so far, and more until it holds `text`. */
-class Listener {
-  text = "";
-  private readonly reader: { read(): Promise<{ done: boolean; value?: Uint8Array | undefined }> };
-
-  constructor(stream: ReadableStream<Uint8Array>) {
-    this.reader = stream.getReader();
-  }
-
-  /** Within half a minute; later, and at the end of the stream, an error with what was said. */
-  async until(text: string): Promise<void> {
-    const late = Promise.withResolvers<never>();
-    const timer = setTimeout(() => {
-      late.reject(new Error(`30 s without "${text}":\n${this.text}`));
-    }, 30_000);
-    try {
-      while (!this.text.includes(text)) {
-        const { done, value } = await Promise.race([this.reader.read(), late.promise]);
-        if (done) throw new Error(`ended without "${text}":\n${this.text}`);
-        this.text += new TextDecoder().decode(value);
-      }
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-
-  async end(): Promise<void> {
-    for (;;) {
-      const { done, value } = await this.reader.read();
-      if (done) return;
-      this.text += new TextDecoder().decode(value);
-    }
-  }
-}
-
-/** `ssihv run`, ended at the end of the block; what is typed lets its guest go on. */
-function start(kernel: string, ...flags: string[]) {
-  const child = Bun.spawn([binary, "run", "--kernel", kernel, "--name", "tiny", ...flags], {
-    stdin: "pipe",
-    stdout: "pipe",
-    stderr: "pipe",
-    // With what support.ts added to it.
-    env: process.env,
-  });
-  return {
-    child,
-    out: new Listener(child.stdout),
-    err: new Listener(child.stderr),
-    type: (text: string) => {
-      child.stdin.write(text);
-      return child.stdin.flush();
-    },
-    [Symbol.asyncDispose]: async () => {
-      child.kill("SIGTERM");
-      await child.exited;
-    },
-  };
 }
 
 const twoNodes = ["--memory", "256M", "--nodes", "2"];

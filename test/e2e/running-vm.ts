@@ -1,0 +1,87 @@
+// A VM that goes on while a test looks at it: `ssihv run` with a guest of a few instructions, its
+// console and its words.
+
+import { accessSync, constants } from "node:fs";
+import { binary } from "./support.ts";
+import { asm } from "./tiny-guest.ts";
+
+export function hasKvm(): boolean {
+  try {
+    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** RAM of node 1: the second half of 256 MiB. */
+export const REMOTE = 192 << 20;
+const DATA_READY = 1;
+const LINE_STATUS = 0x3fd;
+export const powerOff = asm.outw(0x604, 0x2000);
+/** Waits for a byte and takes it. */
+export const key = [...asm.waitFor(LINE_STATUS, DATA_READY), 0x66, 0xba, 0xf8, 0x03, 0xec];
+
+/** inc byte ptr [address] (SDM vol. 2): reads and writes a page. */
+export function increment(address: number): number[] {
+  return [0xfe, 0x04, 0x25, ...[0, 8, 16, 24].map((shift) => (address >>> shift) & 0xff)];
+}
+
+/** What a stream has said so far, and more until it holds `text`. */
+export class Listener {
+  text = "";
+  private readonly reader: { read(): Promise<{ done: boolean; value?: Uint8Array | undefined }> };
+
+  constructor(stream: ReadableStream<Uint8Array>) {
+    this.reader = stream.getReader();
+  }
+
+  /** Within half a minute; later, and at the end of the stream, an error with what was said. */
+  async until(text: string): Promise<void> {
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(() => {
+      late.reject(new Error(`30 s without "${text}":\n${this.text}`));
+    }, 30_000);
+    try {
+      while (!this.text.includes(text)) {
+        const { done, value } = await Promise.race([this.reader.read(), late.promise]);
+        if (done) throw new Error(`ended without "${text}":\n${this.text}`);
+        this.text += new TextDecoder().decode(value);
+      }
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async end(): Promise<void> {
+    for (;;) {
+      const { done, value } = await this.reader.read();
+      if (done) return;
+      this.text += new TextDecoder().decode(value);
+    }
+  }
+}
+
+/** `ssihv run`, ended at the end of the block; what is typed lets its guest go on. */
+export function start(kernel: string, ...flags: string[]) {
+  const child = Bun.spawn([binary, "run", "--kernel", kernel, "--name", "tiny", ...flags], {
+    stdin: "pipe",
+    stdout: "pipe",
+    stderr: "pipe",
+    // With what support.ts added to it.
+    env: process.env,
+  });
+  return {
+    child,
+    out: new Listener(child.stdout),
+    err: new Listener(child.stderr),
+    type: (text: string) => {
+      child.stdin.write(text);
+      return child.stdin.flush();
+    },
+    [Symbol.asyncDispose]: async () => {
+      child.kill("SIGTERM");
+      await child.exited;
+    },
+  };
+}
