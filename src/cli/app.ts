@@ -21,16 +21,18 @@ import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { joinCommand } from "./join.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
+import { topCommand } from "./top.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
-type Command = "run" | "join" | "vm" | "certs" | "check" | "acpi" | "engine";
+type Command = "run" | "join" | "vm" | "top" | "certs" | "check" | "acpi" | "engine";
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
     run: runCommand,
     join: joinCommand,
     vm: vmCommands,
+    top: topCommand,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
@@ -48,7 +50,8 @@ Examples:
   ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
   ssihv certs init                                a CA for the cluster
-  ssihv vm show                                   how is the VM that runs here?`,
+  ssihv vm show                                   how is the VM that runs here?
+  ssihv top                                       what do its nodes do?`,
     hideRoute: { engine: true },
   },
 });

@@ -20,7 +20,7 @@ import {
   REQUEST_BYTES_MAX,
   requestId,
 } from "./admin-protocol.ts";
-import { listVm, showPages, showVm, type VmObserved } from "./vm-view.ts";
+import { listVm, sampleVm, showPages, showVm, type VmObserved } from "./vm-view.ts";
 
 const CONNECTIONS_MAX = 32;
 /** Requests of one connection that wait for their turn. */
@@ -154,6 +154,8 @@ class AdminDoor {
         return listVm(observed);
       case "show":
         return await showVm(observed);
+      case "stats":
+        return await sampleVm(observed);
       case "pages":
         return await showPages(observed, request.gpa, request.count);
     }

@@ -86,6 +86,7 @@ export const typescriptLayers: readonly Layer[] = [
   {
     at: "src/cli",
     mayImport: ["src/base", "src/config", "src/node", "src/tls", "coordinator", "acpi"].concat([
+      "src/telemetry",
       "node:*",
       "@stricli/core",
     ]),
