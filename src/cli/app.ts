@@ -15,7 +15,9 @@ import { buildInfo, versionLine } from "../node/build-info.ts";
 import { acpiCommands } from "./acpi.ts";
 import { certsCommands } from "./certs.ts";
 import { checkCommand } from "./check.ts";
+import { clusterCommands } from "./cluster.ts";
 import type { CliContext, HostAccess } from "./context.ts";
+import { coordinatorCommand } from "./coordinator.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { joinCommand } from "./join.ts";
@@ -24,13 +26,17 @@ import { runCommand } from "./run.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
-type Command = "run" | "join" | "vm" | "certs" | "check" | "acpi" | "engine";
+type Command =
+  | ("run" | "join" | "vm" | "cluster" | "coordinator")
+  | ("certs" | "check" | "acpi" | "engine");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
     run: runCommand,
     join: joinCommand,
     vm: vmCommands,
+    cluster: clusterCommands,
+    coordinator: coordinatorCommand,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
