@@ -13,6 +13,7 @@ import {
   type Check,
   type Fault,
   type FromAgent,
+  faultOf,
   type Order,
   type Part,
   parseFromAgent,
@@ -41,7 +42,7 @@ const HELLO_MS = 10_000;
 type OrderBody = Order extends infer O ? (O extends Order ? Omit<O, "id"> : never) : never;
 
 interface Waiting {
-  resolve(): void;
+  resolve(answer: unknown): void;
   reject(error: SsihvError): void;
 }
 
@@ -52,6 +53,7 @@ export class AgentSession {
   laneHost = "";
   capacity: Capacity = { cpus: 0, memoryBytes: 0 };
   check: Check = { verdict: "unfit", problems: [] };
+  runsVcpus = false;
   private readonly channel: LineChannel;
   private readonly hooks: SessionHooks;
   private readonly heartbeatMs: number;
@@ -79,16 +81,16 @@ export class AgentSession {
     this.helloTimer = setTimeout(() => this.channel.end("it did not greet"), HELLO_MS);
   }
 
-  /** Resolves when the agent has accepted; rejects with its reason, or `host_silent`. */
-  async order(body: OrderBody): Promise<void> {
+  /** Its answer when the agent has accepted; rejects with its reason, or `host_silent`. */
+  async order(body: OrderBody): Promise<unknown> {
     const id = this.nextId++;
-    const answered = Promise.withResolvers<void>();
+    const answered = Promise.withResolvers<unknown>();
     this.waiting.set(id, answered);
     const timer = setTimeout(() => answered.reject(this.silent("did not answer")), ORDER_MS);
     if (this.channel.ended) answered.reject(this.silent("is not connected"));
     else this.channel.send({ ...body, id });
     try {
-      await answered.promise;
+      return await answered.promise;
     } finally {
       clearTimeout(timer);
       this.waiting.delete(id);
@@ -145,6 +147,7 @@ export class AgentSession {
     this.laneHost = hello.laneHost;
     this.capacity = hello.capacity;
     this.check = hello.check;
+    this.runsVcpus = hello.runsVcpus;
     for (const part of hello.parts) this.parts.set(part.run, part);
     try {
       if (hello.protocol !== AGENT_PROTOCOL) {
@@ -153,7 +156,8 @@ export class AgentSession {
         });
       }
       await this.hooks.admit(this);
-      this.tell({ type: "welcome", heartbeatMs: this.heartbeatMs });
+      const { heartbeatMs, silenceMs } = this;
+      this.tell({ type: "welcome", heartbeatMs, silenceMs });
       this.channel.expectWithin(this.silenceMs);
       await this.hooks.onUp(this);
     } catch (error) {
@@ -164,15 +168,16 @@ export class AgentSession {
 
   private take(message: FromAgent): void {
     switch (message.type) {
-      case "alive":
       case "hello":
         return;
+      case "alive":
+        return this.tell({ type: "alive" });
       case "part":
         this.parts.set(message.part.run, message.part);
         return this.hooks.onPart(this, message.part);
       case "reply": {
         const waiting = this.waiting.get(message.id);
-        if (message.fault === undefined) return waiting?.resolve();
+        if (message.fault === undefined) return waiting?.resolve(message.answer);
         return waiting?.reject(errorOf(message.fault, this.host));
       }
       case "console":
@@ -194,15 +199,6 @@ export class AgentSession {
     this.consoles.clear();
     this.hooks.onEnd(this, why);
   }
-}
-
-export function faultOf(error: unknown): Fault {
-  const ours = error instanceof SsihvError;
-  return {
-    code: ours ? error.code : "defect_found",
-    message: error instanceof Error ? error.message : String(error),
-    ...(ours && error.hint !== undefined && { hint: error.hint }),
-  };
 }
 
 function errorOf({ code, message, hint }: Fault, host: string): SsihvError {

@@ -32,6 +32,7 @@ export const Host = Type.Object({
   capacity: orNull(Capacity),
   used: Capacity,
   check: orNull(Check),
+  runsVcpus: Type.Boolean({ description: "else it can only lend memory" }),
   build: orNull(Type.String()),
   laneHost: orNull(Type.String({ description: "where other hosts reach its engines" })),
 });
@@ -100,4 +101,12 @@ const TrueFalse = literals(["true", "false"]);
 const FORCE = "true: also one that runs, or of which nothing is known";
 export const Forced = Type.Object({
   force: Type.Optional(Type.Unsafe<"true" | "false">({ ...TrueFalse, description: FORCE })),
+});
+
+export const PagesQuery = Type.Object({
+  gpa: Type.String({
+    pattern: "^(0x[0-9a-fA-F]{1,13}|[0-9]{1,15})$",
+    description: "guest-physical address in the first page",
+  }),
+  count: Type.Optional(Type.String({ pattern: "^[0-9]{1,4}$", description: "pages, 1 to 1024" })),
 });

@@ -252,6 +252,22 @@ function vmRoutes({ vms }: ApiParts) {
       ...one,
       detail: { summary: "one VM" },
     })
+    .get("/v1/vms/:name/engines", ({ params }) => vms.ask(params.name, { op: "show" }), {
+      ...{ params: schema.ByName, response: { ...refusals, ...invalid } },
+      detail: { summary: "numbers of a running VM's engines, as of now" },
+    })
+    .get(
+      "/v1/vms/:name/pages",
+      ({ params, query }) => {
+        const gpa = Number(query.gpa);
+        return vms.ask(params.name, { op: "pages", gpa, count: Number(query.count ?? 1) });
+      },
+      {
+        ...{ params: schema.ByName, query: schema.PagesQuery },
+        response: { ...refusals, ...invalid },
+        detail: { summary: "where pages of a running VM are" },
+      },
+    )
     .post("/v1/vms/:name/start", ({ params }) => vms.start(params.name), {
       ...one,
       detail: { summary: "start a VM; answered when its hosts have accepted" },

@@ -396,6 +396,7 @@ describe("the API", () => {
     expect(Object.keys(paths).sort()).toEqual([
       ...["/v1/events", "/v1/hosts", "/v1/hosts/{name}", "/v1/status", "/v1/tokens"],
       ...["/v1/tokens/{id}", "/v1/vms", "/v1/vms/{name}", "/v1/vms/{name}/console"],
+      ...["/v1/vms/{name}/engines", "/v1/vms/{name}/pages"],
       ...["/v1/vms/{name}/start", "/v1/vms/{name}/stop"],
     ]);
     for (const methods of Object.values(paths)) {

@@ -2,7 +2,7 @@
 // agents over mTLS, the door for hosts that join, and the API on a Unix socket of this host.
 // Running guests do not need it: it may be killed and started again at any time.
 
-import { chmodSync, rmSync, statSync } from "node:fs";
+import { rmSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 
 import { SsihvError } from "../src/base/errors.ts";
@@ -124,13 +124,17 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
     certificateExpires: () => credentials.expires,
   };
   const operator = buildApi(parts, "operator");
-  const gateway = new Gateway({ operator, "read-only": buildApi(parts, "read-only") });
+  const readOnly = buildApi(parts, "read-only");
+  const { adminSocket } = options;
+  // Whoever may open a socket in there is an operator: this user alone.
+  secretFolder(dirname(adminSocket));
+  const gateway = new Gateway(adminSocket, { operator, "read-only": readOnly });
   const api = await MtlsListener.open({
     ...{ hostname: host, port, credentials, roles: ["operator", "read-only"] },
     onConnection: (connection) => gateway.pass(connection),
     onRefused: refused("API"),
   });
-  const local = serveLocal(options.adminSocket, operator);
+  const local = serveUnix(adminSocket, operator);
   const timer = watchCertificate(
     pki,
     () => {
@@ -141,8 +145,7 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
     say,
   );
   return {
-    ...{ store, hosts, api, agents, door, gateway, local, timer },
-    adminSocket: options.adminSocket,
+    ...{ store, hosts, api, agents, door, gateway, local, timer, adminSocket },
   };
 }
 
@@ -153,20 +156,6 @@ function ownCredentials(pki: PkiFolder): Credentials {
   throw new SsihvError("certificate_invalid", `${file} is not a coordinator's certificate`, {
     hint: "ssihv certs init makes one",
   });
-}
-
-/** Whoever may open the socket is an operator: its user alone. A dead coordinator's is replaced. */
-function serveLocal(path: string, handler: Parameters<typeof serveUnix>[1]): HttpServer {
-  secretFolder(dirname(path));
-  rmSync(path, { force: true });
-  const before = process.umask(0o177);
-  try {
-    const server = serveUnix(path, handler);
-    chmodSync(path, 0o600);
-    return server;
-  } finally {
-    process.umask(before);
-  }
 }
 
 /** By what the files say, not by notification: they may lie on any file system. */

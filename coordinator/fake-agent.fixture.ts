@@ -64,6 +64,7 @@ export class FakeAgent {
       laneHost: "127.0.0.1",
       capacity: { cpus: this.cpus, memoryBytes: this.memoryBytes },
       check: { verdict: this.verdict, problems: this.verdict === "fit" ? [] : ["KVM: missing"] },
+      runsVcpus: this.verdict === "fit",
       parts: [...this.parts.values()],
     });
     return await this.welcomed.promise;
@@ -91,6 +92,7 @@ export class FakeAgent {
     if (message.type === "welcome" || message.type === "refused") {
       return this.welcomed.resolve(message);
     }
+    if (message.type === "alive") return;
     this.orders.push(message);
     if (message.type === "forget") this.parts.delete(message.run);
     if (!("id" in message)) return;
@@ -104,6 +106,7 @@ export class FakeAgent {
       const { run, vm, node } = message;
       this.report({ vm, run, node, lead: false, state: "starting" });
     }
+    if (message.type === "ask") return this.tell({ type: "reply", id, answer: message.question });
     this.tell({ type: "reply", id });
   }
 }

@@ -31,6 +31,7 @@ export interface HostView {
   readonly joinedAt: string;
   readonly capacity: Capacity | null;
   readonly check: Check | null;
+  readonly runsVcpus: boolean;
   readonly build: string | null;
   readonly laneHost: string | null;
 }
@@ -89,6 +90,7 @@ export class Hosts {
         joinedAt: value.joinedAt,
         capacity: session?.capacity ?? value.capacity ?? null,
         check: session?.check ?? null,
+        runsVcpus: session?.runsVcpus ?? false,
         build: session?.build ?? null,
         laneHost: session?.laneHost ?? null,
       };

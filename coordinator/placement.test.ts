@@ -14,7 +14,7 @@ function room(name: string, cpus: number, gib: number, change: Partial<HostRoom>
     name,
     capacity: { cpus, memoryBytes: gib * GIB },
     used: { cpus: 0, memoryBytes: 0 },
-    kvm: true,
+    runsVcpus: true,
     ...change,
   };
 }
@@ -70,7 +70,7 @@ describe("a refusal", () => {
       room("little", 16, 2),
       room("full", 16, 64, { used: { cpus: 14, memoryBytes: 60 * GIB } }),
       room("gone", 16, 64, { unusable: "it is silent: nothing was heard for 5.0 s" }),
-      room("unfit", 16, 64, { kvm: false, problems: ["KVM: /dev/kvm is missing"] }),
+      room("unfit", 16, 64, { runsVcpus: false, problems: ["KVM: /dev/kvm is missing"] }),
     ];
     expect(refusal(spec([node(4, 8)]), hosts).split("\n")).toEqual([
       "VM demo has no place for node 0 (4 vCPU(s), 8344 MiB with page states and engine)",
@@ -98,7 +98,7 @@ describe("a refusal", () => {
 });
 
 test("memory nodes go to hosts without KVM, compute nodes do not", () => {
-  const hosts = [room("kvm", 8, 3), room("lender", 1, 64, { kvm: false })];
+  const hosts = [room("kvm", 8, 3), room("lender", 1, 64, { runsVcpus: false })];
   const lending = spec([node(4, 8)], { memoryNodes: 1, nodeMemoryBytes: 2 * GIB });
   const places = placeVm(lending, hosts);
   expect(places.map(({ host, memoryOnly }) => [host, memoryOnly])).toEqual([

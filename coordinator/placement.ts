@@ -16,7 +16,7 @@ export interface HostRoom {
   /** By VMs that are placed there. */
   readonly used: Capacity;
   /** vCPUs can run there. */
-  readonly kvm: boolean;
+  readonly runsVcpus: boolean;
   /** What it lacks for that. */
   readonly problems?: readonly string[];
 }
@@ -142,7 +142,7 @@ function shortage(
   if (host.unusable !== undefined) return host.unusable;
   const other = taken.get(host.name);
   if (other !== undefined) return `it has node ${other} of this VM`;
-  if (!demand.memoryOnly && !host.kvm) {
+  if (!demand.memoryOnly && !host.runsVcpus) {
     const why = (host.problems ?? []).join("; ");
     return `it cannot run vCPUs${why === "" ? "" : `: ${why}`}`;
   }

@@ -7,7 +7,7 @@
 import { randomBytes } from "node:crypto";
 
 import { SsihvError } from "../src/base/errors.ts";
-import type { Capacity, Ended, Part } from "../src/control/messages.ts";
+import type { AgentQuestion, Capacity, Ended, Part } from "../src/control/messages.ts";
 import type { VmSpec } from "../src/control/vm-spec.ts";
 import type { AgentSession } from "./agent-session.ts";
 import type { Vm } from "./api-schemas.ts";
@@ -120,12 +120,16 @@ export class Vms implements HostsWatcher {
   /** The agent that has the VM's console, and the run. */
   async console(name: string): Promise<{ session: AgentSession; run: string }> {
     const { run } = await this.known(name);
-    if (run === undefined) {
-      throw new SsihvError("vm_busy", `VM ${name} does not run: it has no console`, {
-        hint: `ssihv vm start ${name}`,
-      });
-    }
+    if (run === undefined) throw notRunning(name, "it has no console");
     return { session: await this.hosts.connected(leadOf(run)), run: run.id };
+  }
+
+  /** Of a VM that runs: what its lead's agent answers. */
+  async ask(name: string, question: AgentQuestion): Promise<unknown> {
+    const { run } = await this.known(name);
+    if (run === undefined) throw notRunning(name, "nothing of it can be looked at");
+    const session = await this.hosts.connected(leadOf(run));
+    return await session.order({ type: "ask", run: run.id, question });
   }
 
   /** What VMs were promised on a host. */
@@ -154,12 +158,35 @@ export class Vms implements HostsWatcher {
   }
 
   onHostDown(host: string): void {
-    void this.store.list("vm").then((all) => {
-      for (const { id, value } of all) {
-        if (value.run === undefined || leadOf(value.run) !== host) continue;
-        this.events.tell("vm_state", { vm: id, text: "unknown" });
-      }
+    void this.looseLeads(host).catch((error: unknown) => {
+      const text = error instanceof Error ? error.message : String(error);
+      this.events.tell("host_notice", { host, text });
     });
+  }
+
+  private async looseLeads(host: string): Promise<void> {
+    for (const { id, value } of await this.store.list("vm")) {
+      const { run } = value;
+      if (run === undefined || leadOf(run) !== host) continue;
+      this.events.tell("vm_state", { vm: id, text: "unknown" });
+      for (const place of run.places) {
+        const part = this.hosts.session(place.host)?.parts.get(run.id);
+        if (part !== undefined) await this.settleWithoutLead(id, run, place.host, part);
+      }
+    }
+  }
+
+  /**
+   * Its lead's agent is silent, but a node with vCPUs has ended: no engine of a VM goes on without
+   * one, so it has ended, whatever became of that host.
+   */
+  private async settleWithoutLead(name: string, run: RunRecord, host: string, part: Part) {
+    const place = run.places.find((each) => each.host === host);
+    if (place === undefined || place.memoryOnly || part.ended === undefined) return;
+    if (this.hosts.session(leadOf(run)) !== undefined) return;
+    const reason = part.ended.kind === "failed" ? part.ended.reason : "vcpu_lost";
+    const text = `host ${host} tells: ${part.ended.text}`;
+    await this.finish(name, run.id, { kind: "failed", reason, text });
   }
 
   onPart(session: AgentSession, part: Part): void {
@@ -173,7 +200,7 @@ export class Vms implements HostsWatcher {
     const run = (await this.store.get("vm", part.vm))?.value.run;
     if (run?.id !== part.run) return await this.stray(session, part);
     const isLead = part.lead && leadOf(run) === session.host;
-    if (!isLead) return;
+    if (!isLead) return await this.settleWithoutLead(part.vm, run, session.host, part);
     if (part.state !== "ended") {
       this.events.tell("vm_state", { vm: part.vm, text: part.state });
       return;
@@ -280,12 +307,12 @@ export class Vms implements HostsWatcher {
 
   private async rooms(): Promise<HostRoom[]> {
     const vms = await this.store.list("vm");
-    return (await this.hosts.list()).map(({ name, state, why, capacity, check }) => ({
+    return (await this.hosts.list()).map(({ name, state, why, capacity, check, runsVcpus }) => ({
       name,
       ...(state === "silent" && { unusable: `it is silent: ${why}` }),
       capacity: capacity ?? NOTHING,
       used: usedBy(vms, name),
-      kvm: check !== null && check.verdict !== "unfit",
+      runsVcpus,
       problems: check?.problems ?? [],
     }));
   }
@@ -328,6 +355,12 @@ function lost(text: string): Ended {
 
 function now(): string {
   return new Date().toISOString();
+}
+
+function notRunning(name: string, why: string): SsihvError {
+  return new SsihvError("vm_busy", `VM ${name} does not run: ${why}`, {
+    hint: `ssihv vm start ${name}`,
+  });
 }
 
 function unknown(name: string): SsihvError {

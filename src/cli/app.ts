@@ -21,13 +21,14 @@ import { coordinatorCommand } from "./coordinator.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { joinCommand } from "./join.ts";
+import { nodeCommand } from "./node.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
 type Command =
-  | ("run" | "join" | "vm" | "cluster" | "coordinator")
+  | ("run" | "join" | "vm" | "cluster" | "coordinator" | "node")
   | ("certs" | "check" | "acpi" | "engine");
 
 const ROOT = buildRouteMap<Command, CliContext>({
@@ -37,6 +38,7 @@ const ROOT = buildRouteMap<Command, CliContext>({
     vm: vmCommands,
     cluster: clusterCommands,
     coordinator: coordinatorCommand,
+    node: nodeCommand,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,

@@ -6,6 +6,7 @@
 import { type Static, type TSchema, Type } from "@sinclair/typebox";
 import { TypeCompiler } from "@sinclair/typebox/compiler";
 
+import { SsihvError } from "../base/errors.ts";
 import { literals } from "./literals.ts";
 import { Name, VmSpec } from "./vm-spec.ts";
 
@@ -22,6 +23,15 @@ const Run = Type.String({ pattern: "^[0-9a-f]{32}$" });
 
 export const Fault = Type.Object({ code: Word, message: Text, hint: Type.Optional(Text) });
 export type Fault = Static<typeof Fault>;
+
+export function faultOf(error: unknown): Fault {
+  const ours = error instanceof SsihvError;
+  return {
+    code: ours ? error.code : "defect_found",
+    message: error instanceof Error ? error.message : String(error),
+    ...(ours && error.hint !== undefined && { hint: error.hint }),
+  };
+}
 
 /** What a host gives to VMs. */
 export const Capacity = Type.Object({ cpus: Count, memoryBytes: Count });
@@ -63,11 +73,19 @@ export const FromAgent = Type.Union([
     laneHost: Word,
     capacity: Capacity,
     check: Check,
+    /** It takes nodes with vCPUs. */
+    runsVcpus: Type.Boolean(),
     parts: Type.Array(Part, { maxItems: 1024 }),
   }),
   Type.Object({ type: Type.Literal("alive") }),
   Type.Object({ type: Type.Literal("part"), part: Part }),
-  Type.Object({ type: Type.Literal("reply"), id: Id, fault: Type.Optional(Fault) }),
+  Type.Object({
+    type: Type.Literal("reply"),
+    id: Id,
+    fault: Type.Optional(Fault),
+    /** To a question; what it is, whoever asked knows. */
+    answer: Type.Optional(Type.Unknown()),
+  }),
   Type.Object({
     type: Type.Literal("console"),
     stream: Id,
@@ -85,9 +103,12 @@ const Key = Type.String({ pattern: "^[0-9a-f]{64}$" });
 export const ToAgent = Type.Union([
   Type.Object({
     type: Type.Literal("welcome"),
-    /** An `alive` is expected this often. */
+    /** An `alive` is expected this often, and answered by one. */
     heartbeatMs: Count,
+    /** Whoever hears nothing for so long takes the other for gone. */
+    silenceMs: Count,
   }),
+  Type.Object({ type: Type.Literal("alive") }),
   Type.Object({ type: Type.Literal("refused"), fault: Fault }),
   Type.Object({
     ...order("lead"),
@@ -106,6 +127,14 @@ export const ToAgent = Type.Union([
     leadPort: Port,
   }),
   Type.Object(order("stop")),
+  /** Of the lead: the VM's numbers, or where pages are. */
+  Type.Object({
+    ...order("ask"),
+    question: Type.Union([
+      Type.Object({ op: Type.Literal("show") }),
+      Type.Object({ op: Type.Literal("pages"), gpa: Count, count: Count }),
+    ]),
+  }),
   /** Its end is on record. */
   Type.Object({ type: Type.Literal("forget"), run: Run }),
   Type.Object({ ...order("console_open"), stream: Id }),
@@ -114,6 +143,7 @@ export const ToAgent = Type.Union([
 ]);
 export type ToAgent = Static<typeof ToAgent>;
 export type Order = Extract<ToAgent, { id: number }>;
+export type AgentQuestion = Extract<ToAgent, { type: "ask" }>["question"];
 
 function checked<T extends TSchema>(schema: T): (value: unknown) => Static<T> | undefined {
   const compiled = TypeCompiler.Compile(schema);

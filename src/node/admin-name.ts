@@ -2,7 +2,7 @@
 // dead process left is replaced. A lock file makes finding and replacing one step.
 
 import { closeSync, linkSync, lstatSync, openSync, unlinkSync } from "node:fs";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 import { askAdmin, isLive } from "./admin-client.ts";
@@ -45,6 +45,16 @@ async function claim(
     if (chosen) throw taken(vm, await holderOf(holder ?? path));
   }
   throw taken(vm, undefined);
+}
+
+/** Removes the sockets that commands of this user left when they were killed. */
+export async function sweepDead(): Promise<void> {
+  for (const path of findSockets().sockets) {
+    if (await isLive(path)) continue;
+    await withLock(dirname(path), async () => {
+      if (!(await isLive(path))) removeIfThere(path);
+    });
+  }
 }
 
 /** The socket of a live command that has the name in another of this user's folders. */

@@ -91,9 +91,14 @@ export const typescriptLayers: readonly Layer[] = [
     ]),
   },
   {
+    at: "src/agent",
+    mayImport: ["src/base", "src/control", "src/tls", "src/node", "node:*", "@sinclair/typebox"],
+  },
+  {
     at: "src/cli",
     mayImport: ["src/base", "src/config", "src/control", "src/node", "src/tls", "acpi"].concat([
       "coordinator",
+      "src/agent",
       "node:*",
       "@stricli/core",
     ]),
