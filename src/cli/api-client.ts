@@ -8,6 +8,7 @@ import type { ApiError, Host, Place, Status, Token, Vm } from "../../coordinator
 import { isErrorCode, SsihvError } from "../base/errors.ts";
 import type { VmSpec } from "../control/vm-spec.ts";
 import { formatAddress } from "../node/join-address.ts";
+import type { PagesShown, VmShown } from "../node/vm-view.ts";
 import { defaultCertsFolder } from "./certs.ts";
 import { type CoordinatorAddress, findCoordinator } from "./coordinator-address.ts";
 
@@ -39,10 +40,16 @@ export class ApiClient {
     this.options = options;
   }
 
+  /** Undefined: none is named, and none is here. */
+  static async find(flags: ApiFlags): Promise<ApiClient | undefined> {
+    const address = findCoordinator(flags.coordinator);
+    return address === undefined ? undefined : await ApiClient.at(address, flags.cert);
+  }
+
   /** Throws `coordinator_unreachable` where none is named and none is here. */
   static async open(flags: ApiFlags): Promise<ApiClient> {
-    const address = findCoordinator(flags.coordinator);
-    if (address !== undefined) return await ApiClient.at(address, flags.cert);
+    const api = await ApiClient.find(flags);
+    if (api !== undefined) return api;
     throw new SsihvError("coordinator_unreachable", "no coordinator runs on this host", {
       hint: "start one (ssihv coordinator), or name one: --coordinator HOST:PORT",
     });
@@ -99,6 +106,15 @@ export class ApiClient {
 
   async destroy(name: string, force: boolean): Promise<void> {
     await this.call("DELETE", `${vmPath(name)}${force ? "?force=true" : ""}`);
+  }
+
+  /** Numbers of a running VM's engines. */
+  engines(name: string): Promise<VmShown> {
+    return this.json("GET", `${vmPath(name)}/engines`);
+  }
+
+  pages(name: string, gpa: number, count: number): Promise<PagesShown> {
+    return this.json("GET", `${vmPath(name)}/pages?gpa=${gpa}&count=${count}`);
   }
 
   async openConsole(name: string, write: boolean): Promise<ConsoleStream> {
