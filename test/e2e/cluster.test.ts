@@ -1,0 +1,206 @@
+// A coordinator, two agents and their VMs from the built binary with real engines on this host's
+// KVM: a VM from a file to its end with its console, then with kill -9 of everything in turn, and
+// many VMs one after another, which leave nothing behind. The guests are a few instructions long;
+// a Linux over two hosts is the lab's.
+
+import { describe, expect, test } from "bun:test";
+import { accessSync, constants, readdirSync } from "node:fs";
+import { join } from "node:path";
+import type { Vm } from "../../coordinator/api-schemas.ts";
+import { Cluster, childrenOf, holdings, isAlive, until } from "./cluster-processes.ts";
+import { binary } from "./support.ts";
+
+function hasKvm(): boolean {
+  try {
+    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** More of them: SSIHV_CYCLES=200. */
+const CYCLES = Number(process.env["SSIHV_CYCLES"] ?? 20);
+/** By then caches and heaps have their size. */
+const WARM_CYCLES = 5;
+/** Heaps of two runtimes breathe; 200 leaks of an engine's page would be far more. */
+const GROWTH_MIB_MAX = 48;
+
+/** `ssihv vm console`, with what is typed. */
+class Console {
+  text = "";
+  readonly child: Bun.Subprocess<"pipe", "pipe", "pipe">;
+
+  constructor(cluster: Cluster, vm: string) {
+    this.child = Bun.spawn([binary, "vm", "console", vm], {
+      env: { ...process.env, SSIHV_RUNTIME_DIR: join(cluster.folder, "run") },
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    void this.listen();
+  }
+
+  shows(text: string): Promise<void> {
+    return until(`"${text}" on the console, which has ${this.text}`, () =>
+      this.text.includes(text),
+    );
+  }
+
+  async type(text: string): Promise<void> {
+    this.child.stdin.write(text);
+    await this.child.stdin.flush();
+  }
+
+  private async listen(): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const chunk of this.child.stdout) this.text += decoder.decode(chunk);
+  }
+}
+
+function leadOf(vm: Vm): string {
+  return vm.places[0]?.host ?? "";
+}
+
+describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
+  test("a VM from a file: console, the coordinator and agents killed, all listed truly", async () => {
+    await using cluster = await Cluster.start("host-a", "host-b");
+    const { coordinator } = cluster;
+    await cluster.ok("vm", "create", "-f", cluster.vmFile("tiny"), "--start");
+    const console_ = new Console(cluster, "tiny");
+    await console_.shows("hello");
+    await console_.type("one");
+    await console_.shows("one");
+    const before = await cluster.show("tiny");
+    expect(before.state).toBe("running");
+    const engines = before.engines?.nodes.map(({ pid }) => pid) ?? [];
+    expect(engines.length).toBe(2);
+    const page = await cluster.ok("vm", "pages", "--gpa", "0xc000000", "--json");
+    // The guest on node 0 wrote to a page whose home is node 1.
+    expect(JSON.parse(page)).toMatchObject({ pages: [{ home: 1, state: "exclusive", owner: 0 }] });
+
+    // The coordinator is killed: the guest runs on, and its hosts tell of it.
+    await coordinator.kill();
+    expect(await console_.child.exited).toBe(10);
+    expect((await cluster.ssihv("vm", "list", "--coordinator", "127.0.0.1:1")).code).toBe(10);
+    const lead = leadOf(before);
+    const other = lead === "host-a" ? "host-b" : "host-a";
+    const here = await cluster.local(lead, "vm", "show", "tiny", "--json");
+    expect(JSON.parse(here.out)).toMatchObject({ state: "running", role: "lead" });
+    coordinator.start();
+    await cluster.agent(lead).says("coordinator: connected", cluster.agent(lead).text.length);
+    const back = await cluster.vmIs("tiny", "running");
+    expect([back.since, back.places]).toEqual([before.since, before.places]);
+    expect(engines.every(isAlive)).toBe(true);
+    const late = new Console(cluster, "tiny");
+    await late.shows("helloone");
+    await late.type("two");
+    await late.shows("helloonetwo");
+
+    // The agent of the lead's host is killed: its engine goes with it, and the other ends.
+    await cluster.agent(lead).kill();
+    const failed = await cluster.vmIs("tiny", "failed");
+    expect(failed.last?.text).toContain(`host ${other} tells: `);
+    expect(failed.last?.reason).toBe("vcpu_lost");
+    expect((await cluster.hostIs(lead, "silent")).why).toContain("closed");
+    expect(await late.child.exited).toBe(10);
+    await until("no engine is left", () => !engines.some(isAlive));
+    cluster.agent(lead).start();
+    await cluster.hostIs(lead, "up");
+    expect(readdirSync(cluster.runtime(lead))).toEqual([]);
+
+    // It can be started again; now the agent of the other host is killed.
+    await cluster.ok("vm", "start", "tiny");
+    const again = await cluster.show("tiny");
+    const second = again.places[1]?.host ?? "";
+    await cluster.agent(second).kill();
+    const lost = await cluster.vmIs("tiny", "failed");
+    expect(lost.last?.text).toMatch(/node 1|a vCPU is lost|vcpu lost/);
+    await cluster.hostIs(second, "silent");
+    const gone = again.engines?.nodes.map(({ pid }) => pid) ?? [];
+    await until("no engine is left", () => !gone.some(isAlive));
+    expect(cluster.agent(leadOf(again)).text).toContain("VM tiny: ");
+    const refused = await cluster.ssihv("vm", "start", "tiny");
+    expect([refused.code, refused.err]).toEqual([
+      2,
+      expect.stringContaining(`host ${second}: it is silent`),
+    ]);
+    await cluster.ok("vm", "destroy", "tiny");
+    expect(JSON.parse(await cluster.ok("vm", "list", "--json"))).toEqual([]);
+  });
+
+  test("an agent that is ended ends its VMs in order, and leaves nothing", async () => {
+    await using cluster = await Cluster.start("host-a", "host-b");
+    await cluster.ok("vm", "create", "-f", cluster.vmFile("tiny"), "--start");
+    const vm = await cluster.show("tiny");
+    const agent = cluster.agent(leadOf(vm));
+    expect(await agent.end()).toBe(0);
+    expect(agent.text).toContain("node: ended by SIGTERM");
+    const { last } = await cluster.vmIs("tiny", "stopped");
+    expect(last?.reason).toBe("requested");
+    await until("no engine is left", () => {
+      return !(vm.engines?.nodes ?? []).some(({ pid }) => isAlive(pid));
+    });
+    for (const host of ["host-a", "host-b"]) {
+      expect(readdirSync(cluster.runtime(host))).toEqual([]);
+    }
+    agent.start();
+    await cluster.hostIs(leadOf(vm), "up");
+  });
+
+  test(`${CYCLES} VMs come and go and leave nothing behind`, async () => {
+    await using cluster = await Cluster.start("host-a", "host-b");
+    const file = cluster.vmFile("tiny");
+    await cluster.ok("vm", "create", "-f", file);
+    const { spec } = await cluster.call<Vm>("GET", "/v1/vms/tiny");
+    await cluster.call("DELETE", "/v1/vms/tiny");
+    const pids = () => [cluster.coordinator, ...cluster.agents.values()].map(({ pid }) => pid);
+    let before: ReturnType<typeof holdings>[] = [];
+    for (let i = 0; i < WARM_CYCLES + CYCLES; i++) {
+      await cluster.call("POST", "/v1/vms", spec);
+      await cluster.call("POST", "/v1/vms/tiny/start");
+      await cluster.vmIs("tiny", "running");
+      const engines = cluster.engines();
+      expect(engines.length).toBe(2);
+      // By turns in order, and with the VM still running.
+      if (i % 2 === 0) {
+        await cluster.call("POST", "/v1/vms/tiny/stop");
+        await cluster.vmIs("tiny", "stopped");
+        await cluster.call("DELETE", "/v1/vms/tiny");
+      } else await cluster.call("DELETE", "/v1/vms/tiny?force=true");
+      await until("its engines have ended", () => cluster.engines().length === 0);
+      expect(engines.some(isAlive)).toBe(false);
+      await until("its sockets are gone", () => {
+        return ["host-a", "host-b"].every((host) => {
+          return readdirSync(cluster.runtime(host)).length === 0;
+        });
+      });
+      if (i === WARM_CYCLES - 1) before = pids().map(holdings);
+    }
+    // A socket's last moments may outlast the answer that told of its end.
+    const counted = ({ fds, sharedPages, children }: (typeof before)[number]) => {
+      return { fds, sharedPages, children };
+    };
+    const same = () => {
+      return (
+        JSON.stringify(pids().map(holdings).map(counted)) === JSON.stringify(before.map(counted))
+      );
+    };
+    const deadline = Date.now() + 10_000;
+    while (!same() && Date.now() < deadline) await Bun.sleep(100);
+    const after = pids().map(holdings);
+    console.log(`before ${JSON.stringify(before)}\nafter ${JSON.stringify(after)}`);
+    expect(after.map(counted)).toEqual(before.map(counted));
+    after.forEach(({ residentMib, threads }, i) => {
+      expect(residentMib - (before[i]?.residentMib ?? 0)).toBeLessThan(GROWTH_MIB_MAX);
+      expect(threads).toBeLessThanOrEqual((before[i]?.threads ?? 0) + 2);
+    });
+    expect(readdirSync(join(cluster.folder, "tmp"))).toEqual([]);
+    expect(cluster.engines()).toEqual([]);
+    expect(childrenOf(cluster.coordinator.pid)).toEqual([]);
+    for (const state of ["host-a", "host-b"]) {
+      const kept = readdirSync(join(cluster.folder, state)).sort();
+      expect(kept).toEqual(["ca.pem", "node.json", "node.pem"]);
+    }
+  });
+});
