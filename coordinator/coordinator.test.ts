@@ -287,6 +287,30 @@ describe("a VM over two hosts", () => {
     expect(vm.last?.text).toContain("was it restarted?");
   });
 
+  test("its lead's agent is restarted while another host takes its time: failed", async () => {
+    const place = await Place.start();
+    const agents = [beating(await place.agent("a")), beating(await place.agent("b"))];
+    await place.call("POST", "/v1/vms", two, 201);
+    // Whichever leads is asked first: the other is asked when it has accepted.
+    for (const agent of agents) agent.held = [];
+    const started = place.call("POST", "/v1/vms/demo/start");
+    await until(() => agents.some(({ held }) => held?.length === 1));
+    const [lead, other] = agents.toSorted((a, b) => b.orders.length - a.orders.length);
+    if (lead === undefined || other === undefined) throw new Error("two agents");
+    for (const answer of lead.held ?? []) answer();
+    await until(() => other.held?.length === 1);
+    lead.channel?.end("killed");
+    await beating(lead.again()).connect();
+    const leadHost = (await place.vm()).places[0]?.host ?? "";
+    await until(async () => (await place.host(leadHost)).state === "up");
+    for (const answer of other.held?.splice(0) ?? []) answer();
+    other.held = undefined;
+    await started;
+    const { last } = await place.vmIs("failed");
+    expect(last?.text).toContain("was it restarted?");
+    await until(() => other.orders.at(-1)?.type === "stop");
+  });
+
   test("the coordinator dies and is back: agents tell what runs, none gets an order", async () => {
     const { place, lead, other, vm } = await started();
     lead.lead("running");

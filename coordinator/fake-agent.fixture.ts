@@ -7,6 +7,7 @@ import {
   AGENT_PROTOCOL,
   type Fault,
   type FromAgent,
+  type Order,
   type Part,
   parseToAgent,
   type ToAgent,
@@ -20,6 +21,8 @@ export class FakeAgent {
   readonly parts = new Map<string, Part>();
   /** Answers the next orders with this. */
   fault: Fault | undefined;
+  /** Answers wait here while it is set. */
+  held: (() => void)[] | undefined;
   memoryBytes = 8 * 2 ** 30;
   cpus = 4;
   verdict: "fit" | "unfit" = "fit";
@@ -96,6 +99,11 @@ export class FakeAgent {
     this.orders.push(message);
     if (message.type === "forget") this.parts.delete(message.run);
     if (!("id" in message)) return;
+    if (this.held === undefined) this.answer(message);
+    else this.held.push(() => this.answer(message));
+  }
+
+  private answer(message: Order): void {
     const { id } = message;
     if (this.fault !== undefined) return this.tell({ type: "reply", id, fault: this.fault });
     if (message.type === "lead") {

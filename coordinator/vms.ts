@@ -83,6 +83,8 @@ export class Vms implements HostsWatcher {
     } finally {
       this.ordering.delete(run.id);
     }
+    const lead = this.hosts.session(leadOf(run));
+    if (lead !== undefined) await this.settleRestarted(name, run, lead);
     return await this.show(name);
   }
 
@@ -151,10 +153,16 @@ export class Vms implements HostsWatcher {
     for (const { value } of await this.store.list("vm")) {
       const { run, spec } = value;
       if (run === undefined || leadOf(run) !== session.host) continue;
-      if (session.parts.has(run.id) || this.ordering.has(run.id)) continue;
-      const text = `the agent of host ${session.host} does not run it any more: was it restarted?`;
-      await this.finish(spec.name, run.id, lost(text));
+      // Its orders are under way: whoever gives them looks again when they are.
+      if (!this.ordering.has(run.id)) await this.settleRestarted(spec.name, run, session);
     }
+  }
+
+  /** A run that its lead's agent does not know has ended. */
+  private async settleRestarted(name: string, run: RunRecord, lead: AgentSession): Promise<void> {
+    if (lead.parts.has(run.id)) return;
+    const text = `the agent of host ${lead.host} does not run it any more: was it restarted?`;
+    await this.finish(name, run.id, lost(text));
   }
 
   onHostDown(host: string): void {

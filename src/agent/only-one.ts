@@ -1,21 +1,24 @@
 // One agent per state folder at a time: two with one certificate would take each other's place at
-// the coordinator for ever. The lock is a socket in Linux's abstract namespace (unix(7)), named by
-// the folder: the kernel frees it when the process ends, however it ends, and no file is left.
+// the coordinator for ever. SQLite's lock on a file there, which the kernel frees when the process
+// ends, however it ends.
 
-import { statSync } from "node:fs";
+import { Database } from "bun:sqlite";
+import { join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 
+const FILE = "lock";
+
 /** Held until the returned function is called, or this process ends. */
 export function onlyOne(folder: string): () => void {
-  const { dev, ino } = statSync(folder);
+  const lock = new Database(join(folder, FILE), { create: true, readwrite: true });
   try {
-    const lock = Bun.listen({
-      unix: `\0ssihv-node-${dev}-${ino}`,
-      socket: { open: (socket) => void socket.terminate(), data: () => undefined },
-    });
-    return () => lock.stop(true);
+    // Nothing is ever written: no journal is to lie beside it.
+    lock.run("PRAGMA journal_mode = MEMORY");
+    lock.run("BEGIN EXCLUSIVE");
+    return () => lock.close();
   } catch (cause) {
+    lock.close();
     throw new SsihvError("name_taken", `an agent with the state in ${folder} runs already`, {
       hint: "end that one first, or name another --state",
       cause,

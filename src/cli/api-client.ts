@@ -61,7 +61,8 @@ export class ApiClient {
     }
     const { loadCredentials } = await import("../tls/credentials.ts");
     const { clientTls } = await import("../tls/mtls.ts");
-    const file = cert ?? process.env["SSIHV_CERT"] ?? join(defaultCertsFolder(), "admin.pem");
+    const own = process.env["SSIHV_CERT"] ?? "";
+    const file = cert ?? (own === "" ? join(defaultCertsFolder(), "admin.pem") : own);
     const credentials = loadCredentials(file, join(dirname(file), "ca.pem"));
     const { host, port } = address.target;
     const where = formatAddress(host, port);

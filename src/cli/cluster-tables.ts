@@ -5,10 +5,16 @@ import { printable } from "./report.ts";
 import { duration, table } from "./vm-tables.ts";
 
 const HOST_HEAD = ["HOST", "STATE", "FOR", "CPUS", "USED", "MIB", "USED-MIB", "CHECK", "NOTE"];
+const NOTE_MAX = 60;
 const HOST_RIGHT = new Set(["CPUS", "USED", "MIB", "USED-MIB"]);
 
 function mib(bytes: number): string {
   return String(Math.floor(bytes / 2 ** 20));
+}
+
+/** The beginning; all of it is in --json. */
+function note(text: string): string {
+  return text.length > NOTE_MAX ? `${text.slice(0, NOTE_MAX - 3)}...` : text;
 }
 
 function age(iso: string | null, now: number): string {
@@ -20,7 +26,7 @@ export function hostTable(hosts: readonly Host[], now = Date.now()): string {
     ...[name, state, age(since, now)],
     ...[String(capacity?.cpus ?? "-"), String(used.cpus)],
     ...[capacity === null ? "-" : mib(capacity.memoryBytes), mib(used.memoryBytes)],
-    ...[check?.verdict ?? "-", why ?? check?.problems[0] ?? ""],
+    ...[check?.verdict ?? "-", note(why ?? check?.problems[0] ?? "")],
   ]);
   return table(HOST_HEAD, rows, HOST_RIGHT);
 }

@@ -123,7 +123,10 @@ async function showCluster(api: ApiClient, name: string | undefined, json: boole
     silent = error instanceof Error ? error.message : String(error);
   }
   if (json) return `${JSON.stringify({ ...vm, engines, silent })}\n`;
-  const numbers = engines === null ? "" : `\n${nodesText(engines.nodes)}`;
+  // The lead calls its own host "this": here that would be another.
+  const hostOf = new Map(vm.places.map(({ node, host }) => [node, host]));
+  const nodes = engines?.nodes.map((each) => ({ ...each, host: hostOf.get(each.node) ?? null }));
+  const numbers = nodes === undefined ? "" : `\n${nodesText(nodes)}`;
   return `${vmText(vm)}${numbers}${silent === null ? "" : `\n${printable(silent)}\n`}`;
 }
 

@@ -2,7 +2,15 @@
 // each with a runtime folder of its own, as on hosts of their own. All folders are below one that
 // goes away, TMPDIR too, so whatever they leave behind is found.
 
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -158,9 +166,10 @@ export class Cluster implements AsyncDisposable {
     return cluster;
   }
 
-  /** Where an agent's VMs have their admin sockets. */
-  runtime(host: string): string {
-    return join(this.folder, `run-${host}`);
+  /** Admin sockets of an agent's VMs; its first VM makes the folder. */
+  sockets(host: string): string[] {
+    const folder = this.runtime(host);
+    return existsSync(folder) ? readdirSync(folder) : [];
   }
 
   ssihv(...args: string[]): Promise<Finished> {
@@ -243,6 +252,10 @@ export class Cluster implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const daemon of [...this.agents.values(), this.coordinator]) await daemon.end();
     rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  private runtime(host: string): string {
+    return join(this.folder, `run-${host}`);
   }
 
   private async join(host: string): Promise<void> {

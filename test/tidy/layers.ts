@@ -92,7 +92,9 @@ export const typescriptLayers: readonly Layer[] = [
   },
   {
     at: "src/agent",
-    mayImport: ["src/base", "src/control", "src/tls", "src/node", "node:*", "@sinclair/typebox"],
+    mayImport: ["src/base", "src/control", "src/tls", "src/node", "node:*", "bun:sqlite"].concat(
+      "@sinclair/typebox",
+    ),
   },
   {
     at: "src/cli",
