@@ -48,6 +48,31 @@ async function says(child: Child, text: string): Promise<void> {
   throw new Error(`it did not say ${text}: ${said}`);
 }
 
+/** What a console shows. */
+class Screen {
+  private readonly child: Child;
+  private readonly reader: { read(): Promise<{ done: boolean; value?: Uint8Array | undefined }> };
+  private seen = "";
+
+  constructor(child: Child) {
+    this.child = child;
+    this.reader = child.stdout.getReader();
+  }
+
+  async shows(text: string): Promise<void> {
+    while (!this.seen.includes(text)) {
+      const { done, value } = await this.reader.read();
+      if (done) throw new Error(`the console ended without ${text} at ${this.seen}`);
+      this.seen += new TextDecoder().decode(value);
+    }
+  }
+
+  async type(text: string): Promise<void> {
+    this.child.stdin.write(text);
+    await this.child.stdin.flush();
+  }
+}
+
 function file(name: string, cmdline: string, nodes = 2, kernel = "/etc/passwd"): string {
   const path = join(base, `${name}.yaml`);
   const shape = Array.from({ length: nodes }, () => "  - { cpus: 1, memory: 128M }").join("\n");
@@ -104,30 +129,29 @@ test("from a file to a VM that runs, its console, and its end", async () => {
   const pages = await ssihv("vm", "pages", "--gpa", "0x1000", "--json");
   expect(JSON.parse(pages.out)).toMatchObject({ vm: "demo", pages: [{ gpa: 4096, home: 0 }] });
 
-  const typing = spawn(["vm", "console", "demo"]);
-  const reading = typing.stdout.getReader();
-  let seen = "";
-  const until = async (text: string) => {
-    while (!seen.includes(text)) {
-      const { done, value } = await reading.read();
-      if (done) throw new Error(`the console ended at ${seen}`);
-      seen += new TextDecoder().decode(value);
-    }
-  };
-  await until("hello");
+  const first = spawn(["vm", "console", "demo"]);
+  const typing = new Screen(first);
+  await typing.shows("hello");
   const looking = spawn(["vm", "console", "demo"]);
   await says(looking, "somebody else types");
-  typing.stdin.write("typed here\n");
-  await typing.stdin.flush();
-  await until("typed here");
+  await typing.type("typed here\n");
+  await typing.shows("typed here");
+  // One that is killed leaves the right to type to the next; those who look go on looking.
+  first.kill("SIGKILL");
+  await first.exited;
+  const next = spawn(["vm", "console", "demo", "--coordinator", `127.0.0.1:${port}`]);
+  const late = new Screen(next);
+  await late.shows("hello");
+  await late.type("typed next\n");
+  await late.shows("typed next");
 
   const stopped = await ssihv("vm", "stop", "demo");
   expect([stopped.code, stopped.err]).toEqual([
     0,
     expect.stringMatching(/^ssihv: VM demo: stopped \(requested\) after \d+\.\d s\n$/),
   ]);
-  expect([await typing.exited, await looking.exited]).toEqual([0, 0]);
-  expect(await looking.stdout.text()).toContain("typed here");
+  expect([await next.exited, await looking.exited]).toEqual([0, 0]);
+  expect(await looking.stdout.text()).toContain("typed next");
   const none = await ssihv("vm", "console", "demo");
   expect([none.code, none.err]).toEqual([2, expect.stringContaining("it has no console")]);
   expect(await ssihv("vm", "destroy", "demo")).toEqual({ code: 0, out: "", err: "" });

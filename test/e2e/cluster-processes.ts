@@ -160,10 +160,16 @@ export class Cluster implements AsyncDisposable {
   static async start(...hosts: string[]): Promise<Cluster> {
     const cluster = new Cluster();
     await cluster.ok("certs", "init");
-    cluster.coordinator.start();
-    await cluster.coordinator.says("API on port");
+    await cluster.startCoordinator();
     for (const host of hosts) await cluster.join(host);
     return cluster;
+  }
+
+  /** Until it answers; also again, after it was killed. */
+  async startCoordinator(): Promise<void> {
+    const from = this.coordinator.text.length;
+    this.coordinator.start();
+    await this.coordinator.says("API on port", from);
   }
 
   /** Admin sockets of an agent's VMs; its first VM makes the folder. */

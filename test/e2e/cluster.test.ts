@@ -29,6 +29,8 @@ const GROWTH_MIB_MAX = 48;
 /** A start takes about as long as all of them. */
 const KILLS = 16;
 const KILL_STEP_MS = 20;
+/** The coordinator's part of a start is over after some of them. */
+const ORDER_STEP_MS = 3;
 
 /** Engines of a VM, whoever started them. */
 function enginesOf(vm: string): number[] {
@@ -108,8 +110,7 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     const other = lead === "host-a" ? "host-b" : "host-a";
     const here = await cluster.local(lead, "vm", "show", "tiny", "--json");
     expect(JSON.parse(here.out)).toMatchObject({ state: "running", role: "lead" });
-    coordinator.start();
-    await cluster.agent(lead).says("coordinator: connected", cluster.agent(lead).text.length);
+    await cluster.startCoordinator();
     const back = await cluster.vmIs("tiny", "running");
     expect([back.since, back.places]).toEqual([before.since, before.places]);
     expect(engines.every(isAlive)).toBe(true);
@@ -196,6 +197,35 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     expect(engines).toBeGreaterThan(0);
     await cluster.ok("vm", "start", "orphan");
     expect(enginesOf("orphan").length).toBe(2);
+  });
+
+  test("the coordinator killed at any moment of a start lists what there is", async () => {
+    await using cluster = await Cluster.start("host-a", "host-b");
+    const { coordinator } = cluster;
+    const file = cluster.vmFile("tiny");
+    const listed: Record<string, number> = {};
+    for (let i = 0; i < KILLS; i++) {
+      await cluster.ok("vm", "create", "-f", file);
+      const started = cluster.call("POST", "/v1/vms/tiny/start").catch(() => undefined);
+      await Bun.sleep(i * ORDER_STEP_MS);
+      await coordinator.kill();
+      await started;
+      await cluster.startCoordinator();
+      for (const host of ["host-a", "host-b"]) await cluster.hostIs(host, "up");
+      let state = "";
+      await until("what is listed is so", async () => {
+        ({ state } = await cluster.call<Vm>("GET", "/v1/vms/tiny"));
+        // Waiting: only the lead had its order.
+        const engines = { running: 2, waiting: 1, stopped: 0, failed: 0 }[state];
+        return engines === cluster.engines().length;
+      });
+      listed[state] = (listed[state] ?? 0) + 1;
+      await cluster.ok("vm", "destroy", "tiny", "--force");
+      await until("no engine is left", () => cluster.engines().length === 0);
+    }
+    console.log(`after the coordinator was killed: ${JSON.stringify(listed)}`);
+    expect(listed["running"]).toBeGreaterThan(0);
+    expect(JSON.parse(await cluster.ok("vm", "list", "--json"))).toEqual([]);
   });
 
   test(`${CYCLES} VMs come and go and leave nothing behind`, async () => {
