@@ -15,17 +15,22 @@ import { buildInfo, versionLine } from "../node/build-info.ts";
 import { acpiCommands } from "./acpi.ts";
 import { certsCommands } from "./certs.ts";
 import { checkCommand } from "./check.ts";
+import { clusterCommands } from "./cluster.ts";
 import type { CliContext, HostAccess } from "./context.ts";
+import { coordinatorCommand } from "./coordinator.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { joinCommand } from "./join.ts";
+import { nodeCommand } from "./node.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
 import { topCommand } from "./top.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
-type Command = "run" | "join" | "vm" | "top" | "certs" | "check" | "acpi" | "engine";
+type Command =
+  | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node")
+  | ("certs" | "check" | "acpi" | "engine");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
@@ -33,6 +38,9 @@ const ROOT = buildRouteMap<Command, CliContext>({
     join: joinCommand,
     vm: vmCommands,
     top: topCommand,
+    cluster: clusterCommands,
+    coordinator: coordinatorCommand,
+    node: nodeCommand,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,

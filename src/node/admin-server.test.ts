@@ -17,6 +17,7 @@ import { join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 import { askAdmin, findVm, runningVms } from "./admin-client.ts";
+import { sweepDead } from "./admin-name.ts";
 import { AdminServer } from "./admin-server.ts";
 import type { VmFacts, VmObserved } from "./vm-view.ts";
 
@@ -275,6 +276,19 @@ test("a lock that a dead command left is broken", async () => {
   utimesSync(lock, 0, 0);
   expect((await serve()).vm).toBe("demo");
   expect(readdirSync(folder)).toEqual(["demo.sock"]);
+});
+
+test("a sweep takes what killed commands left, and nothing of those that live", async () => {
+  const live = await serve();
+  await leaveStale("gone.sock");
+  await leaveStale(".0123456789abcdef");
+  const ended = Bun.spawn(["true"]);
+  await ended.exited;
+  writeFileSync(join(folder, ".lock"), String(ended.pid));
+  writeFileSync(join(folder, "other"), "");
+  await sweepDead();
+  expect(readdirSync(folder).sort()).toEqual(["demo.sock", "other"]);
+  expect(await askAdmin(live.path, { op: "list" }, 2000)).toMatchObject({ name: "demo" });
 });
 
 test("of many that want one dead VM's name at once, one gets it", async () => {
