@@ -123,7 +123,7 @@ function allSuites(): Suite[] {
         ...["--test-filter", "engine.kvm_", "--test-filter", "engine.test_"],
       ],
     },
-    ...bunSuite("e2e", 240, false, testFiles(["test/e2e"])),
+    ...bunSuite("e2e", 270, false, testFiles(["test/e2e"])),
     ...bunSuite("lab", 1900, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,
       limit: 4500,

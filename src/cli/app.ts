@@ -15,22 +15,32 @@ import { buildInfo, versionLine } from "../node/build-info.ts";
 import { acpiCommands } from "./acpi.ts";
 import { certsCommands } from "./certs.ts";
 import { checkCommand } from "./check.ts";
+import { clusterCommands } from "./cluster.ts";
 import type { CliContext, HostAccess } from "./context.ts";
+import { coordinatorCommand } from "./coordinator.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { joinCommand } from "./join.ts";
+import { nodeCommand } from "./node.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
+import { topCommand } from "./top.ts";
 import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
-type Command = "run" | "join" | "vm" | "certs" | "check" | "acpi" | "engine";
+type Command =
+  | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node")
+  | ("certs" | "check" | "acpi" | "engine");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
     run: runCommand,
     join: joinCommand,
     vm: vmCommands,
+    top: topCommand,
+    cluster: clusterCommands,
+    coordinator: coordinatorCommand,
+    node: nodeCommand,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
@@ -48,7 +58,8 @@ Examples:
   ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
   ssihv certs init                                a CA for the cluster
-  ssihv vm show                                   how is the VM that runs here?`,
+  ssihv vm show                                   how is the VM that runs here?
+  ssihv top                                       what do its nodes do?`,
     hideRoute: { engine: true },
   },
 });

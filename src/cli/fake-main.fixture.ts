@@ -6,6 +6,8 @@ import { closeSync, mkdtempSync, openSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { records } from "../native/abi.gen.ts";
+import type { HostProbe } from "../native/engine-handle.ts";
 import { hostFacts } from "../node/host-facts.ts";
 import type { CpuDump } from "../node/last-words.ts";
 import { main } from "./app.ts";
@@ -17,12 +19,20 @@ if (process.env["SSIHV_RUNTIME_DIR"] === undefined) {
   process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 }
 
+/** Of a host on which all is good (abi.zig ProbeState). */
+function goodProbe(): HostProbe {
+  const good = { state: 1, errno: 0, value: 0n };
+  return Object.fromEntries(
+    Object.keys(records.HostProbe.fields).map((field) => [field, good]),
+  ) as HostProbe;
+}
+
 const ENGINE = join(import.meta.dir, "..", "node", "fake-engine.fixture.ts");
 
 const status = await main(process.argv.slice(2), process, {
   facts: hostFacts,
   kvmOpenError: () => process.env["FAKE_KVM_ERROR"],
-  probe: () => Promise.reject(new Error("no probe in this test")),
+  probe: () => Promise.resolve(goodProbe()),
   runEngine: () => Promise.reject(new Error("no engine in this test")),
   engineCommand: [process.execPath, ENGINE],
   sharedPages: () =>

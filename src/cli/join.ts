@@ -4,13 +4,13 @@ import { constants } from "node:os";
 import { buildCommand } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
+import { JoinAdmin } from "../node/admin-open.ts";
 import { type JoinEvent, JoinSession } from "../node/join.ts";
 import { type HostPort, parseIp, parseListen, parseTarget } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmOutcome } from "../node/vm.ts";
 import { MetricsServer } from "../node/vm-metrics.ts";
 import { checkMemory } from "../node/vm-request.ts";
-import { JoinAdmin } from "./admin.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
 import { path, requireKvm } from "./flags.ts";

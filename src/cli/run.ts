@@ -5,12 +5,12 @@ import { buildCommand } from "@stricli/core";
 
 import { loadClusterConfig } from "../config/cluster-config.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
+import { openAdmin } from "../node/admin-open.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { parseListen } from "../node/join-address.ts";
 import type { VmPlan } from "../node/vm.ts";
 import { MetricsServer } from "../node/vm-metrics.ts";
 import { memoryWords, planVm, warnings } from "../node/vm-request.ts";
-import { openAdmin } from "./admin.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";

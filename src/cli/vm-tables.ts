@@ -87,9 +87,13 @@ export function showText(label: string, vm: VmShown): string {
     ["Command", vm.role === "lead" ? `pid ${vm.pid}` : `pid ${vm.pid}, joined: its own node only`],
   ];
   const lines = head.map(([name, value]) => `${`${name}:`.padEnd(10)}${printable(value)}\n`);
-  const nodes = table(NODE_HEAD, vm.nodes.map(nodeRow), NODE_RIGHT);
-  const silent = vm.nodes.flatMap(({ node, silent }) => silentLine(node, silent));
-  return [...lines, "\n", nodes, ...silent].join("");
+  return [...lines, "\n", nodesText(vm.nodes)].join("");
+}
+
+/** The numbers of a VM's engines. */
+export function nodesText(nodes: readonly NodeShown[]): string {
+  const silent = nodes.flatMap(({ node, silent }) => silentLine(node, silent));
+  return [table(NODE_HEAD, nodes.map(nodeRow), NODE_RIGHT), ...silent].join("");
 }
 
 function silentLine(node: number, why: string | null): string[] {

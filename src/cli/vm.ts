@@ -1,34 +1,46 @@
-// `ssihv vm list|show|pages`: looks at the VMs of this user that run here, through the admin
-// sockets of their commands.
+// `ssihv vm`: the VMs of the cluster through its coordinator, or those of this user that run on
+// this host through the admin sockets of their commands: with --local, or without a coordinator.
 
-import { buildCommand, buildRouteMap, type FlagParametersForType } from "@stricli/core";
+import { buildCommand, buildRouteMap } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
 import { askPages, askShow, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
-import { PAGES_AT_ONCE_MAX } from "../node/vm-view.ts";
+import { PAGES_AT_ONCE_MAX, type PagesShown } from "../node/vm-view.ts";
+import { ApiClient, type ApiFlags, type Vm } from "./api-client.ts";
+import { API_FLAGS, API_HELP, jsonFlag } from "./api-flags.ts";
+import { vmTable, vmText } from "./cluster-tables.ts";
 import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { wholeNumber } from "./run-options.ts";
-import { listTable, pagesText, showText } from "./vm-tables.ts";
+import { consoleCommand } from "./vm-console.ts";
+import { createCommand, destroyCommand, startCommand, stopCommand } from "./vm-orders.ts";
+import { listTable, nodesText, pagesText, showText } from "./vm-tables.ts";
 
-interface JsonFlag {
+interface LookFlags extends ApiFlags {
+  readonly local: boolean;
   readonly json: boolean;
 }
 
-interface PagesFlags extends JsonFlag {
+interface PagesFlags extends LookFlags {
   readonly vm?: string;
   readonly gpa?: number;
   readonly count: number;
 }
 
 const EXIT_STATUSES = `Exit status: 0 answered, 2 wrong flags, no such VM or no such address,
-10 the VM did not answer.`;
+10 the VM or the coordinator did not answer.`;
 
-function jsonFlag(brief: string): FlagParametersForType<JsonFlag, CliContext>["json"] {
-  return { kind: "boolean", default: false, withNegated: false, brief };
-}
+const WHERE_HELP = `${API_HELP}
+--local, or where there is no coordinator: the VMs of this user on this host, without one.`;
+
+const LOCAL = {
+  kind: "boolean",
+  default: false,
+  withNegated: false,
+  brief: "only this host, without the coordinator",
+} as const;
 
 /** A guest-physical address: 0x and hexadecimal digits, or a decimal number. */
 export function gpaFlag(value: string): number {
@@ -45,34 +57,118 @@ function listJson({ path, label, listing, silent }: RunningVm): object {
   return { name: label, vm: name, ...rest, socket: path, silent };
 }
 
-async function list(this: CliContext, { json }: JsonFlag): Promise<void> {
-  const { vms, refused } = await runningVms();
-  for (const why of refused)
-    this.process.stderr.write(`ssihv: not looked into ${printable(why)}\n`);
-  this.process.stdout.write(json ? `${JSON.stringify(vms.map(listJson))}\n` : listTable(vms));
+/** Asks the coordinator where there is one, else this host. */
+async function ask<T>(
+  context: CliContext,
+  flags: LookFlags,
+  cluster: (api: ApiClient) => Promise<T>,
+  local: () => Promise<T>,
+): Promise<T> {
+  const api = flags.local ? undefined : await ApiClient.find(flags);
+  if (api === undefined) return await local();
+  try {
+    return await cluster(api);
+  } catch (error) {
+    // One that was asked for by name is not to be replaced by something else.
+    const named =
+      flags.coordinator !== undefined || (process.env["SSIHV_COORDINATOR"] ?? "") !== "";
+    const away = error instanceof SsihvError && error.code === "coordinator_unreachable";
+    if (named || !away) throw error;
+    const words = `${error.message}; this is what runs on this host`;
+    context.process.stderr.write(`ssihv: ${printable(words)}\n`);
+    return await local();
+  }
 }
 
-async function show(this: CliContext, { json }: JsonFlag, name?: string): Promise<void> {
-  const vm = await findVm(name);
-  const shown = await askShow(vm);
-  this.process.stdout.write(json ? `${JSON.stringify(shown)}\n` : showText(vm.label, shown));
+/** The name, or that of the only VM there is. */
+async function nameOf(api: ApiClient, name: string | undefined): Promise<string> {
+  if (name !== undefined) return name;
+  const names = (await api.vms()).map((vm) => vm.name);
+  const [only, another] = names;
+  if (only !== undefined && another === undefined) return only;
+  const message = only === undefined ? "there is no VM" : "there is more than one VM";
+  throw new SsihvError("vm_unknown", message, {
+    hint: only === undefined ? "ssihv vm create -f FILE" : `name one: ${names.join(", ")}`,
+  });
 }
 
-async function pages(this: CliContext, { json, vm, gpa, count }: PagesFlags): Promise<void> {
+async function list(this: CliContext, flags: LookFlags): Promise<void> {
+  const out = await ask(
+    this,
+    flags,
+    async (api) => {
+      const vms = await api.vms();
+      return flags.json ? `${JSON.stringify(vms)}\n` : vmTable(vms);
+    },
+    async () => {
+      const { vms, refused } = await runningVms();
+      for (const why of refused)
+        this.process.stderr.write(`ssihv: not looked into ${printable(why)}\n`);
+      return flags.json ? `${JSON.stringify(vms.map(listJson))}\n` : listTable(vms);
+    },
+  );
+  this.process.stdout.write(out);
+}
+
+const RUNS: ReadonlySet<Vm["state"]> = new Set(["running", "paused", "stopping"]);
+
+async function showCluster(api: ApiClient, name: string | undefined, json: boolean) {
+  const vm = await api.vm(await nameOf(api, name));
+  let engines = null;
+  let silent = null;
+  try {
+    if (RUNS.has(vm.state)) engines = await api.engines(vm.name);
+  } catch (error) {
+    // It may have ended just now, or its host gone: what the coordinator knows is still true.
+    silent = error instanceof Error ? error.message : String(error);
+  }
+  if (json) return `${JSON.stringify({ ...vm, engines, silent })}\n`;
+  // The lead calls its own host "this": here that would be another.
+  const hostOf = new Map(vm.places.map(({ node, host }) => [node, host]));
+  const nodes = engines?.nodes.map((each) => ({ ...each, host: hostOf.get(each.node) ?? null }));
+  const numbers = nodes === undefined ? "" : `\n${nodesText(nodes)}`;
+  return `${vmText(vm)}${numbers}${silent === null ? "" : `\n${printable(silent)}\n`}`;
+}
+
+async function show(this: CliContext, flags: LookFlags, name?: string): Promise<void> {
+  const out = await ask(
+    this,
+    flags,
+    (api) => showCluster(api, name, flags.json),
+    async () => {
+      const vm = await findVm(name);
+      const shown = await askShow(vm);
+      return flags.json ? `${JSON.stringify(shown)}\n` : showText(vm.label, shown);
+    },
+  );
+  this.process.stdout.write(out);
+}
+
+async function pages(this: CliContext, flags: PagesFlags): Promise<void> {
+  const { gpa, count, vm, json } = flags;
   if (gpa === undefined) {
     throw new SsihvError("flag_invalid", "--gpa is missing: which page?", {
       hint: "ssihv vm pages --gpa 0x1000000 --count 4",
     });
   }
-  const found = await askPages(await findVm(vm), gpa, count);
+  const found = await ask<PagesShown>(
+    this,
+    flags,
+    async (api) => api.pages(await nameOf(api, vm), gpa, count),
+    async () => askPages(await findVm(vm), gpa, count),
+  );
   this.process.stdout.write(json ? `${JSON.stringify(found)}\n` : pagesText(found));
 }
 
-const listCommand = buildCommand<JsonFlag, [], CliContext>({
+const listCommand = buildCommand<LookFlags, [], CliContext>({
   func: list,
   docs: {
-    brief: "the VMs of this user that run on this host",
-    fullDescription: `Lists VMs, and nodes of VMs that this host joined (NAME/NODE).
+    brief: "the VMs of the cluster, or those that run on this host",
+    fullDescription: `STATE is stopped, failed (ssihv vm show tells why), waiting (for its hosts),
+starting, running, paused, stopping, or unknown: the agent of its first host is not heard.
+
+${WHERE_HELP}
+Then nodes of VMs that this host joined are listed, too (NAME/NODE).
 
 ${ADMIN_FOLDER_HELP}
 
@@ -80,26 +176,34 @@ Examples:
   ssihv vm list
   ssihv vm list --json | jq -r '.[] | select(.state == "running") | .name'
 
-In --json, "state" is missing and "silent" tells why where a command did not answer.`,
+With --local --json, "state" is missing and "silent" tells why where a command did not answer.
+
+${EXIT_STATUSES}`,
   },
   parameters: {
-    flags: { json: jsonFlag("one JSON array: [{name, vm, role, node, state, nodes, pid, ..}]") },
+    flags: {
+      ...{ ...API_FLAGS, local: LOCAL },
+      json: jsonFlag("one JSON array: [{name, state, ..}]"),
+    },
   },
 });
 
-const showCommand = buildCommand<JsonFlag, [name?: string], CliContext>({
+const showCommand = buildCommand<LookFlags, [name?: string], CliContext>({
   func: show,
   docs: {
     brief: "state and numbers of a VM and its nodes, as of now",
     fullDescription: `Asks every engine of the VM for its numbers. OLDEST-FAULT-US (in --json
-.nodes[].stats.oldest_fault_us) is the age of the oldest fault in flight on a node, 0 when there is
+.stats.oldest_fault_us) is the age of the oldest fault in flight on a node, 0 when there is
 none: when a guest hangs, the node where it grows is where to look. kill -USR1 the VM's command
 then: its engines tell on stderr what is open.
 
 Examples:
   ssihv vm show                                   the only one that runs
   ssihv vm show demo
-  ssihv vm show demo --json | jq '.nodes[].stats.oldest_fault_us'
+  ssihv vm show demo --json | jq '.engines.nodes[].stats.oldest_fault_us'
+  ssihv vm show demo --local --json | jq '.nodes[].stats.oldest_fault_us'
+
+${WHERE_HELP}
 
 ${EXIT_STATUSES}`,
     customUsage: ["[NAME] [--json]"],
@@ -116,7 +220,10 @@ ${EXIT_STATUSES}`,
         },
       ],
     },
-    flags: { json: jsonFlag("one JSON object: {name, state, uptimeSeconds, nodes: [{..}], ..}") },
+    flags: {
+      ...{ ...API_FLAGS, local: LOCAL },
+      json: jsonFlag("one JSON object: {name, state, places, last, engines: {nodes, ..}, ..}"),
+    },
   },
 });
 
@@ -141,11 +248,14 @@ Examples:
   ssihv vm pages --gpa 0x1000000
   ssihv vm pages --vm demo --gpa 0x8000000 --count 512 --json | jq '.pages[] | select(.transaction)'
 
+${WHERE_HELP}
+
 ${EXIT_STATUSES}`,
     customUsage: ["--gpa ADDRESS [--vm NAME] [--count N] [--json]"],
   },
   parameters: {
     flags: {
+      ...{ ...API_FLAGS, local: LOCAL },
       gpa: {
         kind: "parsed",
         parse: gpaFlag,
@@ -172,7 +282,20 @@ ${EXIT_STATUSES}`,
   },
 });
 
-export const vmCommands = buildRouteMap<"list" | "show" | "pages", CliContext>({
-  routes: { list: listCommand, show: showCommand, pages: pagesCommand },
-  docs: { brief: "look at running VMs: list them, their numbers, where their pages are" },
+type VmCommand =
+  | ("create" | "list" | "show" | "start" | "stop" | "destroy")
+  | ("console" | "pages");
+
+export const vmCommands = buildRouteMap<VmCommand, CliContext>({
+  routes: {
+    create: createCommand,
+    list: listCommand,
+    show: showCommand,
+    start: startCommand,
+    stop: stopCommand,
+    destroy: destroyCommand,
+    console: consoleCommand,
+    pages: pagesCommand,
+  },
+  docs: { brief: "VMs: make, start, stop and look at them, their consoles, their pages" },
 });

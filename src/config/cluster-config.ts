@@ -2,17 +2,12 @@
 // every mistake in the file is reported at once, each with file, line and column.
 // Only settings that something reads exist; an unknown key is a mistake, never ignored.
 
-import { readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { type Static, Type } from "@sinclair/typebox";
-import { type ValueError, ValueErrorType } from "@sinclair/typebox/errors";
-import { Value } from "@sinclair/typebox/value";
 
-import { SsihvError } from "../base/errors.ts";
-import { suggest } from "../base/suggest.ts";
 import { parseDurationNs, parseDurationUs } from "./duration.ts";
 import { parseSize } from "./size.ts";
-import { type Mistake, type Path, YamlSource } from "./yaml-source.ts";
+import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
 
 /** Sizes and durations too: a bare number is refused with the words for its key. */
 const Text = Type.String({ minLength: 1, maxLength: 4096 });
@@ -112,14 +107,14 @@ export interface ClusterConfig {
   readonly vm: VmConfig;
 }
 
-const KEYS: Record<string, readonly string[]> = {
+const KEYS = {
   "": Object.keys(ClusterConfigSchema.properties),
   nodes: Object.keys(NodeSchema.properties),
   vm: Object.keys(VmSchema.properties),
 };
 
 /** What a value at a key should have been, where the schema's own words say too little. */
-const EXPECTED: Record<string, string> = {
+const EXPECTED = {
   cluster: "a name of a-z, 0-9 and '-', at most 63 characters",
   name: "a name of a-z, 0-9 and '-', at most 63 characters",
   nodes: "a list of 1 to 8 nodes",
@@ -146,94 +141,18 @@ const EXPECTED: Record<string, string> = {
   poll_max: 'a duration with its unit such as "200us"',
 };
 
-function show(path: Path): string {
-  return path
-    .map((part) => (typeof part === "number" ? `[${part}]` : `.${part}`))
-    .join("")
-    .replace(/^\./, "");
-}
-
-function describe(value: unknown): string {
-  if (value === null) return "nothing";
-  if (Array.isArray(value)) return "a list";
-  if (typeof value === "object") return "a mapping";
-  const text = JSON.stringify(value) ?? String(value);
-  return text.length > 40 ? `${text.slice(0, 40)}...` : text;
-}
-
-function pathOf(pointer: string): Path {
-  return pointer
-    .split("/")
-    .slice(1)
-    .map((part) =>
-      /^\d+$/.test(part) ? Number(part) : part.replaceAll("~1", "/").replaceAll("~0", "~"),
-    );
-}
-
-function mistakeOf(error: ValueError, source: YamlSource): Mistake {
-  const path = pathOf(error.path);
-  const last = String(path.findLast((part) => typeof part === "string") ?? "");
-  if (error.type === ValueErrorType.ObjectAdditionalProperties) {
-    const section = path.length === 1 ? "" : String(path[0]);
-    const near = suggest(last, KEYS[section] ?? []);
-    const hint = near === undefined ? "" : `; did you mean ${near}?`;
-    return { offset: source.offsetOfKey(path), text: `unknown key ${show(path)}${hint}` };
-  }
-  if (error.type === ValueErrorType.ObjectRequiredProperty) {
-    const text = `${show(path)} is missing: expected ${EXPECTED[last] ?? "a value"}`;
-    return { offset: source.offsetOf(path.slice(0, -1)), text };
-  }
-  const where = path.length === 0 ? "the file" : show(path);
-  const node =
-    typeof path[path.length - 1] === "number" ? "a mapping of a node's settings" : undefined;
-  const expected = node ?? EXPECTED[last] ?? "a mapping with cluster, nodes and vm";
-  return {
-    offset: source.offsetOf(path),
-    text: `${where}: expected ${expected}, found ${describe(error.value)}`,
-  };
-}
-
-/** The schema's complaints, one per place: a missing key also complains about its type. */
-function schemaMistakes(source: YamlSource): Mistake[] {
-  const seen = new Set<string>();
-  const mistakes: Mistake[] = [];
-  for (const error of Value.Errors(ClusterConfigSchema, source.value)) {
-    if (seen.has(error.path)) continue;
-    seen.add(error.path);
-    mistakes.push(mistakeOf(error, source));
-  }
-  return mistakes;
-}
+const WORDS: SchemaWords = {
+  keys: KEYS,
+  expected: EXPECTED,
+  whole: "a mapping with cluster, nodes and vm",
+  hint: "cluster-config.yaml in the source tree shows every setting with its meaning",
+};
 
 const ADDRESS = /^(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9.-]*[a-z0-9])?):(\d{1,5})$/i;
 
 function isAddress(text: string): boolean {
   const port = Number(ADDRESS.exec(text)?.[3] ?? 0);
   return port >= 1 && port <= 65535;
-}
-
-/** Turns text into values; what a parser refuses becomes a mistake at its place. */
-class Reader {
-  readonly mistakes: Mistake[] = [];
-  private readonly source: YamlSource;
-
-  constructor(source: YamlSource) {
-    this.source = source;
-  }
-
-  at<T>(path: Path, text: string, parse: (text: string, what: string) => T, otherwise: T): T {
-    try {
-      return parse(text, show(path));
-    } catch (error) {
-      if (!(error instanceof SsihvError)) throw error;
-      this.blame(path, `${error.message}${error.hint === undefined ? "" : `; ${error.hint}`}`);
-      return otherwise;
-    }
-  }
-
-  blame(path: Path, text: string): void {
-    this.mistakes.push({ offset: this.source.offsetOf(path), text });
-  }
 }
 
 function readNodes(raw: Raw, reader: Reader): NodeConfig[] {
@@ -329,11 +248,7 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
 
 /** `file` is named in errors; relative paths inside are relative to its folder. */
 export function parseClusterConfig(text: string, file: string): ClusterConfig {
-  const source = new YamlSource(text, file);
-  const mistakes = schemaMistakes(source);
-  if (mistakes.length > 0) source.refuse(mistakes);
-  const raw = source.value as Raw;
-  const reader = new Reader(source);
+  const { raw, reader } = readYaml(text, file, ClusterConfigSchema, WORDS);
   const nodes = readNodes(raw, reader);
   const vm = {
     ...readVm(raw.vm ?? {}, dirname(resolve(file)), reader),
@@ -343,20 +258,11 @@ export function parseClusterConfig(text: string, file: string): ClusterConfig {
   if (without >= 0 && raw.nodes.some((node) => node.address !== undefined)) {
     reader.blame(["nodes", without], `nodes[${without}] has no address, other nodes have one`);
   }
-  if (reader.mistakes.length > 0) source.refuse(reader.mistakes);
+  reader.refuseMistakes();
   return { cluster: raw.cluster, nodes, vm };
 }
 
 export function loadClusterConfig(file: string): ClusterConfig {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (cause) {
-    const why = cause instanceof Error && "code" in cause ? String(cause.code) : "unreadable";
-    throw new SsihvError("config_invalid", `--config: ${file} cannot be read (${why})`, {
-      hint: "name a YAML file; cluster-config.yaml in the source tree is an example",
-      cause,
-    });
-  }
-  return parseClusterConfig(text, file);
+  const hint = "name a YAML file; cluster-config.yaml in the source tree is an example";
+  return parseClusterConfig(yamlText(file, "--config", hint), file);
 }

@@ -22,11 +22,14 @@ const MISTAKES_SHOWN_MAX = 20;
 export class YamlSource {
   readonly value: unknown;
   private readonly file: string;
+  private readonly hint: string;
   private readonly lines = new LineCounter();
   private readonly document: ReturnType<typeof parseDocument>;
 
-  constructor(text: string, file: string) {
+  /** `hint`: what to do about mistakes. */
+  constructor(text: string, file: string, hint: string) {
     this.file = file;
+    this.hint = hint;
     if (text.length > BYTES_MAX) {
       throw new SsihvError("config_invalid", `${file} is larger than ${BYTES_MAX} bytes`, {
         hint: "is this the right file?",
@@ -58,7 +61,7 @@ export class YamlSource {
     const more = sorted.length - lines.length;
     if (more > 0) lines.push(`and ${more} more`);
     throw new SsihvError("config_invalid", lines.join("\n"), {
-      hint: "cluster-config.yaml in the source tree shows every setting with its meaning",
+      hint: this.hint,
     });
   }
 

@@ -450,6 +450,8 @@ export async function runEngineProcess(memoryOnly: boolean): Promise<void> {
   });
   // The parent is gone, or does not want to hear any more.
   process.on("disconnect", () => process.exit(0));
+  // Gone before anybody listened, and before it could be asked to take us along.
+  if (process.connected === false) process.exit(0);
   await engine.open(memoryOnly);
 }
 

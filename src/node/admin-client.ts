@@ -4,7 +4,7 @@ import { SsihvError } from "../base/errors.ts";
 import { suggest } from "../base/suggest.ts";
 import { findSockets } from "./admin-folder.ts";
 import { type AdminRequest, LineReader, parseReply, REPLY_BYTES_MAX } from "./admin-protocol.ts";
-import type { PagesShown, VmListing, VmShown } from "./vm-view.ts";
+import type { PagesShown, VmListing, VmSample, VmShown } from "./vm-view.ts";
 
 /** A command that is alive answers this at once. */
 const LIST_MS = 2000;
@@ -153,6 +153,10 @@ async function ask(vm: RunningVm, request: AdminRequest): Promise<unknown> {
 
 export async function askShow(vm: RunningVm): Promise<VmShown> {
   return (await ask(vm, { op: "show" })) as VmShown;
+}
+
+export async function askStats(vm: RunningVm): Promise<VmSample> {
+  return (await ask(vm, { op: "stats" })) as VmSample;
 }
 
 export async function askPages(vm: RunningVm, gpa: number, count: number): Promise<PagesShown> {

@@ -3,6 +3,7 @@
 // listen; all are looked at to find VMs, since not every shell has the same environment.
 // A folder that others could have made or may enter is refused: who controls it controls the VMs.
 
+import { randomBytes } from "node:crypto";
 import { lstatSync, mkdirSync, readdirSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, isAbsolute, join, resolve } from "node:path";
@@ -11,6 +12,8 @@ export const ADMIN_FOLDER_HELP = `Admin sockets lie in $SSIHV_RUNTIME_DIR if it 
 $XDG_RUNTIME_DIR/ssihv, else in /run/ssihv (root) or /tmp/ssihv-UID: a folder of mode 700.`;
 
 const SUFFIX = ".sock";
+/** As unnamedSocket makes them. */
+const UNNAMED = /^\.[0-9a-f]{16}$/;
 const NOT_OWNER = 0o077;
 
 export interface AdminFolder {
@@ -83,6 +86,8 @@ export function prepareFolder(folder: AdminFolder, uid = ownUid()): string | und
 export interface FoundSockets {
   /** Paths, by name. */
   readonly sockets: readonly string[];
+  /** Those that have no name yet: for a moment, or of a command that was killed meanwhile. */
+  readonly unnamed: readonly string[];
   /** Folders that are there but not to be trusted. */
   readonly refused: readonly string[];
 }
@@ -90,23 +95,31 @@ export interface FoundSockets {
 /** Every admin socket that this user's VMs may listen on; those of dead ones are among them. */
 export function findSockets(folders = foldersToSearch(), uid = ownUid()): FoundSockets {
   const sockets: string[] = [];
+  const unnamed: string[] = [];
   const refused: string[] = [];
   for (const folder of folders) {
     try {
       const why = flaw(folder, uid);
       if (why === undefined) {
-        const names = readdirSync(folder.path).filter((name) => name.endsWith(SUFFIX));
-        for (const name of names.sort()) sockets.push(join(folder.path, name));
+        for (const name of readdirSync(folder.path).sort()) {
+          if (name.endsWith(SUFFIX)) sockets.push(join(folder.path, name));
+          if (UNNAMED.test(name)) unnamed.push(join(folder.path, name));
+        }
       } else refused.push(`${folder.path}: ${why}`);
     } catch (error) {
       // No folder: no VM ever used it.
       if (errnoOf(error) !== "ENOENT") refused.push(`${folder.path}: ${errnoOf(error)}`);
     }
   }
-  return { sockets, refused };
+  return { sockets, unnamed, refused };
 }
 
 /** A node's command may run on the lead's host: it has a name of its own there. */
 export function socketName(vm: string, node?: number): string {
   return `${vm}${node === undefined ? "" : `.${node}`}${SUFFIX}`;
+}
+
+/** What a socket is called until it has its name. */
+export function unnamedSocket(): string {
+  return `.${randomBytes(8).toString("hex")}`;
 }

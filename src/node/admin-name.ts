@@ -1,16 +1,26 @@
 // The name of an admin socket: one live command at a time has it among this user's VMs, and what a
 // dead process left is replaced. A lock file makes finding and replacing one step.
 
-import { closeSync, linkSync, lstatSync, openSync, unlinkSync } from "node:fs";
-import { basename, join } from "node:path";
+import {
+  closeSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  unlinkSync,
+  writeSync,
+} from "node:fs";
+import { basename, dirname, join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 import { askAdmin, isLive } from "./admin-client.ts";
-import { findSockets, socketName } from "./admin-folder.ts";
+import { findSockets, foldersToSearch, socketName } from "./admin-folder.ts";
 import type { VmListing } from "./vm-view.ts";
 
 /** Names tried where the user gave none. */
 export const NAMES_MAX = 100;
+const LOCK = ".lock";
 const LOCK_MS_MAX = 10_000;
 const LOCK_RETRY_MS = 5;
 
@@ -47,6 +57,20 @@ async function claim(
   throw taken(vm, undefined);
 }
 
+/** Removes what commands of this user left in its folders when they were killed. */
+export async function sweepDead(): Promise<void> {
+  const { sockets, unnamed } = findSockets();
+  for (const path of [...sockets, ...unnamed]) {
+    if (await isLive(path)) continue;
+    // One that is being made has its file before it listens.
+    await Bun.sleep(LOCK_RETRY_MS);
+    await withLock(dirname(path), async () => {
+      if (!(await isLive(path))) removeIfThere(path);
+    });
+  }
+  for (const { path } of foldersToSearch()) dropDeadLock(join(path, LOCK));
+}
+
 /** The socket of a live command that has the name in another of this user's folders. */
 async function heldElsewhere(path: string): Promise<string | undefined> {
   for (const other of findSockets().sockets) {
@@ -72,26 +96,44 @@ async function take(own: string, path: string): Promise<boolean> {
 
 /**
  * One command at a time claims a name in the folder: between finding a socket dead and replacing it
- * nobody else may do the same. A lock takes milliseconds; an old one is a dead command's.
+ * nobody else may do the same. A lock names its holder and takes milliseconds; one that is old, or
+ * whose holder is dead, is nobody's.
  */
 async function withLock<T>(folder: string, act: () => Promise<T>): Promise<T> {
-  const path = join(folder, ".lock");
+  const path = join(folder, LOCK);
   for (;;) {
     try {
-      closeSync(openSync(path, "wx", 0o600));
+      const fd = openSync(path, "wx", 0o600);
+      writeSync(fd, String(process.pid));
+      closeSync(fd);
       break;
     } catch (error) {
       if (!hasCode(error, "EEXIST")) throw error;
     }
-    const since = lstatSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now();
-    if (Date.now() - since > LOCK_MS_MAX) removeIfThere(path);
-    else await Bun.sleep(LOCK_RETRY_MS);
+    if (!dropDeadLock(path)) await Bun.sleep(LOCK_RETRY_MS);
   }
   try {
     return await act();
   } finally {
     removeIfThere(path);
   }
+}
+
+/** True: the lock was nobody's and is gone. */
+function dropDeadLock(path: string): boolean {
+  const since = lstatSync(path, { throwIfNoEntry: false })?.mtimeMs;
+  if (since === undefined) return false;
+  let holder = "";
+  try {
+    holder = readFileSync(path, "utf8");
+  } catch (error) {
+    if (!hasCode(error, "ENOENT")) throw error;
+    return false;
+  }
+  const dead = holder !== "" && !existsSync(`/proc/${holder}`);
+  if (!dead && Date.now() - since <= LOCK_MS_MAX) return false;
+  removeIfThere(path);
+  return true;
 }
 
 function hasCode(error: unknown, code: string): boolean {

@@ -74,7 +74,9 @@ test("requests are read field by field", () => {
   ]) {
     expect(errorOf(() => parseRequest(line)).code).toBe("request_invalid");
   }
-  expect(errorOf(() => parseRequest('{"id":1,"op":"kill"}')).hint).toBe("one of list, show, pages");
+  expect(errorOf(() => parseRequest('{"id":1,"op":"kill"}')).hint).toBe(
+    "one of list, show, stats, pages",
+  );
   expect(requestId('{"id":7,"op":"kill"}')).toBe(7);
   expect(requestId("garbage")).toBeNull();
 });

@@ -14,9 +14,10 @@ export const REPLY_BYTES_MAX = 16 << 20;
 export type AdminRequest =
   | { readonly op: "list" }
   | { readonly op: "show" }
+  | { readonly op: "stats" }
   | { readonly op: "pages"; readonly gpa: number; readonly count: number };
 
-const OPS = ["list", "show", "pages"];
+const OPS = ["list", "show", "stats", "pages"];
 const NEWLINE = 0x0a;
 
 /** Cuts bytes into lines; throws on one that is too long. */
@@ -91,6 +92,7 @@ export function parseRequest(line: string): AdminRequest {
   switch (op) {
     case "list":
     case "show":
+    case "stats":
       return { op };
     case "pages":
       return { op, gpa: whole(gpa, "gpa"), count: whole(count, "count") };

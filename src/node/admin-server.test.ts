@@ -17,6 +17,7 @@ import { join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 import { askAdmin, findVm, runningVms } from "./admin-client.ts";
+import { sweepDead } from "./admin-name.ts";
 import { AdminServer } from "./admin-server.ts";
 import type { VmFacts, VmObserved } from "./vm-view.ts";
 
@@ -153,6 +154,9 @@ test("answers list and pages; what goes wrong in a VM is an error of that reques
   const error = await errorOf(askAdmin(path, { op: "pages", gpa: 2 ** 40, count: 1 }, 2000));
   expect(error.code).toBe("gpa_invalid");
   expect(error.hint).toContain("0x0 to 0x7ffffff (node 0)");
+  expect(await askAdmin(path, { op: "stats" }, 2000)).toMatchObject({
+    ...{ name: "demo", nodes: [{ node: 0, stats: null, silent: "its engine broke" }] },
+  });
   expect(await askAdmin(path, { op: "show" }, 2000)).toMatchObject({
     nodes: [{ silent: "its engine broke" }],
   });
@@ -272,6 +276,19 @@ test("a lock that a dead command left is broken", async () => {
   utimesSync(lock, 0, 0);
   expect((await serve()).vm).toBe("demo");
   expect(readdirSync(folder)).toEqual(["demo.sock"]);
+});
+
+test("a sweep takes what killed commands left, and nothing of those that live", async () => {
+  const live = await serve();
+  await leaveStale("gone.sock");
+  await leaveStale(".0123456789abcdef");
+  const ended = Bun.spawn(["true"]);
+  await ended.exited;
+  writeFileSync(join(folder, ".lock"), String(ended.pid));
+  writeFileSync(join(folder, "other"), "");
+  await sweepDead();
+  expect(readdirSync(folder).sort()).toEqual(["demo.sock", "other"]);
+  expect(await askAdmin(live.path, { op: "list" }, 2000)).toMatchObject({ name: "demo" });
 });
 
 test("of many that want one dead VM's name at once, one gets it", async () => {

@@ -3,13 +3,12 @@
 // Invariant: nothing a client sends or fails to read reaches the VM's command as an exception or as
 // memory without bound.
 
-import { randomBytes } from "node:crypto";
 import { chmodSync, lstatSync } from "node:fs";
 import { join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 import { NODES_MAX } from "../vmm/topology.ts";
-import { adminFolders, prepareFolder, socketName } from "./admin-folder.ts";
+import { adminFolders, prepareFolder, socketName, unnamedSocket } from "./admin-folder.ts";
 import { type AdminName, claimName, NAMES_MAX, removeIfThere } from "./admin-name.ts";
 import {
   type AdminRequest,
@@ -20,7 +19,7 @@ import {
   REQUEST_BYTES_MAX,
   requestId,
 } from "./admin-protocol.ts";
-import { listVm, showPages, showVm, type VmObserved } from "./vm-view.ts";
+import { listVm, sampleVm, showPages, showVm, type VmObserved } from "./vm-view.ts";
 
 const CONNECTIONS_MAX = 32;
 /** Requests of one connection that wait for their turn. */
@@ -98,7 +97,7 @@ class AdminDoor {
   private inode: number | undefined;
 
   constructor(folder: string) {
-    this.ownPath = join(folder, `.${randomBytes(8).toString("hex")}`);
+    this.ownPath = join(folder, unnamedSocket());
     const drop = ({ data }: { data: AdminConnection | undefined }) => {
       if (data === undefined) return;
       this.connections.delete(data);
@@ -154,6 +153,8 @@ class AdminDoor {
         return listVm(observed);
       case "show":
         return await showVm(observed);
+      case "stats":
+        return await sampleVm(observed);
       case "pages":
         return await showPages(observed, request.gpa, request.count);
     }

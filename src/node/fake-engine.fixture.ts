@@ -1,10 +1,10 @@
 // A stand-in for `ssihv engine` in tests of its parent: speaks the control protocol and does what
 // the kernel command line says, so that each test scripts its own engine. Never part of the
 // product.
-// Words: echo (console in to out), say=TEXT (_ is a space), summary, stop=REASON[:CODE], fail=CODE,
-// segv, exit=N, hang, deaf (ignores stop), mute (answers no question), dies=MESSAGE (exits with 9
-// when it comes), unstarted (never says that it started), only=NODE (the rest of the line is for
-// that node alone).
+// Words: echo (console in to out, once), repeat (the same for ever), say=TEXT (_ is a space),
+// summary, stop=REASON[:CODE], fail=CODE, segv, exit=N, hang, deaf (ignores stop), mute (answers no
+// question), dies=MESSAGE (exits with 9 when it comes), unstarted (never says that it started),
+// only=NODE (the rest of the line is for that node alone).
 
 import { readSync, writeSync } from "node:fs";
 
@@ -101,6 +101,9 @@ function act(word: string): void {
   switch (verb) {
     case "echo":
       echoOnce();
+      return;
+    case "repeat":
+      process.stdin.on("data", (chunk: Uint8Array) => void writeSync(1, chunk));
       return;
     case "say":
       writeSync(1, value.replaceAll("_", " "));

@@ -122,9 +122,10 @@ export class JoinListener {
     if (mismatch !== undefined) return this.refuse(channel, hello, mismatch, MISMATCH_HINT);
     const { vm, nodes, peerTimeoutMs } = this.options;
     const open = this.options.places.filter(({ free }) => free);
-    const place = open.find(
-      ({ node }) => isMemoryNode(nodes[node]) === (hello.memoryOnly === true),
-    );
+    const place = open.find(({ node }) => {
+      const kind = isMemoryNode(nodes[node]) === (hello.memoryOnly === true);
+      return kind && (hello.node === undefined || hello.node === node);
+    });
     if (place === undefined) {
       const { words, hint } = noPlace(vm, open.length > 0, hello.memoryOnly === true);
       return this.refuse(channel, hello, words, hint);

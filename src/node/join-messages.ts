@@ -28,6 +28,8 @@ export interface Hello {
   readonly laneHost?: string;
   /** From a joining host: it lends memory and runs no vCPUs. */
   readonly memoryOnly?: boolean;
+  /** From a joining host: the node it is to be; absent: any of its kind. */
+  readonly node?: number;
 }
 
 export interface Welcome {
@@ -126,6 +128,7 @@ export function parseHello(value: unknown): Hello | undefined {
   if (host === undefined) return undefined;
   const leadHost = word(raw["leadHost"]);
   const laneHost = word(raw["laneHost"]);
+  const node = Number.isSafeInteger(raw["node"]) ? Number(raw["node"]) : undefined;
   return {
     type: "hello",
     build: { version: told.version, commit: told.commit, abi: told.abi },
@@ -133,6 +136,7 @@ export function parseHello(value: unknown): Hello | undefined {
     ...(leadHost !== undefined && { leadHost }),
     ...(laneHost !== undefined && { laneHost }),
     memoryOnly: raw["memoryOnly"] === true,
+    ...(node !== undefined && { node }),
   };
 }
 

@@ -47,6 +47,8 @@ export interface JoinOptions {
   readonly laneHost?: string;
   /** Lend memory, run no vCPUs. */
   readonly memoryOnly: boolean;
+  /** The node to be; absent: the lead's choice. */
+  readonly node?: number;
 }
 
 export type JoinEvent =
@@ -210,7 +212,7 @@ export class JoinSession implements VmObserved {
     });
     socket.data = channel;
     this.channel = channel;
-    const { laneHost, memoryOnly } = this.options;
+    const { laneHost, memoryOnly, node } = this.options;
     this.tell({
       type: "hello",
       build: buildInfo(),
@@ -218,6 +220,7 @@ export class JoinSession implements VmObserved {
       leadHost: channel.remoteHost,
       memoryOnly,
       ...(laneHost !== undefined && { laneHost }),
+      ...(node !== undefined && { node }),
     });
     setTimeout(() => {
       if (this.welcome === undefined) channel.end(new Error("it gave no node in time"));

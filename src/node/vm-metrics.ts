@@ -6,7 +6,7 @@ import { CONTENT_TYPE, exposition, type Family } from "../telemetry/exposition.t
 import { type NodeSampled, nodeFamilies } from "../telemetry/node-metrics.ts";
 import { buildInfo } from "./build-info.ts";
 import type { HostPort } from "./join-address.ts";
-import type { VmFacts, VmObserved } from "./vm-view.ts";
+import { sampleVm, type VmFacts, type VmObserved } from "./vm-view.ts";
 
 const STATES: readonly VmFacts["state"][] = [
   "waiting",
@@ -16,27 +16,12 @@ const STATES: readonly VmFacts["state"][] = [
   "stopping",
 ];
 
+/** Nodes of this host alone, silent ones too. */
 async function sampleNodes(vm: VmObserved): Promise<NodeSampled[]> {
-  const { name, shape, nodes } = vm.facts();
-  const here = nodes.filter(({ host }) => host === undefined);
-  return await Promise.all(
-    here.map(async ({ node }): Promise<NodeSampled> => {
-      const plan = shape[node];
-      const head = {
-        ...{ vm: name, node },
-        vcpus: plan?.vcpus ?? 0,
-        memoryBytes: plan?.memoryBytes ?? 0,
-      };
-      try {
-        const answer = await vm.ask(node, { kind: "stats" });
-        return answer.kind === "stats" ? { ...head, stats: answer.stats } : head;
-      } catch (error) {
-        // Told as ssihv_node_up 0.
-        if (error instanceof SsihvError) return head;
-        throw error;
-      }
-    }),
-  );
+  const { name, nodes } = await sampleVm(vm, ({ host }) => host === undefined);
+  return nodes.map(({ node, vcpus, memoryBytes, stats }) => {
+    return { vm: name, node, vcpus, memoryBytes, ...(stats !== null && { stats }) };
+  });
 }
 
 function vmFamilies(vms: readonly VmObserved[]): Family[] {

@@ -15,6 +15,7 @@ import {
   type PageTransaction,
   type Question,
 } from "../engine/messages.ts";
+import type { NodeStats } from "../telemetry/node-metrics.ts";
 import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { layoutMemory } from "../vmm/memory-map.ts";
 import type { Asked } from "./questions.ts";
@@ -83,6 +84,24 @@ export interface VmShown extends Omit<VmListing, "nodes" | "node"> {
   readonly nodes: readonly NodeShown[];
 }
 
+/** Every counter of a node's engine. */
+export interface NodeSample {
+  readonly node: number;
+  readonly host: string | null;
+  readonly vcpus: number;
+  readonly memoryBytes: number;
+  readonly lentBytes: number | null;
+  readonly stats: NodeStats | null;
+  /** Why there are none. */
+  readonly silent: string | null;
+}
+
+export interface VmSample {
+  readonly name: string;
+  readonly state: VmState;
+  readonly nodes: readonly NodeSample[];
+}
+
 export interface CopyShown extends PageCopy {
   readonly node: number;
 }
@@ -128,6 +147,28 @@ export async function showVm(vm: VmObserved): Promise<VmShown> {
   const { shape, nodes } = vm.facts();
   const shown = await Promise.all(nodes.map((facts) => showNode(vm, facts, shape[facts.node])));
   return { ...listVm(vm), nodes: shown };
+}
+
+/** Of the nodes that are `wanted`; every one that the command looks after, unless said. */
+export async function sampleVm(
+  vm: VmObserved,
+  wanted: (node: NodeFacts) => boolean = () => true,
+): Promise<VmSample> {
+  const { name, state, shape, nodes } = vm.facts();
+  const samples = nodes.filter(wanted).map(async ({ node, host }): Promise<NodeSample> => {
+    const plan = shape[node];
+    const head = {
+      ...{ node, host: host ?? null, vcpus: plan?.vcpus ?? 0 },
+      ...{ memoryBytes: plan?.memoryBytes ?? 0, lentBytes: plan?.lentBytes ?? null },
+    };
+    try {
+      const answer = await vm.ask(node, { kind: "stats" });
+      return { ...head, stats: answer.kind === "stats" ? answer.stats : null, silent: null };
+    } catch (error) {
+      return { ...head, stats: null, silent: wordsOf(error) };
+    }
+  });
+  return { name, state, nodes: await Promise.all(samples) };
 }
 
 async function showNode(

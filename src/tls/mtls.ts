@@ -23,6 +23,8 @@ export interface MtlsConnection {
   readonly peer: Identity;
   /** The IP address of the other side, IPv4 also where the socket is IPv6. */
   readonly remoteHost: string;
+  /** Of this side, as the other one reached it or was reached from. */
+  readonly localHost: string;
   readonly socket: TLSSocket;
 }
 
@@ -39,6 +41,11 @@ function peerOf(socket: TLSSocket): Identity | string {
   if (!socket.authorized) return codeOf(socket.authorizationError);
   const certificate = socket.getPeerCertificate() as PeerCertificate | undefined;
   return identityOf(certificate?.subject) ?? "its certificate names no role";
+}
+
+function connectionOf(socket: TLSSocket, peer: Identity): MtlsConnection {
+  const { remoteAddress, localAddress } = socket;
+  return { peer, socket, remoteHost: bare(remoteAddress), localHost: bare(localAddress) };
 }
 
 function serverTls({ ca, certificate, key }: Credentials) {
@@ -117,7 +124,7 @@ export class MtlsListener {
       return this.refuse(socket, `${peer.name} is of role ${peer.role}`);
     }
     socket.setNoDelay(true);
-    this.options.onConnection({ peer, remoteHost: bare(socket.remoteAddress), socket });
+    this.options.onConnection(connectionOf(socket, peer));
   }
 
   private refuse(socket: TLSSocket, why: string): void {
@@ -151,7 +158,7 @@ export async function connectMtls(target: MtlsTarget): Promise<MtlsConnection> {
     const peer = peerOf(socket);
     if (typeof peer === "string") throw new Error(`it is not this cluster's coordinator (${peer})`);
     socket.setNoDelay(true);
-    return { peer, remoteHost: bare(socket.remoteAddress), socket };
+    return connectionOf(socket, peer);
   } catch (error) {
     socket.destroy();
     throw error;

@@ -5,7 +5,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { unpackedPackage } from "../lab/debian.ts";
 import { hasKvm, increment, key, powerOff, REMOTE, start } from "./running-vm.ts";
-import { removeRuntimeFolder, temporaryFolder } from "./support.ts";
+import { checkout, removeRuntimeFolder, temporaryFolder } from "./support.ts";
 import { say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
@@ -21,7 +21,13 @@ function freePort(): number {
   return port;
 }
 
+interface Panel {
+  readonly targets: readonly { readonly expr: string }[];
+}
+
 interface Answer {
+  readonly status: string;
+  readonly error?: string;
   readonly data: {
     readonly result: readonly {
       readonly metric: Record<string, string>;
@@ -52,15 +58,17 @@ async function prometheus(folder: string, target: string) {
     ],
     { stdout: "ignore", stderr: Bun.file(`${folder}/prometheus.log`) },
   );
-  const query = async (expression: string): Promise<Answer["data"]["result"]> => {
+  const query = async (expression: string): Promise<Answer> => {
     const url = `http://127.0.0.1:${port}/api/v1/query?query=${encodeURIComponent(expression)}`;
-    return ((await (await fetch(url)).json()) as Answer).data.result;
+    return (await (await fetch(url)).json()) as Answer;
   };
   return {
+    query,
     /** The answer once there is one. */
     first: async (expression: string): Promise<Answer["data"]["result"]> => {
       for (const end = Date.now() + PATIENCE_MS; Date.now() < end; await Bun.sleep(200)) {
-        const result = await query(expression).catch(() => []);
+        const answer = await query(expression).catch(() => undefined);
+        const result = answer?.data?.result ?? [];
         if (result.length > 0) return result;
       }
       const log = await Bun.file(`${folder}/prometheus.log`).text();
@@ -104,6 +112,14 @@ describe.skipIf(!hasKvm())("metrics of a running VM (needs /dev/kvm)", () => {
     expect(seconds).toBeLessThan(17);
     const exits = await server.first('sum(ssihv_vcpu_exits_total{vm="tiny"})');
     expect(Number(exits[0]?.value[1])).toBeGreaterThanOrEqual(1);
+
+    // What the dashboard asks, with what Grafana puts in.
+    const { panels } = await Bun.file(`${checkout}/grafana/ssihv.json`).json();
+    for (const { expr } of panels.flatMap((panel: Panel) => panel.targets)) {
+      const asked = expr.replaceAll("$__rate_interval", "1m").replaceAll("$vm", ".*");
+      const { status, error } = await server.query(asked);
+      expect([asked, status, error]).toEqual([asked, "success", undefined]);
+    }
 
     running.type("x");
     expect(await running.child.exited).toBe(0);

@@ -65,6 +65,35 @@ describe.skipIf(!hasKvm())("a VM that runs (needs /dev/kvm)", () => {
     expect(await vm("list")).toBe("NAME  STATE  NODES  VCPUS  MIB  UPTIME  PID\n");
   });
 
+  test("top tells what its nodes do: as a table, and unrounded to programs", async () => {
+    using folder = temporaryFolder();
+    const kernel = `${folder.path}/bzImage`;
+    writeGuest(kernel, increment(REMOTE), say("up"), key, increment(REMOTE + 4096), say("2"), key);
+    await using tiny = start(kernel, ...twoNodes);
+    await tiny.out.until("up");
+    const top = async (...flags: string[]) => {
+      const interval = ["--interval", "1s", "--count", "1"];
+      const { code, out, err } = await run([binary, "top", "tiny", ...interval, ...flags]);
+      expect([err, code]).toEqual(["", 0]);
+      return out;
+    };
+    const asking = top("--json");
+    // The one fault falls between its two looks.
+    await Bun.sleep(500);
+    await tiny.type("x");
+    const [vm] = JSON.parse(await asking);
+    expect(vm).toMatchObject({ name: "tiny", state: "running" });
+    expect(vm.nodes.map(({ node }: { node: number }) => node)).toEqual([0, 1]);
+    expect(vm.nodes[0].rates.remoteFaults).toBeGreaterThan(0);
+    expect(vm.nodes[1].rates).toMatchObject({ remoteFaults: 0, oldestFaultUs: 0 });
+    const lines = (await top()).split("\n");
+    expect(lines[0]).toStartWith("VM    NODE  HOST  VCPUS  EXITS/S  FAULTS/S  REMOTE/S");
+    expect(lines[1]).toMatch(/^tiny +0 +- +1 /);
+    expect(lines[2]).toMatch(/^ +1 +- +1 +0 +0 +0 /);
+    const unknown = await run([binary, "top", "nobody"]);
+    expect([unknown.code, unknown.err.includes("no VM nobody")]).toEqual([2, true]);
+  });
+
   test("one that hangs: the oldest fault grows, SIGUSR1 tells what is open", async () => {
     using folder = temporaryFolder();
     const kernel = `${folder.path}/bzImage`;

@@ -68,6 +68,8 @@ export const typescriptLayers: readonly Layer[] = [
     at: "src/tls",
     mayImport: ["src/base", "node:*", "@peculiar/x509", "reflect-metadata"],
   },
+  // What coordinator and agents say to each other.
+  { at: "src/control", mayImport: ["src/base", "src/tls", "node:*", "@sinclair/typebox"] },
   { at: "acpi", mayImport: ["src/base"] },
   { at: "src/config", mayImport: ["src/base", "node:*", "yaml", "@sinclair/typebox"] },
   { at: "src/native", mayImport: ["src/base", "build", "bun:ffi", "node:*"] },
@@ -81,11 +83,25 @@ export const typescriptLayers: readonly Layer[] = [
   },
   {
     at: "coordinator",
-    mayImport: ["src/base", "src/config", "node:*", "@sinclair/typebox"],
+    mayImport: ["src/base", "src/config", "src/control", "src/tls", "src/vmm", "node:*"].concat([
+      "bun:sqlite",
+      "@sinclair/typebox",
+      "elysia",
+      "@elysiajs/openapi",
+    ]),
+  },
+  {
+    at: "src/agent",
+    mayImport: ["src/base", "src/control", "src/tls", "src/node", "node:*", "bun:sqlite"].concat(
+      "@sinclair/typebox",
+    ),
   },
   {
     at: "src/cli",
-    mayImport: ["src/base", "src/config", "src/node", "src/tls", "coordinator", "acpi"].concat([
+    mayImport: ["src/base", "src/config", "src/control", "src/node", "src/tls", "acpi"].concat([
+      "coordinator",
+      "src/agent",
+      "src/telemetry",
       "node:*",
       "@stricli/core",
     ]),

@@ -1,11 +1,11 @@
-// The admin socket as `ssihv run` and `ssihv join` open it: a VM is better run without one than not
-// at all, so what is wrong with the place is a warning. A name that the user chose and that is
-// taken is an error.
+// The admin socket as `ssihv run`, `ssihv join` and the agent open it: a VM is better run without
+// one than not at all, so what is wrong with the place is a warning. A name that the user chose and
+// that is taken is an error.
 
 import { SsihvError } from "../base/errors.ts";
-import type { AdminName } from "../node/admin-name.ts";
-import { AdminServer } from "../node/admin-server.ts";
-import type { VmObserved } from "../node/vm-view.ts";
+import type { AdminName } from "./admin-name.ts";
+import { AdminServer } from "./admin-server.ts";
+import type { VmObserved } from "./vm-view.ts";
 
 export interface OpenedAdmin {
   readonly server: AdminServer | undefined;

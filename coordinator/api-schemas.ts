@@ -1,0 +1,112 @@
+// What the API takes and gives, as schemas: requests are checked against them, the OpenAPI document
+// is made from them, and the command line's types come from here.
+
+import { type Static, Type } from "@sinclair/typebox";
+
+import { literals } from "../src/control/literals.ts";
+import { Capacity, Check, Ended } from "../src/control/messages.ts";
+import { Name, VmSpec } from "../src/control/vm-spec.ts";
+
+const Time = Type.String({ description: "ISO 8601, UTC" });
+const orNull = <T extends Parameters<typeof Type.Union>[0][number]>(schema: T) =>
+  Type.Union([schema, Type.Null()]);
+
+export const ApiError = Type.Object(
+  {
+    error: Type.Object({
+      code: Type.String({ description: "stable; noun_state" }),
+      message: Type.String(),
+      hint: Type.Optional(Type.String()),
+    }),
+  },
+  { $id: "Error" },
+);
+export type ApiError = Static<typeof ApiError>;
+
+export const Host = Type.Object({
+  name: Name,
+  state: literals(["up", "silent"]),
+  since: orNull(Time),
+  why: orNull(Type.String({ description: "why it is silent" })),
+  joinedAt: Time,
+  capacity: orNull(Capacity),
+  used: Capacity,
+  check: orNull(Check),
+  runsVcpus: Type.Boolean({ description: "else it can only lend memory" }),
+  build: orNull(Type.String()),
+  laneHost: orNull(Type.String({ description: "where other hosts reach its engines" })),
+});
+export type Host = Static<typeof Host>;
+
+export const Place = Type.Object({
+  node: Type.Integer(),
+  host: Name,
+  cpus: Type.Integer(),
+  memoryBytes: Type.Integer({ description: "of the host, page states and engine included" }),
+  memoryOnly: Type.Boolean(),
+});
+
+export const Vm = Type.Object({
+  name: Name,
+  state: literals([
+    ...(["stopped", "failed", "waiting", "starting", "running", "paused"] as const),
+    ...(["stopping", "unknown"] as const),
+  ]),
+  spec: VmSpec,
+  createdAt: Time,
+  since: orNull(Time),
+  places: Type.Array(Place),
+  last: orNull(Type.Intersect([Ended, Type.Object({ at: Time })])),
+});
+export type Vm = Static<typeof Vm>;
+
+export const TokenRequest = Type.Object(
+  {
+    host: Type.Optional(Type.String({ ...Name, description: "only for a host of this name" })),
+    seconds: Type.Integer({ minimum: 1, maximum: 604_800 }),
+  },
+  { additionalProperties: false },
+);
+
+export const TokenListed = Type.Object({
+  id: Type.String(),
+  host: orNull(Name),
+  expiresAt: Time,
+});
+export const Token = Type.Intersect([TokenListed, Type.Object({ token: Type.String() })]);
+export type Token = Static<typeof Token>;
+
+export const Status = Type.Object({
+  version: Type.String(),
+  startedAt: Time,
+  hosts: Type.Object({ up: Type.Integer(), silent: Type.Integer() }),
+  vms: Type.Record(Type.String(), Type.Integer(), { description: "how many in each state" }),
+  capacity: Capacity,
+  used: Capacity,
+  certificateExpires: Time,
+});
+export type Status = Static<typeof Status>;
+
+export const ConsoleInput = Type.Object(
+  {
+    /** The x-ssihv-writer of a console that is open. */
+    writer: Type.String({ pattern: "^[0-9a-f]{32}$" }),
+    data: Type.String({ maxLength: 65_536, description: "base64" }),
+  },
+  { additionalProperties: false },
+);
+
+export const ByName = Type.Object({ name: Name });
+const TrueFalse = literals(["true", "false"]);
+const FORCE = "true: also one that runs, or of which nothing is known";
+export const Forced = Type.Object({
+  force: Type.Optional(Type.Unsafe<"true" | "false">({ ...TrueFalse, description: FORCE })),
+});
+
+export const PagesQuery = Type.Object({
+  gpa: Type.String({
+    pattern: "^(0x[0-9a-fA-F]{1,13}|[0-9]{1,15})$",
+    description: "guest-physical address in the first page",
+  }),
+  count: Type.Optional(Type.String({ pattern: "^[0-9]{1,4}$", description: "pages, 1 to 1024" })),
+});

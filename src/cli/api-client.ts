@@ -1,0 +1,182 @@
+// The coordinator's API as commands call it: over its local socket, or over mTLS with the user's
+// certificate. Types are those of the API's own schemas; an error comes back as the SsihvError it
+// was there.
+
+import { dirname, join } from "node:path";
+
+import type { ApiError, Host, Place, Status, Token, Vm } from "../../coordinator/api-schemas.ts";
+import { isErrorCode, SsihvError } from "../base/errors.ts";
+import type { VmSpec } from "../control/vm-spec.ts";
+import { formatAddress } from "../node/join-address.ts";
+import type { PagesShown, VmShown } from "../node/vm-view.ts";
+import { defaultCertsFolder } from "./certs.ts";
+import { type CoordinatorAddress, findCoordinator } from "./coordinator-address.ts";
+
+export type { Host, Place, Status, Token, Vm };
+
+export interface ApiFlags {
+  readonly coordinator?: CoordinatorAddress;
+  readonly cert?: string;
+}
+
+/** Starting a VM may take as long as its hosts take to accept. */
+const ANSWER_MS = 60_000;
+
+export interface ConsoleStream {
+  readonly body: ReadableStream<Uint8Array>;
+  /** Undefined: this console can only be read. */
+  readonly writer: string | undefined;
+}
+
+export class ApiClient {
+  /** For messages. */
+  readonly where: string;
+  private readonly base: string;
+  private readonly options: BunFetchRequestInit;
+
+  private constructor(where: string, base: string, options: BunFetchRequestInit) {
+    this.where = where;
+    this.base = base;
+    this.options = options;
+  }
+
+  /** Undefined: none is named, and none is here. */
+  static async find(flags: ApiFlags): Promise<ApiClient | undefined> {
+    const address = findCoordinator(flags.coordinator);
+    return address === undefined ? undefined : await ApiClient.at(address, flags.cert);
+  }
+
+  /** Throws `coordinator_unreachable` where none is named and none is here. */
+  static async open(flags: ApiFlags): Promise<ApiClient> {
+    const api = await ApiClient.find(flags);
+    if (api !== undefined) return api;
+    throw new SsihvError("coordinator_unreachable", "no coordinator runs on this host", {
+      hint: "start one (ssihv coordinator), or name one: --coordinator HOST:PORT",
+    });
+  }
+
+  static async at(address: CoordinatorAddress, cert?: string): Promise<ApiClient> {
+    if (address.kind === "unix") {
+      return new ApiClient(address.path, "http://coordinator", { unix: address.path });
+    }
+    const { loadCredentials } = await import("../tls/credentials.ts");
+    const { clientTls } = await import("../tls/mtls.ts");
+    const own = process.env["SSIHV_CERT"] ?? "";
+    const file = cert ?? (own === "" ? join(defaultCertsFolder(), "admin.pem") : own);
+    const credentials = loadCredentials(file, join(dirname(file), "ca.pem"));
+    const { host, port } = address.target;
+    const where = formatAddress(host, port);
+    return new ApiClient(where, `https://${where}`, { tls: clientTls(credentials) });
+  }
+
+  status(): Promise<Status> {
+    return this.json("GET", "/v1/status");
+  }
+
+  hosts(): Promise<Host[]> {
+    return this.json("GET", "/v1/hosts");
+  }
+
+  async removeHost(name: string): Promise<void> {
+    await this.call("DELETE", `/v1/hosts/${encodeURIComponent(name)}`);
+  }
+
+  token(seconds: number, host: string | undefined): Promise<Token> {
+    return this.json("POST", "/v1/tokens", { seconds, ...(host !== undefined && { host }) });
+  }
+
+  vms(): Promise<Vm[]> {
+    return this.json("GET", "/v1/vms");
+  }
+
+  vm(name: string): Promise<Vm> {
+    return this.json("GET", vmPath(name));
+  }
+
+  create(spec: VmSpec): Promise<Vm> {
+    return this.json("POST", "/v1/vms", spec);
+  }
+
+  start(name: string): Promise<Vm> {
+    return this.json("POST", `${vmPath(name)}/start`);
+  }
+
+  stop(name: string): Promise<Vm> {
+    return this.json("POST", `${vmPath(name)}/stop`);
+  }
+
+  async destroy(name: string, force: boolean): Promise<void> {
+    await this.call("DELETE", `${vmPath(name)}${force ? "?force=true" : ""}`);
+  }
+
+  /** Numbers of a running VM's engines. */
+  engines(name: string): Promise<VmShown> {
+    return this.json("GET", `${vmPath(name)}/engines`);
+  }
+
+  pages(name: string, gpa: number, count: number): Promise<PagesShown> {
+    return this.json("GET", `${vmPath(name)}/pages?gpa=${gpa}&count=${count}`);
+  }
+
+  async openConsole(name: string, write: boolean): Promise<ConsoleStream> {
+    const path = `${vmPath(name)}/console${write ? "?write=true" : ""}`;
+    const response = await this.call("GET", path, undefined, null);
+    const writer = response.headers.get("x-ssihv-writer") ?? undefined;
+    return { body: response.body ?? new ReadableStream(), writer };
+  }
+
+  async type(name: string, writer: string, bytes: Uint8Array): Promise<void> {
+    const data = Buffer.from(bytes).toString("base64");
+    await this.call("POST", `${vmPath(name)}/console`, { writer, data });
+  }
+
+  private async json<T>(method: string, path: string, body?: unknown): Promise<T> {
+    return (await (await this.call(method, path, body)).json()) as T;
+  }
+
+  private async call(
+    method: string,
+    path: string,
+    body?: unknown,
+    limitMs: number | null = ANSWER_MS,
+  ): Promise<Response> {
+    let response: Response;
+    try {
+      response = await fetch(`${this.base}${path}`, {
+        ...this.options,
+        method,
+        ...(body !== undefined && {
+          body: JSON.stringify(body),
+          headers: { "content-type": "application/json" },
+        }),
+        ...(limitMs === null ? { timeout: false } : { signal: AbortSignal.timeout(limitMs) }),
+      });
+    } catch (cause) {
+      throw unreachable(this.where, cause);
+    }
+    if (response.ok) return response;
+    throw await errorIn(response, this.where);
+  }
+}
+
+function vmPath(name: string): string {
+  return `/v1/vms/${encodeURIComponent(name)}`;
+}
+
+function unreachable(where: string, cause: unknown): SsihvError {
+  return new SsihvError("coordinator_unreachable", `the coordinator at ${where} does not answer`, {
+    hint:
+      "is it running, is the address right, and the certificate of its CA? " +
+      "VMs of this host are seen without it: ssihv vm list --local",
+    cause,
+  });
+}
+
+async function errorIn(response: Response, where: string): Promise<SsihvError> {
+  const body = (await response.json().catch(() => ({}))) as Partial<ApiError>;
+  const { code = "", message, hint } = body.error ?? {};
+  const words = message ?? `the coordinator at ${where} answered with status ${response.status}`;
+  return new SsihvError(isErrorCode(code) ? code : "coordinator_unreachable", words, {
+    ...(hint !== undefined && { hint }),
+  });
+}

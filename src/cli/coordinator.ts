@@ -1,0 +1,151 @@
+// `ssihv coordinator`: the cluster's control plane, until a signal ends it. Guests go on without.
+
+import { hostname } from "node:os";
+import { join, resolve } from "node:path";
+import { buildCommand } from "@stricli/core";
+
+import { SsihvError } from "../base/errors.ts";
+import { versionLine } from "../node/build-info.ts";
+import { type HostPort, isAnyHost, parseListen } from "../node/join-address.ts";
+import { certsFolder } from "./certs.ts";
+import type { CliContext } from "./context.ts";
+import { coordinatorSocket } from "./coordinator-address.ts";
+import { path, text } from "./flags.ts";
+import { printable } from "./report.ts";
+import { durationFlag, wholeNumber } from "./run-options.ts";
+
+interface CoordinatorFlags {
+  readonly listen: HostPort;
+  readonly advertise?: string;
+  readonly certs?: string;
+  readonly state?: string;
+  readonly socket?: string;
+  readonly heartbeat: number;
+  readonly silence: number;
+  readonly vmPorts: number;
+}
+
+const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
+
+/** Where the coordinator or an agent keeps what must outlive it. */
+export function stateFolder(what: "coordinator" | "node", env = process.env, uid = ownUid()) {
+  if (uid === 0) return `/var/lib/ssihv/${what}`;
+  const state = env["XDG_STATE_HOME"] ?? "";
+  return join(state === "" ? join(env["HOME"] ?? "/", ".local", "state") : state, "ssihv", what);
+}
+
+function ownUid(): number {
+  return process.getuid?.() ?? 0;
+}
+
+async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<void> {
+  if (flags.silence < 2 * flags.heartbeat) {
+    throw new SsihvError("flag_invalid", "--silence must be at least twice --heartbeat", {
+      hint: "for example --heartbeat 1s --silence 5s",
+    });
+  }
+  const { host, port } = flags.listen;
+  const say = (line: string) => this.process.stderr.write(`ssihv: ${printable(line)}\n`);
+  const { Coordinator } = await import("../../coordinator/coordinator.ts");
+  const running = await Coordinator.start({
+    version: versionLine(),
+    ...{ host, port },
+    advertise: flags.advertise ?? (isAnyHost(host) ? hostname() : host),
+    certs: flags.certs ?? certsFolder(process.env, ownUid()),
+    stateFolder: resolve(flags.state ?? stateFolder("coordinator")),
+    adminSocket: resolve(flags.socket ?? coordinatorSocket()),
+    heartbeatMs: Math.ceil(flags.heartbeat / 1000),
+    silenceMs: Math.ceil(flags.silence / 1000),
+    portBase: flags.vmPorts,
+    say,
+  });
+  const { apiPort, agentPort, joinPort } = running;
+  say(`coordinator: API on port ${apiPort}, agents ${agentPort}, joining hosts ${joinPort}`);
+  const ended = Promise.withResolvers<NodeJS.Signals>();
+  for (const signal of ENDING) process.on(signal, ended.resolve);
+  const signal = await ended.promise;
+  for (const each of ENDING) process.off(each, ended.resolve);
+  await running.close();
+  say(`coordinator: ended by ${signal}; VMs go on`);
+}
+
+export const coordinatorCommand = buildCommand<CoordinatorFlags, [], CliContext>({
+  func: coordinator,
+  docs: {
+    brief: "run the cluster's coordinator",
+    fullDescription: `Keeps which hosts and VMs there are, places and starts VMs, and answers
+operators. It may be ended, killed and started again at any time: VMs go on meanwhile, and agents
+come back by themselves.
+
+Three ports in a row are used: the API (TLS with a certificate of the cluster's CA, roles operator
+and read-only; GET /openapi.json describes it), agents (role node), and hosts that join with a
+token. On this host the API is on a Unix socket that only its user can open, too.
+
+Examples:
+  ssihv certs init
+  ssihv coordinator --listen 10.0.0.1:7780
+  ssihv cluster token                             ... on this host, from another shell
+
+Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state cannot be used.`,
+  },
+  parameters: {
+    flags: {
+      listen: {
+        kind: "parsed",
+        parse: (value: string) => parseListen(value, "--listen"),
+        default: "0.0.0.0:7780",
+        brief: "address and first of three ports",
+        placeholder: "HOST:PORT",
+      },
+      advertise: {
+        kind: "parsed",
+        parse: text,
+        optional: true,
+        brief: "what other hosts reach this one by [the --listen address, or this host's name]",
+        placeholder: "HOST",
+      },
+      certs: {
+        kind: "parsed",
+        parse: path("--certs"),
+        optional: true,
+        brief: "folder of ssihv certs init [/etc/ssihv/certs]",
+        placeholder: "FOLDER",
+      },
+      state: {
+        kind: "parsed",
+        parse: path("--state"),
+        optional: true,
+        brief: "folder of what must outlive it [/var/lib/ssihv/coordinator]",
+        placeholder: "FOLDER",
+      },
+      socket: {
+        kind: "parsed",
+        parse: path("--socket"),
+        optional: true,
+        brief: "the local admin socket [where ssihv on this host looks for it]",
+        placeholder: "FILE",
+      },
+      heartbeat: {
+        kind: "parsed",
+        parse: durationFlag("--heartbeat"),
+        default: "1s",
+        brief: "how often agents say that they live",
+        placeholder: "TIME",
+      },
+      silence: {
+        kind: "parsed",
+        parse: durationFlag("--silence"),
+        default: "5s",
+        brief: "a host that is not heard for so long is reported silent",
+        placeholder: "TIME",
+      },
+      vmPorts: {
+        kind: "parsed",
+        parse: wholeNumber("--vm-ports", 1024, 49_000),
+        default: "20000",
+        brief: "VMs use this port of their hosts and those after it, 16 for each",
+        placeholder: "PORT",
+      },
+    },
+  },
+});

@@ -1,0 +1,237 @@
+// `ssihv node`: this host's agent, which runs what the coordinator orders, until a signal ends it.
+
+import { constants, hostname } from "node:os";
+import { resolve } from "node:path";
+import { buildCommand } from "@stricli/core";
+
+import { SsihvError } from "../base/errors.ts";
+import type { Capacity, Check } from "../control/messages.ts";
+import { sweepDead } from "../node/admin-name.ts";
+import { versionLine } from "../node/build-info.ts";
+import { checkHost } from "../node/host-check.ts";
+import type { HostFacts } from "../node/host-facts.ts";
+import { parseIp } from "../node/join-address.ts";
+import type { CliContext } from "./context.ts";
+import { stateFolder } from "./coordinator.ts";
+import { path, text } from "./flags.ts";
+import { printable } from "./report.ts";
+import { sizeFlag, wholeNumber } from "./run-options.ts";
+
+export interface NodeFlags {
+  readonly join?: string;
+  readonly name?: string;
+  readonly state?: string;
+  readonly lane?: string;
+  readonly cpus?: number;
+  readonly memory?: bigint;
+  readonly memoryOnly: boolean;
+  readonly acceptUnfit: boolean;
+}
+
+/** Ends the VMs here in order, then the agent. */
+const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
+/** A signal this soon after the first is the same wish. */
+const INSIST_MS = 1000;
+const NAME_CHARACTERS = /[^a-z0-9-]+/g;
+const NAME_LENGTH_MAX = 63;
+
+/** The part of a host's name before its domain, as far as a name of ours can say it. */
+export function nameOfHost(full: string): string {
+  const short = (full.split(".")[0] ?? "").toLowerCase().replace(NAME_CHARACTERS, "-");
+  return short.slice(0, NAME_LENGTH_MAX).replace(/^-+|-+$/g, "");
+}
+
+/** What the user said, else all CPUs, and nine tenths of the memory that is free now. */
+export function capacityOf(flags: Pick<NodeFlags, "cpus" | "memory">, facts: HostFacts): Capacity {
+  const { cpus = facts.cpus, memory } = flags;
+  if (memory !== undefined && memory > BigInt(facts.memoryTotal) && facts.memoryTotal > 0) {
+    const mib = Math.floor(facts.memoryTotal / 2 ** 20);
+    throw new SsihvError("flag_invalid", `--memory: this host has ${mib} MiB`, {
+      hint: `for example --memory ${Math.floor((mib * 9) / 10)}M`,
+    });
+  }
+  return { cpus, memoryBytes: Number(memory ?? Math.floor(facts.memoryAvailable * 0.9)) };
+}
+
+async function checkOf(context: CliContext, facts: HostFacts): Promise<Check> {
+  const { verdict, lines } = checkHost(await context.host.probe(), facts);
+  const problems = lines
+    .filter(({ state }) => state !== "good" && state !== "not_run")
+    // The worst first: the first is what tables show.
+    .toSorted((a, b) => Number(b.state === "missing") - Number(a.state === "missing"))
+    .map(({ title, detail }) => `${title}: ${detail}`);
+  return { verdict, problems };
+}
+
+/** The token, read from stdin where it is not to be seen in a list of processes. */
+async function tokenOf(join: string): Promise<string> {
+  return join === "-" ? await Bun.stdin.text() : join;
+}
+
+async function node(this: CliContext, flags: NodeFlags): Promise<void> {
+  const say = (line: string) => this.process.stderr.write(`ssihv: ${printable(line)}\n`);
+  const facts = this.host.facts();
+  const capacity = capacityOf(flags, facts);
+  const [{ NodeState }, { Agent }, { onlyOne }] = await Promise.all([
+    import("../agent/node-state.ts"),
+    import("../agent/agent.ts"),
+    import("../agent/only-one.ts"),
+  ]);
+  const folder = resolve(flags.state ?? stateFolder("node"));
+  const state = new NodeState(folder);
+  if (flags.join !== undefined) {
+    state.prepare();
+    const name = flags.name ?? nameOfHost(hostname());
+    const { joinCluster } = await import("../control/join-client.ts");
+    state.save(await joinCluster(await tokenOf(flags.join), name));
+    say(`node: this host has joined as ${name}`);
+  }
+  const { name } = state.membership();
+  const unlock = onlyOne(folder);
+  try {
+    // What an agent that was killed left here; its engines went with it.
+    await sweepDead();
+    const check = await checkOf(this, facts);
+    const fit = check.verdict !== "unfit" || flags.acceptUnfit;
+    const runsVcpus = !flags.memoryOnly && fit;
+    if (!flags.memoryOnly && check.verdict === "unfit") {
+      const then = flags.acceptUnfit ? "" : "; it only lends memory";
+      say(`node: this host is unfit for vCPUs: ${check.problems[0] ?? ""}${then} (ssihv check)`);
+    }
+    const command = this.host.engineCommand;
+    const agent = new Agent(
+      state,
+      {
+        ...{ build: versionLine(), capacity, check, runsVcpus },
+        ...(flags.lane !== undefined && { laneHost: flags.lane }),
+      },
+      {
+        facts: this.host.facts,
+        createPage: await this.host.sharedPages(),
+        ...(command !== undefined && { engineCommand: command }),
+        say,
+      },
+    );
+    const mib = Math.floor(capacity.memoryBytes / 2 ** 20);
+    const cpus = runsVcpus ? `${capacity.cpus} CPU(s) and ` : "";
+    say(`node: ${name} gives ${cpus}${mib} MiB`);
+    const signal = await untilSignal(agent);
+    say(`node: ended by ${signal}`);
+  } finally {
+    unlock();
+  }
+}
+
+interface Stoppable {
+  run(): Promise<void>;
+  stop(): Promise<void>;
+  dump(): void;
+  killAll(): void;
+}
+
+/** One more signal, a second later, ends everything at once. */
+async function untilSignal(agent: Stoppable): Promise<NodeJS.Signals> {
+  let endedBy: NodeJS.Signals = "SIGTERM";
+  let endedAt: number | undefined;
+  const onSignal = (signal: NodeJS.Signals) => {
+    if (endedAt === undefined) {
+      endedBy = signal;
+      endedAt = performance.now();
+      void agent.stop();
+    } else if (performance.now() - endedAt > INSIST_MS) {
+      process.exit(128 + constants.signals[signal]);
+    }
+  };
+  const onDump = () => agent.dump();
+  const onExit = () => agent.killAll();
+  for (const signal of ENDING) process.on(signal, onSignal);
+  process.on("SIGUSR1", onDump);
+  process.on("exit", onExit);
+  await agent.run();
+  for (const signal of ENDING) process.off(signal, onSignal);
+  process.off("SIGUSR1", onDump);
+  process.off("exit", onExit);
+  return endedBy;
+}
+
+export const nodeCommand = buildCommand<NodeFlags, [], CliContext>({
+  func: node,
+  docs: {
+    brief: "run this host's agent: it runs the parts of VMs that the coordinator orders",
+    fullDescription: `Tells the coordinator what this host gives and how ssihv check finds it, and
+runs the engines of VMs. A host joins a cluster once, with a token; from then on the command needs
+no flags. Without the coordinator the VMs go on, and the agent tells the rest when it is back. When
+the agent ends, its engines end: in order on a signal, at once when it is killed.
+
+Examples:
+  ssihv node --join ssihv-join-1.eyJ...           join, and go on as the agent
+  ssihv node --join - <token.txt                  the token is not seen in ps
+  ssihv node                                      from then on
+  ssihv node --memory 64G --cpus 14               leave the rest to the host
+  ssihv node --memory-only                        only lend memory: needs no KVM
+
+ssihv vm list --local, show and pages tell of the VMs here without the coordinator. When a VM
+hangs, kill -USR1 this command: its engines tell what is open.
+
+Exit status: 0 ended by a signal, 2 wrong flags, no membership or a token that is not valid,
+10 the coordinator did not answer while joining.`,
+  },
+  parameters: {
+    flags: {
+      join: {
+        kind: "parsed",
+        parse: text,
+        optional: true,
+        brief: "token of ssihv cluster token, or - to read it from stdin",
+        placeholder: "TOKEN",
+      },
+      name: {
+        kind: "parsed",
+        parse: text,
+        optional: true,
+        brief: "with --join: the host's name in the cluster [its own]",
+        placeholder: "NAME",
+      },
+      state: {
+        kind: "parsed",
+        parse: path("--state"),
+        optional: true,
+        brief: "folder of its certificate and membership [/var/lib/ssihv/node]",
+        placeholder: "FOLDER",
+      },
+      lane: {
+        kind: "parsed",
+        parse: (value: string) => parseIp(value, "--lane"),
+        optional: true,
+        brief: "address other hosts reach its engines at [the one it reaches the coordinator from]",
+        placeholder: "ADDRESS",
+      },
+      cpus: {
+        kind: "parsed",
+        parse: wholeNumber("--cpus", 1, 4096),
+        optional: true,
+        brief: "CPUs for vCPUs [all]",
+        placeholder: "N",
+      },
+      memory: {
+        kind: "parsed",
+        parse: sizeFlag("--memory"),
+        optional: true,
+        brief: "memory for VMs, engines included [nine tenths of what is free]",
+        placeholder: "SIZE",
+      },
+      memoryOnly: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "take no nodes with vCPUs, only lend memory",
+      },
+      acceptUnfit: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "take nodes with vCPUs though ssihv check finds the host unfit: guests may crash",
+      },
+    },
+  },
+});

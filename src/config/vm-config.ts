@@ -1,0 +1,197 @@
+// vm.yaml: one VM as `ssihv vm create -f` takes it to the coordinator: its nodes, what they boot,
+// and the settings that differ from the defaults. Paths are those of the host that leads the VM, so
+// a relative one means nothing and is a mistake.
+
+import { type Static, Type } from "@sinclair/typebox";
+
+import { parseDurationUs } from "./duration.ts";
+import { parseSize } from "./size.ts";
+import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
+
+/** Sizes and durations too: a bare number is refused with the words for its key. */
+const Text = Type.String({ minLength: 1, maxLength: 4096 });
+const Name = Type.String({ pattern: "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" });
+
+const NodeSchema = Type.Object(
+  {
+    cpus: Type.Integer({ minimum: 1, maximum: 64 }),
+    memory: Text,
+    host: Type.Optional(Name),
+  },
+  { additionalProperties: false },
+);
+
+export const VmConfigSchema = Type.Object(
+  {
+    name: Name,
+    nodes: Type.Array(NodeSchema, { minItems: 1, maxItems: 8 }),
+    kernel: Text,
+    initrd: Type.Optional(Text),
+    cmdline: Type.Optional(Type.String({ maxLength: 2047 })),
+    reboot: Type.Optional(Type.Boolean()),
+    page_tables: Type.Optional(
+      Type.Union([Type.Literal("auto"), Type.Literal("strict"), Type.Literal("replicated")]),
+    ),
+    clock_dilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
+    peer_timeout: Type.Optional(Text),
+    stall_freeze: Type.Optional(Text),
+    hold_max: Type.Optional(Text),
+    poll_max: Type.Optional(Text),
+    memory_nodes: Type.Optional(Type.Integer({ minimum: 0, maximum: 7 })),
+    node_memory: Type.Optional(Text),
+    memory_node_memory: Type.Optional(Text),
+    cache: Type.Optional(Text),
+    copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+  },
+  { additionalProperties: false },
+);
+type Raw = Static<typeof VmConfigSchema>;
+
+const NAME = "a name of a-z, 0-9 and '-', at most 63 characters";
+const SIZE = 'a size with its unit such as "512M" or "4G"';
+const WORDS: SchemaWords = {
+  keys: {
+    "": Object.keys(VmConfigSchema.properties),
+    nodes: Object.keys(NodeSchema.properties),
+  },
+  expected: {
+    name: NAME,
+    host: NAME,
+    nodes: "a list of 1 to 8 nodes, each with cpus and memory",
+    cpus: "a whole number from 1 to 64",
+    memory: SIZE,
+    kernel: "an absolute path on the host that leads the VM",
+    initrd: "an absolute path on the host that leads the VM",
+    cmdline: "text of at most 2047 characters",
+    reboot: "true or false",
+    page_tables: "one of auto, strict, replicated",
+    clock_dilation: "a whole number from 1 to 1000",
+    peer_timeout: 'a duration with its unit such as "5s"',
+    stall_freeze: 'a duration with its unit such as "300ms"',
+    hold_max: 'a duration with its unit such as "1ms"',
+    poll_max: 'a duration with its unit such as "200us"',
+    memory_nodes: "a whole number from 0 to 7",
+    node_memory: SIZE,
+    memory_node_memory: SIZE,
+    cache: SIZE,
+    copies: "1 or 2",
+  },
+  whole: "a mapping with name, nodes and kernel",
+  hint: "ssihv vm create --help shows such a file",
+};
+
+/** As the coordinator takes it (src/control/vm-spec.ts). */
+export interface VmConfigRead {
+  name: string;
+  nodes: { cpus: number; memoryBytes: number; host?: string }[];
+  kernel: string;
+  initrd?: string;
+  cmdline?: string;
+  reboot?: boolean;
+  pageTables?: "auto" | "strict" | "replicated";
+  clockDilation?: number;
+  peerTimeoutMs?: number;
+  stallFreezeMs?: number;
+  holdUsMax?: number;
+  pollUsMax?: number;
+  memoryNodes?: number;
+  nodeMemoryBytes?: number;
+  memoryNodeMemoryBytes?: number;
+  cacheBytes?: number;
+  copies?: number;
+}
+
+type TextKey = {
+  [K in keyof Raw]-?: NonNullable<Raw[K]> extends string ? K : never;
+}[keyof Raw];
+
+/** Values of keys that may be missing; a mistake stands for 0 and is blamed. */
+class Values {
+  private readonly raw: Raw;
+  private readonly reader: Reader;
+
+  constructor(raw: Raw, reader: Reader) {
+    this.raw = raw;
+    this.reader = reader;
+  }
+
+  size(key: TextKey): number | undefined {
+    const text = this.raw[key];
+    return text === undefined
+      ? undefined
+      : Number(this.reader.at([key], text, (value, what) => parseSize(value, what), 0n));
+  }
+
+  us(key: TextKey): number | undefined {
+    const text = this.raw[key];
+    return text === undefined ? undefined : this.reader.at([key], text, parseDurationUs, 0);
+  }
+
+  ms(key: TextKey): number | undefined {
+    const us = this.us(key);
+    return us === undefined ? undefined : Math.ceil(us / 1000);
+  }
+
+  path(key: "kernel" | "initrd"): void {
+    const text = this.raw[key];
+    if (text === undefined || text.startsWith("/")) return;
+    const expected = WORDS.expected[key] ?? "";
+    this.reader.blame([key], `${key}: expected ${expected}, found ${JSON.stringify(text)}`);
+  }
+}
+
+/** An object without the keys whose value is undefined. */
+function defined<T extends object>(value: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  const entries = Object.entries(value).filter(([, each]) => each !== undefined);
+  return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}
+
+/** `file` is named in errors. */
+export function parseVmConfig(text: string, file: string): VmConfigRead {
+  const { raw, reader } = readYaml(text, file, VmConfigSchema, WORDS);
+  const values = new Values(raw, reader);
+  const hosts = new Map<string, number>();
+  const nodes = raw.nodes.map(({ cpus, memory, host }, i) => {
+    const path = ["nodes", i, "memory"];
+    const memoryBytes = Number(
+      reader.at(path, memory, (value, what) => parseSize(value, what), 1n),
+    );
+    const other = host === undefined ? undefined : hosts.get(host);
+    if (other !== undefined) {
+      const where = ["nodes", i, "host"];
+      reader.blame(where, `${show(where)}: nodes[${other}] is on ${host}: one node for each host`);
+    }
+    if (host !== undefined) hosts.set(host, i);
+    return { cpus, memoryBytes, ...(host !== undefined && { host }) };
+  });
+  values.path("kernel");
+  values.path("initrd");
+  const read: VmConfigRead = {
+    name: raw.name,
+    nodes,
+    kernel: raw.kernel,
+    ...defined({
+      initrd: raw.initrd,
+      cmdline: raw.cmdline,
+      reboot: raw.reboot,
+      pageTables: raw.page_tables,
+      clockDilation: raw.clock_dilation,
+      peerTimeoutMs: values.ms("peer_timeout"),
+      stallFreezeMs: values.ms("stall_freeze"),
+      holdUsMax: values.us("hold_max"),
+      pollUsMax: values.us("poll_max"),
+      memoryNodes: raw.memory_nodes,
+      nodeMemoryBytes: values.size("node_memory"),
+      memoryNodeMemoryBytes: values.size("memory_node_memory"),
+      cacheBytes: values.size("cache"),
+      copies: raw.copies,
+    }),
+  };
+  reader.refuseMistakes();
+  return read;
+}
+
+export function loadVmConfig(file: string): VmConfigRead {
+  const hint = "name a YAML file; ssihv vm create --help shows one";
+  return parseVmConfig(yamlText(file, "--file", hint), file);
+}

@@ -1,0 +1,53 @@
+// What a VM is to be, as users write it to the coordinator and the coordinator to the agents: its
+// nodes with their CPUs and memory, what it boots, and the settings that differ from the defaults.
+// One schema for the API, the store and the wire.
+
+import { type Static, Type } from "@sinclair/typebox";
+
+import { literals } from "./literals.ts";
+
+/** Names of VMs and hosts: parts of file names and of certificates. */
+export const Name = Type.String({
+  pattern: "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+  description: "a-z, 0-9 and '-', at most 63 characters",
+});
+
+const Path = Type.String({ minLength: 1, maxLength: 4096 });
+/** Bytes; a JSON number holds 8 PiB exactly. */
+const Bytes = Type.Integer({ minimum: 1, maximum: 2 ** 52 });
+const Milliseconds = Type.Integer({ minimum: 0, maximum: 3_600_000 });
+
+export const NodeSpec = Type.Object(
+  {
+    cpus: Type.Integer({ minimum: 1, maximum: 64 }),
+    memoryBytes: Bytes,
+    host: Type.Optional(
+      Type.String({ ...Name, description: "the host that it must be on; absent: any that fits" }),
+    ),
+  },
+  { additionalProperties: false },
+);
+
+export const VmSpec = Type.Object(
+  {
+    name: Name,
+    nodes: Type.Array(NodeSpec, { minItems: 1, maxItems: 8 }),
+    kernel: Type.String({ ...Path, description: "on the host of the first node" }),
+    initrd: Type.Optional(Path),
+    cmdline: Type.Optional(Type.String({ maxLength: 2047 })),
+    reboot: Type.Optional(Type.Boolean()),
+    pageTables: Type.Optional(literals(["auto", "strict", "replicated"])),
+    clockDilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
+    peerTimeoutMs: Type.Optional(Milliseconds),
+    stallFreezeMs: Type.Optional(Milliseconds),
+    holdUsMax: Type.Optional(Type.Integer({ minimum: 0, maximum: 1_000_000 })),
+    pollUsMax: Type.Optional(Type.Integer({ minimum: 0, maximum: 1_000_000 })),
+    memoryNodes: Type.Optional(Type.Integer({ minimum: 0, maximum: 7 })),
+    nodeMemoryBytes: Type.Optional(Bytes),
+    memoryNodeMemoryBytes: Type.Optional(Bytes),
+    cacheBytes: Type.Optional(Bytes),
+    copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+  },
+  { additionalProperties: false },
+);
+export type VmSpec = Static<typeof VmSpec>;
