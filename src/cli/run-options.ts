@@ -22,6 +22,7 @@ export interface RunFlags {
   readonly memoryNodeMemory?: bigint;
   readonly cache?: bigint;
   readonly copies?: number;
+  readonly balloon?: bigint;
   readonly name?: string;
   readonly listen?: HostPort;
   readonly metrics?: HostPort;
@@ -75,6 +76,12 @@ export function sizeFlag(flag: string) {
     }
     return bytes;
   };
+}
+
+/** A size, or nothing. */
+export function sizeOrNoneFlag(flag: string) {
+  const size = sizeFlag(flag);
+  return (text: string): bigint => (/^0+[kmgt]?$/i.test(text.trim()) ? 0n : size(text));
 }
 
 export function durationFlag(flag: string) {
@@ -181,5 +188,6 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     report: flags.report,
     ...(flags.systemMap !== undefined && { systemMap: flags.systemMap }),
     ...(vm.memoryCosts !== undefined && { memoryCosts: vm.memoryCosts }),
+    ...(flags.balloon !== undefined && { balloonBytes: flags.balloon }),
   };
 }

@@ -61,7 +61,15 @@ test("a VM with a node that answers and one that does not", () => {
       oldest_fault_us: 2_000_000.9,
     },
     ...{ stalledShare: 0.0312, mismatches: 0 },
-    memory: { ownPagesMax: 0, cachePagesMax: 0, evicted: 0, returned: 0, framesHeld: 0 },
+    memory: {
+      ownPagesMax: 0,
+      cachePagesMax: 0,
+      evicted: 0,
+      returned: 0,
+      framesHeld: 0,
+      discarded: 0,
+      framesFreed: 0,
+    },
   };
   const size = { vcpus: 1, memoryBytes: 2 ** 27, lentBytes: null };
   const vm: VmShown = {

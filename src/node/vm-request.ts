@@ -68,6 +68,8 @@ export interface VmRequest {
   readonly systemMap?: string;
   /** What the guest is told of its memory; absent: what is measured. */
   readonly memoryCosts?: MemoryCostsGiven;
+  /** Gives the VM a balloon, which takes so much from the guest at first. */
+  readonly balloonBytes?: bigint;
 }
 
 /** A kernel line longer than this is cut by Linux (COMMAND_LINE_SIZE of x86). */
@@ -104,6 +106,15 @@ function named<T>(flag: string, make: () => T): T {
       cause: error.cause,
     });
   }
+}
+
+/** A guest that gives all it has does not live: the guest itself refuses long before. */
+export function checkBalloon(bytes: number, nodes: readonly NodeSizes[], flag = ""): number {
+  const guest = nodes.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
+  if (bytes <= guest) return bytes;
+  const mib = (size: number) => `${Math.floor(size / 2 ** 20)} MiB`;
+  const message = `${flag}a balloon of ${mib(bytes)} in a guest of ${mib(guest)}`;
+  throw new SsihvError("flag_invalid", message, { hint: "it takes from the guest's own RAM" });
 }
 
 /** Whether this host has the RAM that the nodes on it need. */
@@ -285,6 +296,9 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       ...(request.systemMap !== undefined && { systemMap: resolve(request.systemMap) }),
     },
     ...(request.memoryCosts !== undefined && { memoryCosts: request.memoryCosts }),
+    ...(request.balloonBytes !== undefined && {
+      balloonBytes: checkBalloon(Number(request.balloonBytes), planned, "--balloon: "),
+    }),
     ...(request.addresses !== undefined && { addresses: request.addresses }),
     ...(door !== undefined && { door }),
   };
