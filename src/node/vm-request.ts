@@ -12,6 +12,7 @@ import { constants } from "../native/abi.gen.ts";
 import { guestCmdline } from "../vmm/guest-cmdline.ts";
 import {
   budgetOf,
+  checkBalloon,
   givenBytes,
   isMemoryNode,
   type NodeSizes,
@@ -106,15 +107,6 @@ function named<T>(flag: string, make: () => T): T {
       cause: error.cause,
     });
   }
-}
-
-/** A guest that gives all it has does not live: the guest itself refuses long before. */
-export function checkBalloon(bytes: number, nodes: readonly NodeSizes[], flag = ""): number {
-  const guest = nodes.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
-  if (bytes <= guest) return bytes;
-  const mib = (size: number) => `${Math.floor(size / 2 ** 20)} MiB`;
-  const message = `${flag}a balloon of ${mib(bytes)} in a guest of ${mib(guest)}`;
-  throw new SsihvError("flag_invalid", message, { hint: "it takes from the guest's own RAM" });
 }
 
 /** Whether this host has the RAM that the nodes on it need. */

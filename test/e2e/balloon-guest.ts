@@ -50,9 +50,8 @@ function await16(address: number, value: number): number[] {
 }
 
 /** mov eax, address; cmp dword [rax], value; jne back: registers are 32 bits wide. */
-function awaitStatus(value: number): number[] {
-  const compare = [0x81, 0x38, ...bytes32(value), 0x75, 0xf8];
-  return [0xb8, ...bytes32(base + REGISTER.status), ...compare];
+function await32(address: number, value: number): number[] {
+  return [0xb8, ...bytes32(address), 0x81, 0x38, ...bytes32(value), 0x75, 0xf8];
 }
 
 const set = (register: number, value: number) => poke(base + register, value);
@@ -125,6 +124,15 @@ export function pageNumbers(list: number, address: number, count: number): numbe
   return Array.from({ length: count }, (_, i) => poke(list + 4 * i, address / PAGE + i)).flat();
 }
 
+/** What the balloon is to have. */
+export const expectTarget = (bytes: number): number[] =>
+  expect32(base + REGISTER.config, bytes / PAGE);
+export const awaitTarget = (bytes: number): number[] =>
+  await32(base + REGISTER.config, bytes / PAGE);
+
+/** No device answers there. */
+export const expectNobody: number[] = expect32(base + REGISTER.magic, 0xffff_ffff);
+
 /** What the driver says that the balloon has. */
 export const tellActual = (pages: number): number[] => set(REGISTER.config + 4, pages);
 
@@ -138,7 +146,7 @@ export function loop(memory: number, queue: number): number[] {
     ...poke(place, place + 0x800),
     ...poke(place + 0x200, 1 << 16),
     ...set(REGISTER.queueNotify, queue),
-    ...awaitStatus(0x4f),
+    ...await32(base + REGISTER.status, 0x4f),
   ];
 }
 

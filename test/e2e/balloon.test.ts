@@ -5,7 +5,10 @@
 
 import { afterAll, describe, expect, test } from "bun:test";
 import {
+  awaitTarget,
+  expectNobody,
   expectReset,
+  expectTarget,
   give,
   loop,
   pageNumbers,
@@ -142,6 +145,41 @@ describe.skipIf(!hasKvm())("the balloon (needs /dev/kvm)", () => {
     expect(node?.framesFreed).toBeGreaterThanOrEqual(2 * (pages - 16 * 256));
     // Reading them again brought as many zeroes as do not fit at home.
     for (const { framesHeld } of lenders) expect(framesHeld).toBeLessThanOrEqual(pages);
+  });
+
+  test("the size is changed while the guest runs, which hears of it", async () => {
+    using folder = temporaryFolder();
+    const kernel = `${folder.path}/bzImage`;
+    const guest = [...startDevice(QUEUES, both), ...expectTarget(MIB), ...say("up")];
+    const changed = [...awaitTarget(3 * MIB), ...tellActual(5), ...say("on"), ...key];
+    writeGuest(kernel, guest, changed, powerOff);
+    await using tiny = start(kernel, "--memory", "128M", "--balloon", "1M");
+    await tiny.out.until("up");
+    const told = await run([binary, "vm", "balloon", "tiny", "3M"]);
+    expect([told.err, told.out]).toEqual([
+      "",
+      "balloon: 0 of 3 MiB; given so far 0 MiB, reported free 0 MiB\n",
+    ]);
+    await tiny.out.until("on");
+    expect((await show()).nodes[0]?.stats.balloon).toMatchObject({
+      ...{ target: 3 * MIB, actual: 5 * PAGE },
+    });
+    const much = await run([binary, "vm", "balloon", "tiny", "129M"]);
+    expect([much.code, much.err]).toEqual([2, expect.stringContaining("in a guest of 128 MiB")]);
+    await tiny.type("x");
+    expect(await tiny.child.exited).toBe(0);
+  });
+
+  test("a VM without one has none", async () => {
+    using folder = temporaryFolder();
+    const kernel = `${folder.path}/bzImage`;
+    // Nobody is there: ones.
+    writeGuest(kernel, expectNobody, say("up"), key, powerOff);
+    await using tiny = start(kernel, "--memory", "128M");
+    await tiny.out.until("up");
+    const told = await run([binary, "vm", "balloon", "tiny", "3M"]);
+    expect([told.code, told.err]).toEqual([2, expect.stringContaining("has no balloon")]);
+    expect((await show()).nodes[0]?.stats.balloon).toBeUndefined();
   });
 
   test("a driver that breaks the rules loses the device, until it resets it", async () => {
