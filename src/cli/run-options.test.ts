@@ -146,6 +146,13 @@ test("a balloon may have nothing at first, and is not there unless asked for", (
   const request = (flags: object) => runRequest({ ...NO_FLAGS, kernel: "/k", ...flags }, undefined);
   expect(request({ balloon: 0n }).balloonBytes).toBe(0n);
   expect(request({}).balloonBytes).toBeUndefined();
+  const file = parseClusterConfig(
+    'cluster: c\nnodes: [{name: a, cpus: 1, memory: 512M}]\nvm: {balloon: "64M"}',
+    "c.yaml",
+  );
+  const from = (flags: object) => runRequest({ ...NO_FLAGS, kernel: "/k", ...flags }, file);
+  expect(from({}).balloonBytes).toBe(64n * MIB);
+  expect(from({ balloon: 0n }).balloonBytes).toBe(0n);
 });
 
 test("memory nodes come on top of those that run vCPUs", () => {

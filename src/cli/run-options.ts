@@ -4,7 +4,7 @@
 import { SsihvError } from "../base/errors.ts";
 import type { ClusterConfig } from "../config/cluster-config.ts";
 import { parseDurationUs } from "../config/duration.ts";
-import { parseSize } from "../config/size.ts";
+import { parseSize, parseSizeOrNone } from "../config/size.ts";
 import type { HostPort } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmDoor } from "../node/vm.ts";
@@ -81,7 +81,7 @@ export function sizeFlag(flag: string) {
 /** A size, or nothing. */
 export function sizeOrNoneFlag(flag: string) {
   const size = sizeFlag(flag);
-  return (text: string): bigint => (/^0+[kmgt]?$/i.test(text.trim()) ? 0n : size(text));
+  return (text: string): bigint => (/^\s*0/.test(text) ? parseSizeOrNone(text, flag) : size(text));
 }
 
 export function durationFlag(flag: string) {
@@ -167,6 +167,7 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     clockDilation,
   });
   const pollUsMax = flags.pollMax ?? vm.pollUsMax;
+  const balloon = flags.balloon ?? vm.balloon;
   return {
     name: flags.name ?? config?.cluster ?? RUN_DEFAULTS.name,
     kernel,
@@ -188,6 +189,6 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     report: flags.report,
     ...(flags.systemMap !== undefined && { systemMap: flags.systemMap }),
     ...(vm.memoryCosts !== undefined && { memoryCosts: vm.memoryCosts }),
-    ...(flags.balloon !== undefined && { balloonBytes: flags.balloon }),
+    ...(balloon !== undefined && { balloonBytes: balloon }),
   };
 }
