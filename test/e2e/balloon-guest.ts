@@ -18,6 +18,8 @@ const REGISTER = {
   queueSize: 0x38,
   queueReady: 0x44,
   queueNotify: 0x50,
+  interruptStatus: 0x60,
+  interruptAck: 0x64,
   status: 0x70,
   descriptors: 0x80,
   driver: 0x90,
@@ -93,7 +95,12 @@ export interface Buffer {
 }
 
 /** The queue's `nth` chain (from 0): these buffers. */
-function offer(memory: number, queue: number, nth: number, buffers: readonly Buffer[]): number[] {
+export function offer(
+  memory: number,
+  queue: number,
+  nth: number,
+  buffers: readonly Buffer[],
+): number[] {
   const place = memory + queue * PAGE;
   const direction = queue === QUEUE.report ? WRITE : 0;
   return [
@@ -149,6 +156,26 @@ export function loop(memory: number, queue: number): number[] {
     ...await32(base + REGISTER.status, 0x4f),
   ];
 }
+
+/** Vector that the device's line is to raise; interrupts stay off, so it is seen as requested. */
+const VECTOR = 0x50;
+const lapic = Number(BOARD.lapicBase);
+const ioapic = Number(BOARD.ioapicBase);
+
+/** The local APIC takes interrupts (SDM vol. 3A, 11.9); the pin: level, to APIC 0 (82093AA). */
+export const routeInterrupt: number[] = [
+  ...poke(lapic + 0xf0, 0x1ff),
+  ...poke(ioapic, 0x10 + 2 * BOARD.virtioGsi),
+  ...poke(ioapic + 0x10, 0x8000 | VECTOR),
+];
+
+/** Used buffers were told: the register says so until it is acknowledged, and so does the line. */
+export const expectInterrupt: number[] = [
+  ...await32(base + REGISTER.interruptStatus, 1),
+  ...await32(lapic + 0x200 + (VECTOR >> 5) * 0x10, 1 << (VECTOR & 31)),
+  ...set(REGISTER.interruptAck, 1),
+  ...expect32(base + REGISTER.interruptStatus, 0),
+];
 
 /** No driver has the device: so it is after a reset. */
 export const expectReset: number[] = expect32(base + REGISTER.status, 0);

@@ -6,14 +6,17 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import {
   awaitTarget,
+  expectInterrupt,
   expectNobody,
   expectReset,
   expectTarget,
   give,
   loop,
+  offer,
   pageNumbers,
   QUEUE,
   resetDevice,
+  routeInterrupt,
   startDevice,
   tellActual,
 } from "./balloon-guest.ts";
@@ -97,8 +100,10 @@ async function looked(code: readonly number[], flags: readonly string[]) {
 describe.skipIf(!hasKvm())("the balloon (needs /dev/kvm)", () => {
   test("plain memory: what is given up reads as zeroes, and comes back", async () => {
     const guest = [
+      ...routeInterrupt,
       ...startDevice(QUEUES, both),
       ...inflate(0, LOCAL, 24),
+      ...expectInterrupt,
       ...report(0, LOCAL + MIB, 512),
       ...tellActual(7),
     ];
@@ -197,6 +202,22 @@ describe.skipIf(!hasKvm())("the balloon (needs /dev/kvm)", () => {
     expect([ran.out, ran.code]).toEqual(["up", 0]);
     expect(ran.err).toContain("virtio balloon: the guest's driver gave queue 0 a descriptor chain");
     expect(ran.shown.nodes[0]?.stats.balloon).toMatchObject({ reported: 16 * PAGE });
+  });
+
+  test("a reset of the device while it works: nothing is discarded after it", async () => {
+    const pages = 4096;
+    const work = [{ address: REMOTE, bytes: pages * PAGE }];
+    const cut = [
+      ...startDevice(QUEUES, [QUEUE.report]),
+      ...offer(QUEUES, QUEUE.report, 0, work),
+      ...resetDevice,
+    ];
+    // Untouched until now, and never taken again once the reset is over.
+    const used = [...fill(REMOTE, pages), ...expectAll(REMOTE, pages, 1)];
+    const guest = [...cut, ...used, ...expectAll(REMOTE, pages, 1)];
+    const ran = await looked(guest, ["--memory", "256M", "--nodes", "2", "--balloon", "0"]);
+    expect([ran.out, ran.code]).toEqual(["up", 0]);
+    expect(ran.shown.nodes[1]?.stats.memory.discarded).toBeLessThanOrEqual(pages);
   });
 
   test("a guest's reset resets the device, on two nodes", async () => {
