@@ -17,6 +17,7 @@ import {
   parseToAgent,
   type ToAgent,
 } from "../control/messages.ts";
+import type { VmObserved } from "../node/vm-view.ts";
 import { connectMtls, type MtlsConnection } from "../tls/mtls.ts";
 import { ConsoleStream } from "./console-stream.ts";
 import type { Membership, NodeState } from "./node-state.ts";
@@ -98,6 +99,12 @@ export class Agent {
     const { channel } = this;
     channel?.close();
     setTimeout(() => channel?.end("it does not close"), GOODBYE_MS).unref();
+  }
+
+  /** The VMs' parts that have facts: those that are led here, and those that have joined. */
+  observed(): VmObserved[] {
+    const running = [...this.parts.values()].filter(({ record }) => !record.isOver);
+    return running.flatMap(({ record }) => (hasFacts(record.running) ? [record.running] : []));
   }
 
   /** Every engine here tells on stderr what is open. */
@@ -263,6 +270,16 @@ export class Agent {
 
   private tell(message: FromAgent): void {
     this.channel?.send(message);
+  }
+}
+
+function hasFacts(vm: VmObserved): boolean {
+  try {
+    vm.facts();
+    return true;
+  } catch (error) {
+    if (error instanceof SsihvError) return false;
+    throw error;
   }
 }
 

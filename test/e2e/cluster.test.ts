@@ -4,20 +4,11 @@
 // a Linux over two hosts is the lab's.
 
 import { describe, expect, test } from "bun:test";
-import { accessSync, constants, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Vm } from "../../coordinator/api-schemas.ts";
-import { Cluster, childrenOf, holdings, isAlive, until } from "./cluster-processes.ts";
-import { binary } from "./support.ts";
-
-function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
+import { Cluster, childrenOf, type Daemon, holdings, isAlive, until } from "./cluster-processes.ts";
+import { binary, freePort, hasKvm } from "./support.ts";
 
 /** More of them: SSIHV_CYCLES=200. */
 const CYCLES = Number(process.env["SSIHV_CYCLES"] ?? 20);
@@ -149,6 +140,39 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     ]);
     await cluster.ok("vm", "destroy", "tiny");
     expect(JSON.parse(await cluster.ok("vm", "list", "--json"))).toEqual([]);
+  });
+
+  test("agents and the coordinator tell Prometheus of what they look after", async () => {
+    await using cluster = await Cluster.start("host-a", "host-b");
+    const metricsOf = async (daemon: Daemon) => {
+      const address = `127.0.0.1:${freePort()}`;
+      await daemon.end();
+      daemon.start("--metrics", address);
+      const read = async () => await (await fetch(`http://${address}/metrics`)).text();
+      await until("it tells something", () => read().then(Boolean, () => false));
+      return read;
+    };
+    const ofCluster = await metricsOf(cluster.coordinator);
+    const ofHost = await metricsOf(cluster.agent("host-a"));
+    for (const host of ["host-a", "host-b"]) await cluster.hostIs(host, "up");
+    expect(await ofHost()).not.toContain("ssihv_node_up");
+
+    await cluster.ok("vm", "create", "-f", cluster.vmFile("tiny"), "--start");
+    const { places } = await cluster.vmIs("tiny", "running");
+    const { node } = places.find(({ host }) => host === "host-a") ?? {};
+    const text = await ofHost();
+    // The other node is told by the other host, whoever leads.
+    expect(text.match(/^ssihv_node_up\{.*$/gm)).toEqual([
+      `ssihv_node_up{vm="tiny",node="${node}"} 1`,
+    ]);
+    expect(text).toContain('ssihv_vm_state{vm="tiny",state="running"} 1');
+    const lines = await ofCluster();
+    expect(lines).toContain('ssihv_cluster_vm_state{vm="tiny",state="running"} 1');
+    expect(lines).toContain('ssihv_cluster_host_cpus{host="host-b",amount="promised"} 1');
+
+    await cluster.ok("vm", "destroy", "tiny", "--force");
+    await until("it is told no more", async () => !(await ofHost()).includes('vm="tiny"'));
+    expect(await ofCluster()).not.toContain('vm="tiny"');
   });
 
   test("an agent that is ended ends its VMs in order, and leaves nothing", async () => {

@@ -4,9 +4,9 @@
 
 import { afterAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
-import { hasKvm, increment, key, powerOff, REMOTE, start } from "./running-vm.ts";
-import { binary, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
-import { say, writeGuest } from "./tiny-guest.ts";
+import { key, powerOff, REMOTE, start } from "./running-vm.ts";
+import { binary, hasKvm, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
+import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
 
