@@ -11,6 +11,7 @@ import type { CliContext } from "./context.ts";
 import { path, text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { durationFlag } from "./run-options.ts";
+import { vmNames } from "./vm-names.ts";
 
 interface OrderFlags extends ApiFlags {
   readonly json: boolean;
@@ -149,7 +150,10 @@ async function destroy(this: CliContext, flags: DestroyFlags, name: string): Pro
   await api.destroy(name, flags.force);
 }
 
-const NAME = { parse: text, brief: "the VM", placeholder: "NAME" } as const;
+const NAME = {
+  ...{ parse: text, brief: "the VM", placeholder: "NAME" },
+  proposeCompletions: vmNames,
+} as const;
 const ONE = { kind: "tuple", parameters: [NAME] } as const;
 const VM_JSON = "one JSON object: {name, state, spec, places, last, ..}";
 

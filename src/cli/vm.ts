@@ -15,6 +15,7 @@ import { text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { wholeNumber } from "./run-options.ts";
 import { consoleCommand } from "./vm-console.ts";
+import { vmNames } from "./vm-names.ts";
 import { createCommand, destroyCommand, startCommand, stopCommand } from "./vm-orders.ts";
 import { listTable, nodesText, pagesText, showText } from "./vm-tables.ts";
 
@@ -217,6 +218,7 @@ ${EXIT_STATUSES}`,
           optional: true,
           brief: "the VM; not needed when only one runs",
           placeholder: "NAME",
+          proposeCompletions: vmNames,
         },
       ],
     },
