@@ -278,6 +278,41 @@ test("without the coordinator VMs go on; what ended meanwhile is told afterwards
   expect((await place.vmIs("short", "failed")).last?.text).toContain("killed by SIGKILL");
 });
 
+test("what a VM is to be reaches its engines", async () => {
+  const place = await cluster("a", "b");
+  const spec = {
+    ...{ name: "demo", kernel, cmdline: "only=0 plan" },
+    nodes: [
+      { cpus: 2, memoryBytes: 128 * MIB, host: "b" },
+      { cpus: 1, memoryBytes: 192 * MIB },
+    ],
+    ...{ reboot: false, pageTables: "strict", clockDilation: 3, peerTimeoutMs: 7000 },
+    ...{ holdUsMax: 500, cacheBytes: 80 * MIB },
+    memoryLatencyNs: [
+      [90, 400],
+      [400, 90],
+    ],
+  };
+  await place.call("POST", "/v1/vms", spec);
+  await place.call("POST", "/v1/vms/demo/start");
+  const { reader } = await console_(place, "demo");
+  await reader.shows("\n");
+  const plan = JSON.parse(reader.text.split("\n")[0] ?? "");
+  expect(plan).toMatchObject({
+    ...{ name: "demo", node: 0, kernel, memoryCosts: { latencyNs: spec.memoryLatencyNs } },
+    nodes: [
+      { id: 0, vcpus: 2, memoryBytes: 128 * MIB, cacheBytes: 80 * MIB },
+      { id: 1, vcpus: 1, memoryBytes: 192 * MIB, cacheBytes: 80 * MIB },
+    ],
+    options: {
+      ...{ onReset: "stop", clockDilation: 3, peerTimeoutMs: 7000, stallFreezeMs: 900 },
+      ...{ holdUsMax: 500, pageTables: "strict", plainMemory: false },
+    },
+  });
+  expect(plan.cmdline).toContain("only=0 plan");
+  expect((await place.vm("demo")).places.map(({ host }) => host)).toEqual(["b", "a"]);
+});
+
 test("what cannot start is refused with the host's words, and holds nothing", async () => {
   const place = await cluster("a");
   await expect(place.boot("none", "").then(() => place.boot("none", ""))).rejects.toThrow(

@@ -64,6 +64,7 @@ export function requestOf(spec: VmSpec, door: VmRequest["door"]): VmRequest {
       ...(cacheBytes !== undefined && { cacheBytes: BigInt(cacheBytes) }),
     },
     ...(door !== undefined && { door }),
+    ...costsOf(spec),
     reboot: spec.reboot ?? true,
     pageTables: spec.pageTables ?? "auto",
     clockDilation: dilation,
@@ -75,6 +76,11 @@ export function requestOf(spec: VmSpec, door: VmRequest["door"]): VmRequest {
     pinVcpus: false,
     report: false,
   };
+}
+
+function costsOf({ memoryLatencyNs, memoryBandwidthMBps }: VmSpec) {
+  if (memoryLatencyNs === undefined && memoryBandwidthMBps === undefined) return {};
+  return { memoryCosts: { latencyNs: memoryLatencyNs, bandwidthMBps: memoryBandwidthMBps } };
 }
 
 export class LeadPart {

@@ -7,8 +7,17 @@ import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Vm } from "../../coordinator/api-schemas.ts";
-import { Cluster, childrenOf, type Daemon, holdings, isAlive, until } from "./cluster-processes.ts";
+import {
+  Cluster,
+  childrenOf,
+  type Daemon,
+  ECHO,
+  holdings,
+  isAlive,
+  until,
+} from "./cluster-processes.ts";
 import { binary, freePort, hasKvm } from "./support.ts";
+import { asm, eachPage, say } from "./tiny-guest.ts";
 
 /** More of them: SSIHV_CYCLES=200. */
 const CYCLES = Number(process.env["SSIHV_CYCLES"] ?? 20);
@@ -192,6 +201,34 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     }
     agent.start();
     await cluster.hostIs(leadOf(vm), "up");
+  });
+
+  test("a host that lends memory: it has pages of the guest, and its death is told", async () => {
+    await using cluster = await Cluster.start("host-a");
+    await cluster.join("lender", "--memory-only");
+    expect(await cluster.hostIs("lender", "up")).toMatchObject({ runsVcpus: false });
+    const shape =
+      "nodes: [{ cpus: 1, memory: 96M }]\nmemory_nodes: 1\nnode_memory: 48M\n" +
+      "memory_node_memory: 80M\n";
+    // More than may stay: some of it is with the lender, and comes back to be looked at.
+    const first = 16 << 20;
+    const pages = (64 << 20) / 4096;
+    const fill = [eachPage(first, pages, asm.incrementAt), eachPage(first, pages, asm.expectAt(1))];
+    const file = cluster.file("wide", shape, ...fill, say("whole"), ECHO);
+    await cluster.ok("vm", "create", "-f", file, "--start");
+    const console_ = new Console(cluster, "wide");
+    await console_.shows("whole");
+    const { places, engines } = await cluster.show("wide");
+    expect(places.map(({ host, memoryOnly }) => [host, memoryOnly])).toEqual([
+      ["host-a", false],
+      ["lender", true],
+    ]);
+    expect(engines?.nodes.length).toBe(2);
+    await cluster.agent("lender").kill();
+    const { last } = await cluster.vmIs("wide", "failed");
+    expect(last?.reason).toBe("page_lost");
+    await cluster.hostIs("lender", "silent");
+    await until("no engine is left", () => childrenOf(cluster.agent("host-a").pid).length === 0);
   });
 
   test("agents killed at any moment of a start leave no engine and no socket", async () => {
