@@ -2,7 +2,15 @@
 // of a VM, with the coordinator away in between, and what is told when something dies.
 
 import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -26,6 +34,7 @@ let pki: PkiFolder;
 
 beforeAll(async () => {
   process.env["SSIHV_RUNTIME_DIR"] = runtime;
+  mkdirSync(runtime, { mode: 0o700 });
   writeFileSync(kernel, "k");
   pki = await PkiFolder.create(join(base, "pki"));
   await pki.issue({ name: "coordinator", role: "coordinator", hosts: [], days: 10 });
@@ -76,6 +85,7 @@ function freePorts(count: number): number {
 /** A coordinator, its agents and its operator. */
 class Cluster {
   coordinator: Coordinator | undefined;
+  onOrder: () => void = () => undefined;
   readonly said: string[] = [];
   private readonly folder = mkdtempSync(join(base, "cluster-"));
   private readonly port = freePorts(3);
@@ -127,7 +137,10 @@ class Cluster {
   /** Of a host that has joined. */
   async agent(name: string): Promise<Agent> {
     const deps: AgentDeps = {
-      facts: hostFacts,
+      facts: () => {
+        this.onOrder();
+        return hostFacts();
+      },
       createPage: page,
       engineCommand: [process.execPath, ENGINE],
       say: (text) => this.said.push(`${name}: ${text}`),
@@ -337,6 +350,18 @@ test("an agent that is ended ends its VMs in order, and says so", async () => {
   await place.agent(lead);
   await place.call("POST", "/v1/vms/demo/start");
   await place.vmIs("demo", "running");
+});
+
+test("an agent that is ended in the middle of an order ends what it started", async () => {
+  const place = await cluster("a");
+  const { agent, ran } = place.agents.get("a") ?? {};
+  // The host is looked at when an order has come, and before its engine is there.
+  place.onOrder = () => void agent?.stop();
+  await place.boot("demo", "").catch(() => undefined);
+  await ran;
+  expect(readdirSync(runtime)).toEqual([]);
+  const { last, places } = await place.vmIs("demo", "stopped");
+  expect([last?.reason, places]).toEqual(["requested", []]);
 });
 
 test("a host that is gone for good: the others tell that the VM has ended", async () => {

@@ -54,6 +54,8 @@ export class Agent {
   private channel: LineChannel | undefined;
   private connection: MtlsConnection | undefined;
   private laneHost = "";
+  /** Orders that are not answered yet. */
+  private obeying = 0;
   private stopping = false;
   private over = false;
 
@@ -93,7 +95,9 @@ export class Agent {
   async stop(): Promise<void> {
     this.stopping = true;
     for (const { record } of this.parts.values()) if (!record.isOver) record.running.stop();
-    while ([...this.parts.values()].some(({ record }) => !record.isOver)) await Bun.sleep(10);
+    const busy = () =>
+      this.obeying > 0 || [...this.parts.values()].some(({ record }) => !record.isOver);
+    while (busy()) await Bun.sleep(10);
     this.over = true;
     this.stopped.resolve();
     const { channel } = this;
@@ -138,12 +142,12 @@ export class Agent {
     const ended = Promise.withResolvers<string>();
     let welcomed = false;
     let beating: ReturnType<typeof setInterval> | undefined;
-    const channel = new LineChannel(connection.socket, {
+    const channel: LineChannel = new LineChannel(connection.socket, {
       onMessage: (value) => {
         const message = parseToAgent(value);
         if (message === undefined) throw new Error("it sent a message of no known kind");
         if (message.type === "refused") throw new Error(faultWords(message.fault));
-        if (message.type !== "welcome") return this.take(message);
+        if (message.type !== "welcome") return this.take(message, channel);
         if (!welcomed) this.deps.say("coordinator: connected");
         welcomed = true;
         clearInterval(beating);
@@ -179,23 +183,31 @@ export class Agent {
     });
   }
 
-  private take(message: Exclude<ToAgent, { type: "welcome" | "refused" }>): void {
+  private take(
+    message: Exclude<ToAgent, { type: "welcome" | "refused" }>,
+    channel: LineChannel,
+  ): void {
     if (message.type === "alive") return;
     if (message.type === "forget") {
       if (this.parts.get(message.run)?.record.isOver) this.parts.delete(message.run);
     } else if (message.type === "console_close") {
       this.streams.get(message.stream)?.stream.close();
       this.streams.delete(message.stream);
-    } else void this.obey(message);
+    } else void this.obey(message, channel);
   }
 
-  private async obey(order: Order): Promise<void> {
+  /** The reply goes where the order came from: on a later connection its id is another order's. */
+  private async obey(order: Order, channel: LineChannel): Promise<void> {
     const { id } = order;
+    const reply = (message: FromAgent) => channel.send(message);
+    this.obeying += 1;
     try {
       const answer = await this.carryOut(order);
-      this.tell({ type: "reply", id, ...(answer !== undefined && { answer }) });
+      reply({ type: "reply", id, ...(answer !== undefined && { answer }) });
     } catch (error) {
-      this.tell({ type: "reply", id, fault: faultOf(error) });
+      reply({ type: "reply", id, fault: faultOf(error) });
+    } finally {
+      this.obeying -= 1;
     }
   }
 
@@ -225,6 +237,8 @@ export class Agent {
 
   private keep(record: PartRecord, lead: LeadPart | undefined): void {
     this.parts.set(record.run, { record, lead });
+    // Its order was under way when this agent was told to end.
+    if (this.stopping) record.running.stop();
     this.tellNews(record);
   }
 
