@@ -106,6 +106,10 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     await coordinator.kill();
     expect(await console_.child.exited).toBe(10);
     expect((await cluster.ssihv("vm", "list", "--coordinator", "127.0.0.1:1")).code).toBe(10);
+    // One that is only looked for on this host is done without.
+    const without = await cluster.ssihv("vm", "list");
+    expect([without.code, without.out]).toEqual([0, expect.stringMatching(/^NAME .*PID\n$/)]);
+    expect(without.err).toContain("does not answer; this is what runs on this host");
     const lead = leadOf(before);
     const other = lead === "host-a" ? "host-b" : "host-a";
     const here = await cluster.local(lead, "vm", "show", "tiny", "--json");
