@@ -7,11 +7,13 @@ import { Elysia, sse } from "elysia";
 
 import { SsihvError } from "../src/base/errors.ts";
 import { VmSpec } from "../src/control/vm-spec.ts";
+import { CONTENT_TYPE } from "../src/telemetry/exposition.ts";
 import * as schema from "./api-schemas.ts";
 import type { Consoles } from "./consoles.ts";
 import type { ClusterEvent, Events } from "./events.ts";
 import type { Hosts, HostView } from "./hosts.ts";
 import { bodyOf, statusOf } from "./http-errors.ts";
+import { clusterMetrics } from "./metrics.ts";
 import type { Tokens } from "./tokens.ts";
 import type { Vms } from "./vms.ts";
 
@@ -99,6 +101,16 @@ async function withUsed(vms: Vms, host: HostView) {
   return { ...host, used: await vms.usedOn(host.name) };
 }
 
+/** For Prometheus. */
+export async function metricsOf(parts: ApiParts): Promise<string> {
+  const { version, startedAt, vms } = parts;
+  return clusterMetrics({
+    ...{ version, startedAt, certificateExpires: parts.certificateExpires() },
+    hosts: await Promise.all((await parts.hosts.list()).map((host) => withUsed(vms, host))),
+    vms: await vms.list(),
+  });
+}
+
 async function statusOfCluster(parts: ApiParts): Promise<schema.Status> {
   const hosts = await Promise.all((await parts.hosts.list()).map((h) => withUsed(parts.vms, h)));
   const up = hosts.filter(({ state }) => state === "up");
@@ -128,6 +140,14 @@ function statusRoutes(parts: ApiParts) {
       response: { 200: schema.Status },
       detail: { summary: "the cluster in numbers" },
     })
+    .get(
+      "/metrics",
+      async ({ set }) => {
+        set.headers["content-type"] = CONTENT_TYPE;
+        return await metricsOf(parts);
+      },
+      { detail: { summary: "the cluster for Prometheus, in its text format" } },
+    )
     .get(
       "/v1/events",
       ({ request }) => follow(parts.events, request.headers.get("last-event-id"), request.signal),

@@ -352,6 +352,10 @@ describe("who may do what", () => {
     for (const name of ["admin", "viewer"]) {
       expect(((await (await get(name)).json()) as Host[]).map((host) => host.name)).toEqual(["a"]);
     }
+    // Prometheus scrapes with a reader's certificate.
+    const metrics = await fetch(`${url}/metrics`, { tls: as("viewer") });
+    expect(metrics.headers.get("content-type")).toStartWith("text/plain; version=0.0.4");
+    expect(await metrics.text()).toContain('\nssihv_cluster_host_up{host="a"} 1\n');
     const post = (name: string) =>
       fetch(`${url}/v1/tokens`, {
         method: "POST",
@@ -392,7 +396,11 @@ describe("the API", () => {
       ["POST", "/v1/vms", { ...two, colour: "red" }, 422, "/colour"],
       ["POST", "/v1/vms", { ...two, name: "No Name" }, 422, "/name"],
       ["POST", "/v1/vms", { ...two, cacheBytes: 4096 }, 422, "--cache"],
+      ["POST", "/v1/vms", { ...two, memoryLatencyNs: [[1, 2]] }, 422, "2 rows of 2 values"],
+      ["POST", "/v1/vms", { ...two, memoryLatencyNs: [[1, 0]] }, 422, "/memoryLatencyNs/0/1"],
       ["POST", "/v1/vms", two, 201, ""],
+      ["GET", "/v1/vms/demo/pages?gpa=x", undefined, 422, "/gpa"],
+      ["GET", "/v1/vms/demo/engines", undefined, 409, "does not run"],
       ["POST", "/v1/vms", two, 409, "there is a VM demo already"],
       ["POST", "/v1/vms/demo/start", undefined, 409, "no host has joined"],
       ["GET", "/v1/vms/none", undefined, 404, "there is no VM none"],
@@ -418,7 +426,7 @@ describe("the API", () => {
     };
     expect(openapi).toMatch(/^3\.1\./);
     expect(Object.keys(paths).sort()).toEqual([
-      ...["/v1/events", "/v1/hosts", "/v1/hosts/{name}", "/v1/status", "/v1/tokens"],
+      ...["/metrics", "/v1/events", "/v1/hosts", "/v1/hosts/{name}", "/v1/status", "/v1/tokens"],
       ...["/v1/tokens/{id}", "/v1/vms", "/v1/vms/{name}", "/v1/vms/{name}/console"],
       ...["/v1/vms/{name}/engines", "/v1/vms/{name}/pages"],
       ...["/v1/vms/{name}/start", "/v1/vms/{name}/stop"],

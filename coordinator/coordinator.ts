@@ -6,10 +6,11 @@ import { rmSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 
 import { SsihvError } from "../src/base/errors.ts";
+import { MetricsServer } from "../src/telemetry/metrics-server.ts";
 import { type Credentials, loadCredentials, readPem } from "../src/tls/credentials.ts";
 import { MtlsListener } from "../src/tls/mtls.ts";
 import { LEAF_DAYS, PkiFolder, secretFolder } from "../src/tls/pki-folder.ts";
-import { buildApi } from "./api.ts";
+import { buildApi, metricsOf } from "./api.ts";
 import { Consoles } from "./consoles.ts";
 import { Events } from "./events.ts";
 import { Gateway, type HttpServer, serveUnix } from "./gateway.ts";
@@ -35,6 +36,8 @@ export interface CoordinatorOptions {
   readonly heartbeatMs: number;
   readonly silenceMs: number;
   readonly portBase: number;
+  /** Where metrics are served without TLS, too; absent: on the API alone. */
+  readonly metrics?: { readonly host: string; readonly port: number };
   /** Lines for the log. */
   say(text: string): void;
 }
@@ -64,6 +67,7 @@ export class Coordinator {
   async close(): Promise<void> {
     const { api, agents, door, gateway, local, hosts, store, timer, adminSocket } = this.parts;
     clearInterval(timer);
+    this.parts.metrics?.close();
     api.close();
     agents.close();
     hosts.close();
@@ -84,6 +88,7 @@ interface Running {
   readonly gateway: Gateway;
   readonly local: HttpServer;
   readonly adminSocket: string;
+  readonly metrics: MetricsServer | undefined;
   readonly timer: ReturnType<typeof setInterval>;
 }
 
@@ -135,6 +140,7 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
     onRefused: refused("API"),
   });
   const local = serveUnix(adminSocket, operator);
+  const metrics = options.metrics && MetricsServer.open(options.metrics, () => metricsOf(parts));
   const timer = watchCertificate(
     pki,
     () => {
@@ -145,7 +151,7 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
     say,
   );
   return {
-    ...{ store, hosts, api, agents, door, gateway, local, timer, adminSocket },
+    ...{ store, hosts, api, agents, door, gateway, local, timer, adminSocket, metrics },
   };
 }
 

@@ -60,6 +60,7 @@ export class Vms implements HostsWatcher {
       }
       // Whether its memory adds up is known now; whether hosts have room for it, when it starts.
       demandsOf(spec);
+      checkMatrices(spec);
       const slots = new Set(all.map(({ value }) => value.slot));
       const slot = Array.from({ length: SLOTS_MAX }, (_, i) => i).find((i) => !slots.has(i));
       if (slot === undefined) {
@@ -363,6 +364,16 @@ function lost(text: string): Ended {
 
 function now(): string {
   return new Date().toISOString();
+}
+
+function checkMatrices({ nodes, memoryLatencyNs, memoryBandwidthMBps }: VmSpec): void {
+  const count = nodes.length;
+  for (const rows of [memoryLatencyNs, memoryBandwidthMBps]) {
+    if (rows === undefined) continue;
+    if (rows.length === count && rows.every((row) => row.length === count)) continue;
+    const message = `costs of memory: ${count} rows of ${count} values, one for each node`;
+    throw new SsihvError("request_invalid", message);
+  }
 }
 
 function notRunning(name: string, why: string): SsihvError {

@@ -123,8 +123,8 @@ function allSuites(): Suite[] {
         ...["--test-filter", "engine.kvm_", "--test-filter", "engine.test_"],
       ],
     },
-    ...bunSuite("e2e", 270, false, testFiles(["test/e2e"])),
-    ...bunSuite("lab", 1900, false, testFiles(["test/lab"])).map((suite) => ({
+    ...bunSuite("e2e", 300, false, testFiles(["test/e2e"])),
+    ...bunSuite("lab", 1500, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,
       limit: 4500,
       cleanUp: [bun, "test/lab/main.ts", "--reap", "--all"],

@@ -2,7 +2,15 @@
 // of a VM, with the coordinator away in between, and what is told when something dies.
 
 import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -26,6 +34,7 @@ let pki: PkiFolder;
 
 beforeAll(async () => {
   process.env["SSIHV_RUNTIME_DIR"] = runtime;
+  mkdirSync(runtime, { mode: 0o700 });
   writeFileSync(kernel, "k");
   pki = await PkiFolder.create(join(base, "pki"));
   await pki.issue({ name: "coordinator", role: "coordinator", hosts: [], days: 10 });
@@ -76,6 +85,7 @@ function freePorts(count: number): number {
 /** A coordinator, its agents and its operator. */
 class Cluster {
   coordinator: Coordinator | undefined;
+  onOrder: () => void = () => undefined;
   readonly said: string[] = [];
   private readonly folder = mkdtempSync(join(base, "cluster-"));
   private readonly port = freePorts(3);
@@ -127,7 +137,10 @@ class Cluster {
   /** Of a host that has joined. */
   async agent(name: string): Promise<Agent> {
     const deps: AgentDeps = {
-      facts: hostFacts,
+      facts: () => {
+        this.onOrder();
+        return hostFacts();
+      },
       createPage: page,
       engineCommand: [process.execPath, ENGINE],
       say: (text) => this.said.push(`${name}: ${text}`),
@@ -278,6 +291,41 @@ test("without the coordinator VMs go on; what ended meanwhile is told afterwards
   expect((await place.vmIs("short", "failed")).last?.text).toContain("killed by SIGKILL");
 });
 
+test("what a VM is to be reaches its engines", async () => {
+  const place = await cluster("a", "b");
+  const spec = {
+    ...{ name: "demo", kernel, cmdline: "only=0 plan" },
+    nodes: [
+      { cpus: 2, memoryBytes: 128 * MIB, host: "b" },
+      { cpus: 1, memoryBytes: 192 * MIB },
+    ],
+    ...{ reboot: false, pageTables: "strict", clockDilation: 3, peerTimeoutMs: 7000 },
+    ...{ holdUsMax: 500, cacheBytes: 80 * MIB },
+    memoryLatencyNs: [
+      [90, 400],
+      [400, 90],
+    ],
+  };
+  await place.call("POST", "/v1/vms", spec);
+  await place.call("POST", "/v1/vms/demo/start");
+  const { reader } = await console_(place, "demo");
+  await reader.shows("\n");
+  const plan = JSON.parse(reader.text.split("\n")[0] ?? "");
+  expect(plan).toMatchObject({
+    ...{ name: "demo", node: 0, kernel, memoryCosts: { latencyNs: spec.memoryLatencyNs } },
+    nodes: [
+      { id: 0, vcpus: 2, memoryBytes: 128 * MIB, cacheBytes: 80 * MIB },
+      { id: 1, vcpus: 1, memoryBytes: 192 * MIB, cacheBytes: 80 * MIB },
+    ],
+    options: {
+      ...{ onReset: "stop", clockDilation: 3, peerTimeoutMs: 7000, stallFreezeMs: 900 },
+      ...{ holdUsMax: 500, pageTables: "strict", plainMemory: false },
+    },
+  });
+  expect(plan.cmdline).toContain("only=0 plan");
+  expect((await place.vm("demo")).places.map(({ host }) => host)).toEqual(["b", "a"]);
+});
+
 test("what cannot start is refused with the host's words, and holds nothing", async () => {
   const place = await cluster("a");
   await expect(place.boot("none", "").then(() => place.boot("none", ""))).rejects.toThrow(
@@ -302,6 +350,18 @@ test("an agent that is ended ends its VMs in order, and says so", async () => {
   await place.agent(lead);
   await place.call("POST", "/v1/vms/demo/start");
   await place.vmIs("demo", "running");
+});
+
+test("an agent that is ended in the middle of an order ends what it started", async () => {
+  const place = await cluster("a");
+  const { agent, ran } = place.agents.get("a") ?? {};
+  // The host is looked at when an order has come, and before its engine is there.
+  place.onOrder = () => void agent?.stop();
+  await place.boot("demo", "").catch(() => undefined);
+  await ran;
+  expect(readdirSync(runtime)).toEqual([]);
+  const { last, places } = await place.vmIs("demo", "stopped");
+  expect([last?.reason, places]).toEqual(["requested", []]);
 });
 
 test("a host that is gone for good: the others tell that the VM has ended", async () => {

@@ -17,6 +17,7 @@ import {
   parseToAgent,
   type ToAgent,
 } from "../control/messages.ts";
+import type { VmObserved } from "../node/vm-view.ts";
 import { connectMtls, type MtlsConnection } from "../tls/mtls.ts";
 import { ConsoleStream } from "./console-stream.ts";
 import type { Membership, NodeState } from "./node-state.ts";
@@ -53,6 +54,8 @@ export class Agent {
   private channel: LineChannel | undefined;
   private connection: MtlsConnection | undefined;
   private laneHost = "";
+  /** Orders that are not answered yet. */
+  private obeying = 0;
   private stopping = false;
   private over = false;
 
@@ -92,12 +95,20 @@ export class Agent {
   async stop(): Promise<void> {
     this.stopping = true;
     for (const { record } of this.parts.values()) if (!record.isOver) record.running.stop();
-    while ([...this.parts.values()].some(({ record }) => !record.isOver)) await Bun.sleep(10);
+    const busy = () =>
+      this.obeying > 0 || [...this.parts.values()].some(({ record }) => !record.isOver);
+    while (busy()) await Bun.sleep(10);
     this.over = true;
     this.stopped.resolve();
     const { channel } = this;
     channel?.close();
     setTimeout(() => channel?.end("it does not close"), GOODBYE_MS).unref();
+  }
+
+  /** The VMs' parts that have facts: those that are led here, and those that have joined. */
+  observed(): VmObserved[] {
+    const running = [...this.parts.values()].filter(({ record }) => !record.isOver);
+    return running.flatMap(({ record }) => (hasFacts(record.running) ? [record.running] : []));
   }
 
   /** Every engine here tells on stderr what is open. */
@@ -131,12 +142,12 @@ export class Agent {
     const ended = Promise.withResolvers<string>();
     let welcomed = false;
     let beating: ReturnType<typeof setInterval> | undefined;
-    const channel = new LineChannel(connection.socket, {
+    const channel: LineChannel = new LineChannel(connection.socket, {
       onMessage: (value) => {
         const message = parseToAgent(value);
         if (message === undefined) throw new Error("it sent a message of no known kind");
         if (message.type === "refused") throw new Error(faultWords(message.fault));
-        if (message.type !== "welcome") return this.take(message);
+        if (message.type !== "welcome") return this.take(message, channel);
         if (!welcomed) this.deps.say("coordinator: connected");
         welcomed = true;
         clearInterval(beating);
@@ -172,23 +183,31 @@ export class Agent {
     });
   }
 
-  private take(message: Exclude<ToAgent, { type: "welcome" | "refused" }>): void {
+  private take(
+    message: Exclude<ToAgent, { type: "welcome" | "refused" }>,
+    channel: LineChannel,
+  ): void {
     if (message.type === "alive") return;
     if (message.type === "forget") {
       if (this.parts.get(message.run)?.record.isOver) this.parts.delete(message.run);
     } else if (message.type === "console_close") {
       this.streams.get(message.stream)?.stream.close();
       this.streams.delete(message.stream);
-    } else void this.obey(message);
+    } else void this.obey(message, channel);
   }
 
-  private async obey(order: Order): Promise<void> {
+  /** The reply goes where the order came from: on a later connection its id is another order's. */
+  private async obey(order: Order, channel: LineChannel): Promise<void> {
     const { id } = order;
+    const reply = (message: FromAgent) => channel.send(message);
+    this.obeying += 1;
     try {
       const answer = await this.carryOut(order);
-      this.tell({ type: "reply", id, ...(answer !== undefined && { answer }) });
+      reply({ type: "reply", id, ...(answer !== undefined && { answer }) });
     } catch (error) {
-      this.tell({ type: "reply", id, fault: faultOf(error) });
+      reply({ type: "reply", id, fault: faultOf(error) });
+    } finally {
+      this.obeying -= 1;
     }
   }
 
@@ -218,6 +237,8 @@ export class Agent {
 
   private keep(record: PartRecord, lead: LeadPart | undefined): void {
     this.parts.set(record.run, { record, lead });
+    // Its order was under way when this agent was told to end.
+    if (this.stopping) record.running.stop();
     this.tellNews(record);
   }
 
@@ -263,6 +284,16 @@ export class Agent {
 
   private tell(message: FromAgent): void {
     this.channel?.send(message);
+  }
+}
+
+function hasFacts(vm: VmObserved): boolean {
+  try {
+    vm.facts();
+    return true;
+  } catch (error) {
+    if (error instanceof SsihvError) return false;
+    throw error;
   }
 }
 

@@ -64,6 +64,7 @@ export function requestOf(spec: VmSpec, door: VmRequest["door"]): VmRequest {
       ...(cacheBytes !== undefined && { cacheBytes: BigInt(cacheBytes) }),
     },
     ...(door !== undefined && { door }),
+    ...costsOf(spec),
     reboot: spec.reboot ?? true,
     pageTables: spec.pageTables ?? "auto",
     clockDilation: dilation,
@@ -77,14 +78,28 @@ export function requestOf(spec: VmSpec, door: VmRequest["door"]): VmRequest {
   };
 }
 
+function costsOf({ memoryLatencyNs, memoryBandwidthMBps }: VmSpec) {
+  if (memoryLatencyNs === undefined && memoryBandwidthMBps === undefined) return {};
+  return { memoryCosts: { latencyNs: memoryLatencyNs, bandwidthMBps: memoryBandwidthMBps } };
+}
+
 export class LeadPart {
   readonly record: PartRecord;
   readonly history = new ConsoleHistory();
   private readonly vm: Vm;
 
-  private constructor(order: LeadOrder, vm: Vm) {
+  private constructor(order: LeadOrder, vm: Vm, admin: AdminServer) {
     this.vm = vm;
-    this.record = new PartRecord(order.spec.name, order.run, true, vm);
+    this.record = new PartRecord(order.spec.name, order.run, true, {
+      facts: () => vm.facts(),
+      ask: (node, question) => vm.ask(node, question),
+      stop: () => vm.stop(),
+      dump: () => vm.dump(),
+      killAll: () => {
+        vm.killAll();
+        admin.close();
+      },
+    });
   }
 
   /** Throws what keeps it from starting; its engines come up afterwards. */
@@ -117,7 +132,7 @@ export class LeadPart {
       },
       vmDeps,
     );
-    const part = new LeadPart(order, vm);
+    const part = new LeadPart(order, vm, admin);
     admin.serve(vm);
     void part.watch(admin, deps);
     return part;
@@ -156,13 +171,16 @@ export class LeadPart {
 export class JoinPart {
   readonly record: PartRecord;
 
-  private constructor(order: JoinOrder, session: JoinSession) {
+  private constructor(order: JoinOrder, session: JoinSession, admin: JoinAdmin) {
     this.record = new PartRecord(order.vm, order.run, false, {
       facts: () => session.facts(),
       ask: (node, question) => session.ask(node, question),
       stop: () => session.leave("the coordinator took it out of the VM"),
       dump: () => session.dump(),
-      killAll: () => session.killAll(),
+      killAll: () => {
+        session.killAll();
+        admin.close();
+      },
     });
   }
 
@@ -189,7 +207,7 @@ export class JoinPart {
         },
       },
     );
-    const part = new JoinPart(order, session);
+    const part = new JoinPart(order, session, admin);
     void session.run().then((outcome) => {
       admin.close();
       const ended = endedOf(outcome);

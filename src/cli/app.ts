@@ -6,6 +6,7 @@ import {
   buildApplication,
   buildRouteMap,
   ExitCode,
+  proposeCompletions,
   run,
   type StricliProcess,
   text_en,
@@ -16,6 +17,7 @@ import { acpiCommands } from "./acpi.ts";
 import { certsCommands } from "./certs.ts";
 import { checkCommand } from "./check.ts";
 import { clusterCommands } from "./cluster.ts";
+import { completionCommand, proposalLines } from "./completion.ts";
 import type { CliContext, HostAccess } from "./context.ts";
 import { coordinatorCommand } from "./coordinator.ts";
 import { engineCommand } from "./engine.ts";
@@ -30,7 +32,7 @@ import { vmCommands } from "./vm.ts";
 
 type Command =
   | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node")
-  | ("certs" | "check" | "acpi" | "engine");
+  | ("certs" | "check" | "acpi" | "completion" | "engine");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
@@ -44,6 +46,7 @@ const ROOT = buildRouteMap<Command, CliContext>({
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
+    completion: completionCommand,
     engine: engineCommand,
   },
   docs: {
@@ -119,6 +122,11 @@ export async function main(
     env: {},
   };
   const context: CliContext & { process: StricliProcess } = { process, host, status: EXIT.ok };
+  if (args[0] === "complete" && args[1] === "--") {
+    const proposals = await proposeCompletions(application(false, false), args.slice(2), context);
+    streams.stdout.write(proposalLines(proposals));
+    return EXIT.ok;
+  }
   const debug = globalThis.process.env["SSIHV_DEBUG"] !== undefined;
   await run(application(args.includes("--json"), debug), args, context);
   const status = statusOf(Number(process.exitCode ?? 0));

@@ -23,6 +23,7 @@ interface CoordinatorFlags {
   readonly heartbeat: number;
   readonly silence: number;
   readonly vmPorts: number;
+  readonly metrics?: HostPort;
 }
 
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
@@ -57,6 +58,7 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
     heartbeatMs: Math.ceil(flags.heartbeat / 1000),
     silenceMs: Math.ceil(flags.silence / 1000),
     portBase: flags.vmPorts,
+    ...(flags.metrics !== undefined && { metrics: flags.metrics }),
     say,
   });
   const { apiPort, agentPort, joinPort } = running;
@@ -138,6 +140,13 @@ Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state ca
         default: "5s",
         brief: "a host that is not heard for so long is reported silent",
         placeholder: "TIME",
+      },
+      metrics: {
+        kind: "parsed",
+        parse: (value: string) => parseListen(value, "--metrics"),
+        optional: true,
+        brief: "serve metrics there without TLS, /metrics for Prometheus [only on the API]",
+        placeholder: "ADDRESS:PORT",
       },
       vmPorts: {
         kind: "parsed",

@@ -9,8 +9,9 @@ import { type JoinEvent, JoinSession } from "../node/join.ts";
 import { type HostPort, parseIp, parseListen, parseTarget } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmOutcome } from "../node/vm.ts";
-import { MetricsServer } from "../node/vm-metrics.ts";
+import { metricsText } from "../node/vm-metrics.ts";
 import { checkMemory } from "../node/vm-request.ts";
+import { MetricsServer } from "../telemetry/metrics-server.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
 import { path, requireKvm } from "./flags.ts";
@@ -125,7 +126,7 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
     },
   );
   const { metrics } = flags;
-  const server = metrics && MetricsServer.open(metrics, () => (joined ? [session] : []));
+  const server = metrics && MetricsServer.open(metrics, () => metricsText(joined ? [session] : []));
   try {
     this.status = await runUntilSignal(session, output, admin);
   } finally {

@@ -10,7 +10,9 @@ import { sweepDead } from "../node/admin-name.ts";
 import { versionLine } from "../node/build-info.ts";
 import { checkHost } from "../node/host-check.ts";
 import type { HostFacts } from "../node/host-facts.ts";
-import { parseIp } from "../node/join-address.ts";
+import { type HostPort, parseIp, parseListen } from "../node/join-address.ts";
+import { metricsText } from "../node/vm-metrics.ts";
+import { MetricsServer } from "../telemetry/metrics-server.ts";
 import type { CliContext } from "./context.ts";
 import { stateFolder } from "./coordinator.ts";
 import { path, text } from "./flags.ts";
@@ -24,6 +26,7 @@ export interface NodeFlags {
   readonly lane?: string;
   readonly cpus?: number;
   readonly memory?: bigint;
+  readonly metrics?: HostPort;
   readonly memoryOnly: boolean;
   readonly acceptUnfit: boolean;
 }
@@ -115,7 +118,10 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
     const mib = Math.floor(capacity.memoryBytes / 2 ** 20);
     const cpus = runsVcpus ? `${capacity.cpus} CPU(s) and ` : "";
     say(`node: ${name} gives ${cpus}${mib} MiB`);
+    const { metrics } = flags;
+    const server = metrics && MetricsServer.open(metrics, () => metricsText(agent.observed()));
     const signal = await untilSignal(agent);
+    server?.close();
     say(`node: ended by ${signal}`);
   } finally {
     unlock();
@@ -219,6 +225,13 @@ Exit status: 0 ended by a signal, 2 wrong flags, no membership or a token that i
         optional: true,
         brief: "memory for VMs, engines included [nine tenths of what is free]",
         placeholder: "SIZE",
+      },
+      metrics: {
+        kind: "parsed",
+        parse: (value: string) => parseListen(value, "--metrics"),
+        optional: true,
+        brief: "serve metrics of the nodes on this host there, /metrics for Prometheus",
+        placeholder: "ADDRESS:PORT",
       },
       memoryOnly: {
         kind: "boolean",

@@ -9,8 +9,9 @@ import { openAdmin } from "../node/admin-open.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { parseListen } from "../node/join-address.ts";
 import type { VmPlan } from "../node/vm.ts";
-import { MetricsServer } from "../node/vm-metrics.ts";
+import { metricsText } from "../node/vm-metrics.ts";
 import { memoryWords, planVm, warnings } from "../node/vm-request.ts";
+import { MetricsServer } from "../telemetry/metrics-server.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
@@ -35,7 +36,8 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
   requireKvm(this.host);
   const { metrics } = flags;
   let session: RunSession | undefined;
-  const server = metrics && MetricsServer.open(metrics, () => (session ? [session.observed] : []));
+  const server =
+    metrics && MetricsServer.open(metrics, () => metricsText(session ? [session.observed] : []));
   try {
     session = await openSession(this, wanted, facts, {
       json: flags.json,

@@ -9,6 +9,7 @@ import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
 import { durationFlag, wholeNumber } from "./run-options.ts";
 import { compare, type Look, topTable } from "./top-table.ts";
+import { vmNames } from "./vm-names.ts";
 
 interface TopFlags {
   readonly interval?: number;
@@ -91,7 +92,10 @@ Exit status: 0 shown, 2 wrong flags or no such VM, 10 the VM named did not answe
     positional: {
       kind: "tuple",
       parameters: [
-        { parse: text, optional: true, brief: "the VM; absent: all of them", placeholder: "NAME" },
+        {
+          ...{ parse: text, optional: true, brief: "the VM; absent: all", placeholder: "NAME" },
+          proposeCompletions: vmNames,
+        },
       ],
     },
     flags: {

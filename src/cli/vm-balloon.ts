@@ -7,6 +7,7 @@ import { jsonFlag } from "./api-flags.ts";
 import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
 import { sizeOrNoneFlag } from "./run-options.ts";
+import { vmNames } from "./vm-names.ts";
 import { balloonWords } from "./vm-tables.ts";
 
 interface BalloonFlags {
@@ -43,7 +44,7 @@ Exit status: 0 told, 2 wrong flags, no such VM or none with a balloon, 10 the VM
     positional: {
       kind: "tuple",
       parameters: [
-        { parse: text, brief: "the VM", placeholder: "NAME" },
+        { parse: text, brief: "the VM", placeholder: "NAME", proposeCompletions: vmNames },
         { parse: sizeOrNoneFlag("SIZE"), brief: "512M, 2G, 0", placeholder: "SIZE" },
       ],
     },

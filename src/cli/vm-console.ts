@@ -13,6 +13,7 @@ import { EXIT } from "./exit-status.ts";
 import { text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { ConsoleInputStream, ConsoleOutputStream } from "./terminal.ts";
+import { vmNames } from "./vm-names.ts";
 
 interface ConsoleFlags extends ApiFlags {
   readonly readOnly: boolean;
@@ -170,7 +171,9 @@ ${API_STATUSES}`,
   parameters: {
     positional: {
       kind: "tuple",
-      parameters: [{ parse: text, brief: "the VM", placeholder: "NAME" }],
+      parameters: [
+        { parse: text, brief: "the VM", placeholder: "NAME", proposeCompletions: vmNames },
+      ],
     },
     flags: {
       ...API_FLAGS,

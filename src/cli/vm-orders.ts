@@ -11,6 +11,7 @@ import type { CliContext } from "./context.ts";
 import { path, text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { durationFlag } from "./run-options.ts";
+import { vmNames } from "./vm-names.ts";
 
 interface OrderFlags extends ApiFlags {
   readonly json: boolean;
@@ -149,7 +150,10 @@ async function destroy(this: CliContext, flags: DestroyFlags, name: string): Pro
   await api.destroy(name, flags.force);
 }
 
-const NAME = { parse: text, brief: "the VM", placeholder: "NAME" } as const;
+const NAME = {
+  ...{ parse: text, brief: "the VM", placeholder: "NAME" },
+  proposeCompletions: vmNames,
+} as const;
 const ONE = { kind: "tuple", parameters: [NAME] } as const;
 const VM_JSON = "one JSON object: {name, state, spec, places, last, ..}";
 
@@ -179,7 +183,7 @@ export const createCommand = buildCommand<CreateFlags, [], CliContext>({
 
 More keys, with the meaning and the defaults of cluster-config.yaml and ssihv run: reboot,
 page_tables, clock_dilation, peer_timeout, stall_freeze, hold_max, poll_max; memory_nodes,
-node_memory, memory_node_memory, cache, copies.
+node_memory, memory_node_memory, cache, copies; memory_latency, memory_bandwidth.
 
 Examples:
   ssihv vm create -f vm.yaml

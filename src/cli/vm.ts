@@ -16,6 +16,7 @@ import { printable } from "./report.ts";
 import { wholeNumber } from "./run-options.ts";
 import { balloonCommand } from "./vm-balloon.ts";
 import { consoleCommand } from "./vm-console.ts";
+import { vmNames } from "./vm-names.ts";
 import { createCommand, destroyCommand, startCommand, stopCommand } from "./vm-orders.ts";
 import { listTable, nodesText, pagesText, showText } from "./vm-tables.ts";
 
@@ -218,6 +219,7 @@ ${EXIT_STATUSES}`,
           optional: true,
           brief: "the VM; not needed when only one runs",
           placeholder: "NAME",
+          proposeCompletions: vmNames,
         },
       ],
     },

@@ -5,7 +5,8 @@
 import { dirname, resolve } from "node:path";
 import { type Static, Type } from "@sinclair/typebox";
 
-import { parseDurationNs, parseDurationUs } from "./duration.ts";
+import { parseDurationUs } from "./duration.ts";
+import { MATRICES_EXPECTED, Matrix, type MemoryCostsGiven, readCosts } from "./memory-costs.ts";
 import { parseSize, parseSizeOrNone } from "./size.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
 
@@ -22,12 +23,6 @@ const NodeSchema = Type.Object(
   },
   { additionalProperties: false },
 );
-
-/** Between all nodes: a row for each node's CPUs, in it a value for each node's memory. */
-const Matrix = Type.Array(Type.Array(Text, { minItems: 1, maxItems: 8 }), {
-  minItems: 1,
-  maxItems: 8,
-});
 
 const VmSchema = Type.Object(
   {
@@ -72,12 +67,6 @@ export interface NodeConfig {
   readonly address: string | undefined;
   readonly cpus: number;
   readonly memoryBytes: bigint;
-}
-
-/** Matrices over the guest's nodes, [node of the CPU][node of the memory]. */
-export interface MemoryCostsGiven {
-  readonly latencyNs?: readonly (readonly number[])[] | undefined;
-  readonly bandwidthMBps?: readonly (readonly number[])[] | undefined;
 }
 
 export interface VmConfig {
@@ -139,8 +128,7 @@ const EXPECTED = {
   cache: 'a size with its unit such as "64M"',
   copies: "1 or 2",
   balloon: 'a size with its unit such as "512M", or "0"',
-  memory_latency: 'rows of durations such as [["90ns", "40us"], ["40us", "90ns"]]',
-  memory_bandwidth: 'rows of sizes a second such as [["20G", "1G"], ["1G", "20G"]]',
+  ...MATRICES_EXPECTED,
   hold_max: 'a duration with its unit such as "1ms"',
   poll_max: 'a duration with its unit such as "200us"',
 };
@@ -178,41 +166,6 @@ function readNodes(raw: Raw, reader: Reader): NodeConfig[] {
     const memoryBytes = reader.at(["nodes", i, "memory"], memory, parseSize, 1n);
     return { name, address, cpus, memoryBytes };
   });
-}
-
-const BYTES_PER_MEGABYTE = 1e6;
-
-/** `count` rows of `count` values; undefined where the key is absent. */
-function readMatrix(
-  raw: NonNullable<Raw["vm"]>,
-  key: "memory_latency" | "memory_bandwidth",
-  count: number,
-  reader: Reader,
-): number[][] | undefined {
-  const rows = raw[key];
-  if (rows === undefined) return undefined;
-  if (rows.length !== count || rows.some((row) => row.length !== count)) {
-    reader.blame(["vm", key], `vm.${key}: ${count} rows of ${count} values, one for each node`);
-  }
-  const parse =
-    key === "memory_latency"
-      ? parseDurationNs
-      : (text: string, what: string) => Number(parseSize(text, what)) / BYTES_PER_MEGABYTE;
-  return rows.map((row, i) =>
-    row.map((text, j) => {
-      const path = ["vm", key, i, j];
-      const value = reader.at(path, text, parse, 1);
-      if (!(value > 0)) reader.blame(path, `${show(path)}: "${text}" is nothing`);
-      return value;
-    }),
-  );
-}
-
-function readCosts(raw: NonNullable<Raw["vm"]>, count: number, reader: Reader): VmConfig {
-  const latencyNs = readMatrix(raw, "memory_latency", count, reader);
-  const bandwidthMBps = readMatrix(raw, "memory_bandwidth", count, reader);
-  if (latencyNs === undefined && bandwidthMBps === undefined) return {};
-  return { memoryCosts: { latencyNs, bandwidthMBps } };
 }
 
 function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): VmConfig {
@@ -261,7 +214,7 @@ export function parseClusterConfig(text: string, file: string): ClusterConfig {
   const nodes = readNodes(raw, reader);
   const vm = {
     ...readVm(raw.vm ?? {}, dirname(resolve(file)), reader),
-    ...readCosts(raw.vm ?? {}, raw.nodes.length, reader),
+    ...readCosts(raw.vm ?? {}, ["vm"], raw.nodes.length, reader),
   };
   const without = raw.nodes.findIndex((node) => node.address === undefined);
   if (without >= 0 && raw.nodes.some((node) => node.address !== undefined)) {

@@ -23,7 +23,17 @@ node_memory: 768M
 memory_node_memory: 2G
 cache: 64M
 copies: 1
+memory_latency: [[90ns, 40us], [40us, 90ns]]
+memory_bandwidth: [[20G, 1G], [1G, 20G]]
 `;
+
+/** Of two nodes: within one, and between them. */
+function square(own: number, other: number): number[][] {
+  return [
+    [own, other],
+    [other, own],
+  ];
+}
 
 test("every setting reaches the coordinator in its own units", () => {
   const read = parseVmConfig(FULL, "vm.yaml");
@@ -37,6 +47,8 @@ test("every setting reaches the coordinator in its own units", () => {
     ...{ pageTables: "strict", clockDilation: 2, peerTimeoutMs: 10_000, stallFreezeMs: 500 },
     ...{ holdUsMax: 2000, pollUsMax: 0, memoryNodes: 1, nodeMemoryBytes: 768 * 2 ** 20 },
     ...{ memoryNodeMemoryBytes: 2 ** 31, cacheBytes: 2 ** 26, copies: 1 },
+    memoryLatencyNs: square(90, 40_000),
+    memoryBandwidthMBps: square((20 * 2 ** 30) / 1e6, 2 ** 30 / 1e6),
   });
   expect(Value.Check(VmSpec, read)).toBe(true);
   // What the API takes and the file cannot say would be a setting out of reach.

@@ -5,6 +5,7 @@
 import { type Static, Type } from "@sinclair/typebox";
 
 import { parseDurationUs } from "./duration.ts";
+import { MATRICES_EXPECTED, Matrix, readCosts } from "./memory-costs.ts";
 import { parseSize } from "./size.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
 
@@ -42,6 +43,8 @@ export const VmConfigSchema = Type.Object(
     memory_node_memory: Type.Optional(Text),
     cache: Type.Optional(Text),
     copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+    memory_latency: Type.Optional(Matrix),
+    memory_bandwidth: Type.Optional(Matrix),
   },
   { additionalProperties: false },
 );
@@ -75,6 +78,7 @@ const WORDS: SchemaWords = {
     memory_node_memory: SIZE,
     cache: SIZE,
     copies: "1 or 2",
+    ...MATRICES_EXPECTED,
   },
   whole: "a mapping with name, nodes and kernel",
   hint: "ssihv vm create --help shows such a file",
@@ -99,6 +103,8 @@ export interface VmConfigRead {
   memoryNodeMemoryBytes?: number;
   cacheBytes?: number;
   copies?: number;
+  memoryLatencyNs?: number[][];
+  memoryBandwidthMBps?: number[][];
 }
 
 type TextKey = {
@@ -146,6 +152,10 @@ function defined<T extends object>(value: T): { [K in keyof T]?: Exclude<T[K], u
   return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
 }
 
+function mutable(rows: readonly (readonly number[])[] | undefined): number[][] | undefined {
+  return rows?.map((row) => [...row]);
+}
+
 /** `file` is named in errors. */
 export function parseVmConfig(text: string, file: string): VmConfigRead {
   const { raw, reader } = readYaml(text, file, VmConfigSchema, WORDS);
@@ -166,6 +176,7 @@ export function parseVmConfig(text: string, file: string): VmConfigRead {
   });
   values.path("kernel");
   values.path("initrd");
+  const { memoryCosts } = readCosts(raw, [], nodes.length, reader);
   const read: VmConfigRead = {
     name: raw.name,
     nodes,
@@ -185,6 +196,8 @@ export function parseVmConfig(text: string, file: string): VmConfigRead {
       memoryNodeMemoryBytes: values.size("memory_node_memory"),
       cacheBytes: values.size("cache"),
       copies: raw.copies,
+      memoryLatencyNs: mutable(memoryCosts?.latencyNs),
+      memoryBandwidthMBps: mutable(memoryCosts?.bandwidthMBps),
     }),
   };
   reader.refuseMistakes();

@@ -28,6 +28,12 @@ export const NodeSpec = Type.Object(
   { additionalProperties: false },
 );
 
+/** As the guest is told of its memory: [node of the CPU][node of the memory]. */
+const Matrix = Type.Array(
+  Type.Array(Type.Number({ exclusiveMinimum: 0, maximum: 1e15 }), { minItems: 1, maxItems: 8 }),
+  { minItems: 1, maxItems: 8, description: "a row and a column for each node" },
+);
+
 export const VmSpec = Type.Object(
   {
     name: Name,
@@ -47,6 +53,8 @@ export const VmSpec = Type.Object(
     memoryNodeMemoryBytes: Type.Optional(Bytes),
     cacheBytes: Type.Optional(Bytes),
     copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+    memoryLatencyNs: Type.Optional(Matrix),
+    memoryBandwidthMBps: Type.Optional(Matrix),
   },
   { additionalProperties: false },
 );

@@ -5,7 +5,7 @@
 // Order: ready -> start -> started -> ... -> summary (once, if asked or at the end) -> stopped.
 // `failed` may replace any of them and is the last message.
 
-import type { MemoryCostsGiven } from "../config/cluster-config.ts";
+import type { MemoryCostsGiven } from "../config/memory-costs.ts";
 import type { NodeStats } from "../telemetry/node-metrics.ts";
 
 /** File descriptors of the child. */

@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 
 import { SsihvError } from "../base/errors.ts";
 import type { NodeStats } from "../telemetry/node-metrics.ts";
-import { MetricsServer, metricsText } from "./vm-metrics.ts";
+import { metricsText } from "./vm-metrics.ts";
 import type { VmObserved } from "./vm-view.ts";
 
 const stats: NodeStats = {
@@ -44,25 +44,6 @@ test("nodes of this host, up or not, and the VM's state", async () => {
     expect(lines).toContain(line);
   }
   expect(lines.join("\n")).not.toContain('node="1"');
-});
-
-test("served at /metrics, and nothing else", async () => {
-  const server = MetricsServer.open({ host: "127.0.0.1", port: 0 }, () => [VM]);
-  try {
-    const at = `http://127.0.0.1:${server.port}`;
-    const good = await fetch(`${at}/metrics`);
-    expect(good.status).toBe(200);
-    expect(good.headers.get("content-type")).toStartWith("text/plain; version=0.0.4");
-    expect(await good.text()).toContain("ssihv_node_up");
-    expect((await fetch(`${at}/`)).status).toBe(200);
-    expect((await fetch(`${at}/secret`)).status).toBe(404);
-    expect((await fetch(`${at}/metrics`, { method: "POST" })).status).toBe(405);
-    expect(() => MetricsServer.open({ host: "127.0.0.1", port: server.port }, () => [])).toThrow(
-      /cannot be used/,
-    );
-  } finally {
-    server.close();
-  }
 });
 
 test("no VM yet: the build alone", async () => {

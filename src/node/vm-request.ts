@@ -6,7 +6,7 @@ import { resolve } from "node:path";
 
 import { openBootFile } from "../base/boot-file.ts";
 import { SsihvError } from "../base/errors.ts";
-import type { MemoryCostsGiven } from "../config/cluster-config.ts";
+import type { MemoryCostsGiven } from "../config/memory-costs.ts";
 import type { NodePlan } from "../engine/messages.ts";
 import { constants } from "../native/abi.gen.ts";
 import { guestCmdline } from "../vmm/guest-cmdline.ts";

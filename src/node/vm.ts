@@ -11,7 +11,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { isErrorCode, SsihvError } from "../base/errors.ts";
-import type { MemoryCostsGiven } from "../config/cluster-config.ts";
+import type { MemoryCostsGiven } from "../config/memory-costs.ts";
 import type {
   EngineCapabilities,
   EngineOptions,

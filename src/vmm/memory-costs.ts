@@ -2,7 +2,7 @@
 // measured as they linked, in the guest's time, or what the configuration says instead.
 
 import type { MemoryCosts } from "../../acpi/board.ts";
-import type { MemoryCostsGiven } from "../config/cluster-config.ts";
+import type { MemoryCostsGiven } from "../config/memory-costs.ts";
 
 /** abi.zig LinkCost; zeros: not measured. */
 export interface LinkCost {

@@ -20,8 +20,8 @@ import {
   startDevice,
   tellActual,
 } from "./balloon-guest.ts";
-import { hasKvm, key, powerOff, REMOTE, start } from "./running-vm.ts";
-import { binary, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
+import { key, powerOff, REMOTE, start } from "./running-vm.ts";
+import { binary, hasKvm, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
 import { asm, eachPage, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);

@@ -21,6 +21,11 @@ import { asm, increment, say, writeGuest } from "./tiny-guest.ts";
 const LINE_STATUS = 0x3fd;
 const DATA_READY = 1;
 const SERIAL = 0x3f8;
+/** For ever, as these tests have it. */
+export const ECHO: number[] = asm.repeat(1_000_000, [
+  ...asm.waitFor(LINE_STATUS, DATA_READY),
+  ...asm.echo(SERIAL),
+]);
 /** RAM of node 1: the second half of 256 MiB. */
 const REMOTE = 192 << 20;
 const FIRST_PORT = 21_000;
@@ -165,6 +170,20 @@ export class Cluster implements AsyncDisposable {
     return cluster;
   }
 
+  /** Another host, with flags of its own. */
+  async join(host: string, ...more: string[]): Promise<void> {
+    const token = (await this.ok("cluster", "token", host)).trim();
+    // The guests of these tests run where a Linux would not.
+    const flags = ["--state", join(this.folder, host), "--cpus", "2", "--memory", "2G", ...more];
+    const command = [binary, "node", "--accept-unfit", ...flags];
+    const agent = new Daemon(command, { ...this.env, SSIHV_RUNTIME_DIR: this.runtime(host) });
+    this.agents.set(host, agent);
+    const child = agent.start("--join", "-", "--name", host);
+    child.stdin.write(`${token}\n`);
+    child.stdin.end();
+    await agent.says("coordinator: connected");
+  }
+
   /** Until it answers; also again, after it was killed. */
   async startCoordinator(): Promise<void> {
     const from = this.coordinator.text.length;
@@ -246,12 +265,16 @@ export class Cluster implements AsyncDisposable {
 
   /** A guest that says hello, uses a page of the other node, and echoes what is typed. */
   vmFile(name: string): string {
-    const kernel = join(this.folder, "guest");
-    const echo = [...asm.waitFor(LINE_STATUS, DATA_READY), ...asm.echo(SERIAL)];
-    writeGuest(kernel, increment(REMOTE), say("hello"), asm.repeat(1_000_000, echo));
-    const file = join(this.folder, `${name}.yaml`);
     const nodes = "  - { cpus: 1, memory: 128M }\n".repeat(2);
-    writeFileSync(file, `name: ${name}\nnodes:\n${nodes}kernel: ${kernel}\n`);
+    return this.file(name, `nodes:\n${nodes}`, increment(REMOTE), say("hello"), ECHO);
+  }
+
+  /** `shape`: the nodes, and what differs from the defaults. */
+  file(name: string, shape: string, ...code: readonly (readonly number[])[]): string {
+    const kernel = join(this.folder, `${name}.guest`);
+    writeGuest(kernel, ...code);
+    const file = join(this.folder, `${name}.yaml`);
+    writeFileSync(file, `name: ${name}\n${shape}kernel: ${kernel}\n`);
     return file;
   }
 
@@ -262,18 +285,5 @@ export class Cluster implements AsyncDisposable {
 
   private runtime(host: string): string {
     return join(this.folder, `run-${host}`);
-  }
-
-  private async join(host: string): Promise<void> {
-    const token = (await this.ok("cluster", "token", host)).trim();
-    // The guests of these tests run where a Linux would not.
-    const flags = ["--state", join(this.folder, host), "--cpus", "2", "--memory", "2G"];
-    const command = [binary, "node", "--accept-unfit", ...flags];
-    const agent = new Daemon(command, { ...this.env, SSIHV_RUNTIME_DIR: this.runtime(host) });
-    this.agents.set(host, agent);
-    const child = agent.start("--join", "-", "--name", host);
-    child.stdin.write(`${token}\n`);
-    child.stdin.end();
-    await agent.says("coordinator: connected");
   }
 }

@@ -4,20 +4,20 @@
 // a Linux over two hosts is the lab's.
 
 import { describe, expect, test } from "bun:test";
-import { accessSync, constants, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Vm } from "../../coordinator/api-schemas.ts";
-import { Cluster, childrenOf, holdings, isAlive, until } from "./cluster-processes.ts";
-import { binary } from "./support.ts";
-
-function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
+import {
+  Cluster,
+  childrenOf,
+  type Daemon,
+  ECHO,
+  holdings,
+  isAlive,
+  until,
+} from "./cluster-processes.ts";
+import { binary, freePort, hasKvm } from "./support.ts";
+import { asm, eachPage, say } from "./tiny-guest.ts";
 
 /** More of them: SSIHV_CYCLES=200. */
 const CYCLES = Number(process.env["SSIHV_CYCLES"] ?? 20);
@@ -106,6 +106,10 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     await coordinator.kill();
     expect(await console_.child.exited).toBe(10);
     expect((await cluster.ssihv("vm", "list", "--coordinator", "127.0.0.1:1")).code).toBe(10);
+    // One that is only looked for on this host is done without.
+    const without = await cluster.ssihv("vm", "list");
+    expect([without.code, without.out]).toEqual([0, expect.stringMatching(/^NAME .*PID\n$/)]);
+    expect(without.err).toContain("does not answer; this is what runs on this host");
     const lead = leadOf(before);
     const other = lead === "host-a" ? "host-b" : "host-a";
     const here = await cluster.local(lead, "vm", "show", "tiny", "--json");
@@ -151,6 +155,39 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     expect(JSON.parse(await cluster.ok("vm", "list", "--json"))).toEqual([]);
   });
 
+  test("agents and the coordinator tell Prometheus of what they look after", async () => {
+    await using cluster = await Cluster.start("host-a", "host-b");
+    const metricsOf = async (daemon: Daemon) => {
+      const address = `127.0.0.1:${freePort()}`;
+      await daemon.end();
+      daemon.start("--metrics", address);
+      const read = async () => await (await fetch(`http://${address}/metrics`)).text();
+      await until("it tells something", () => read().then(Boolean, () => false));
+      return read;
+    };
+    const ofCluster = await metricsOf(cluster.coordinator);
+    const ofHost = await metricsOf(cluster.agent("host-a"));
+    for (const host of ["host-a", "host-b"]) await cluster.hostIs(host, "up");
+    expect(await ofHost()).not.toContain("ssihv_node_up");
+
+    await cluster.ok("vm", "create", "-f", cluster.vmFile("tiny"), "--start");
+    const { places } = await cluster.vmIs("tiny", "running");
+    const { node } = places.find(({ host }) => host === "host-a") ?? {};
+    const text = await ofHost();
+    // The other node is told by the other host, whoever leads.
+    expect(text.match(/^ssihv_node_up\{.*$/gm)).toEqual([
+      `ssihv_node_up{vm="tiny",node="${node}"} 1`,
+    ]);
+    expect(text).toContain('ssihv_vm_state{vm="tiny",state="running"} 1');
+    const lines = await ofCluster();
+    expect(lines).toContain('ssihv_cluster_vm_state{vm="tiny",state="running"} 1');
+    expect(lines).toContain('ssihv_cluster_host_cpus{host="host-b",amount="promised"} 1');
+
+    await cluster.ok("vm", "destroy", "tiny", "--force");
+    await until("it is told no more", async () => !(await ofHost()).includes('vm="tiny"'));
+    expect(await ofCluster()).not.toContain('vm="tiny"');
+  });
+
   test("an agent that is ended ends its VMs in order, and leaves nothing", async () => {
     await using cluster = await Cluster.start("host-a", "host-b");
     await cluster.ok("vm", "create", "-f", cluster.vmFile("tiny"), "--start");
@@ -168,6 +205,34 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     }
     agent.start();
     await cluster.hostIs(leadOf(vm), "up");
+  });
+
+  test("a host that lends memory: it has pages of the guest, and its death is told", async () => {
+    await using cluster = await Cluster.start("host-a");
+    await cluster.join("lender", "--memory-only");
+    expect(await cluster.hostIs("lender", "up")).toMatchObject({ runsVcpus: false });
+    const shape =
+      "nodes: [{ cpus: 1, memory: 96M }]\nmemory_nodes: 1\nnode_memory: 48M\n" +
+      "memory_node_memory: 80M\n";
+    // More than may stay: some of it is with the lender, and comes back to be looked at.
+    const first = 16 << 20;
+    const pages = (64 << 20) / 4096;
+    const fill = [eachPage(first, pages, asm.incrementAt), eachPage(first, pages, asm.expectAt(1))];
+    const file = cluster.file("wide", shape, ...fill, say("whole"), ECHO);
+    await cluster.ok("vm", "create", "-f", file, "--start");
+    const console_ = new Console(cluster, "wide");
+    await console_.shows("whole");
+    const { places, engines } = await cluster.show("wide");
+    expect(places.map(({ host, memoryOnly }) => [host, memoryOnly])).toEqual([
+      ["host-a", false],
+      ["lender", true],
+    ]);
+    expect(engines?.nodes.length).toBe(2);
+    await cluster.agent("lender").kill();
+    const { last } = await cluster.vmIs("wide", "failed");
+    expect(last?.reason).toBe("page_lost");
+    await cluster.hostIs("lender", "silent");
+    await until("no engine is left", () => childrenOf(cluster.agent("host-a").pid).length === 0);
   });
 
   test("agents killed at any moment of a start leave no engine and no socket", async () => {

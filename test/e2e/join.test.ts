@@ -3,28 +3,19 @@
 // instructions long, so shadow paging is enough; a Linux boot is the lab's to show.
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { accessSync, constants, writeFileSync } from "node:fs";
-import { binary, type Finished, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
+import { writeFileSync } from "node:fs";
+import {
+  binary,
+  type Finished,
+  freePort,
+  hasKvm,
+  removeRuntimeFolder,
+  run,
+  temporaryFolder,
+} from "./support.ts";
 import { asm, eachPage, increment, say, writeGuest } from "./tiny-guest.ts";
 
-function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 afterAll(removeRuntimeFolder);
-
-/** The first of a few ports that are free now: one to join, the next for lanes. */
-function freePort(): number {
-  const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
-  const { port } = probe;
-  probe.stop(true);
-  return Math.min(port, 65_000);
-}
 
 interface Both {
   readonly lead: Finished;

@@ -4,23 +4,14 @@
 // instructions long, so shadow paging is enough.
 
 import { describe, expect, test } from "bun:test";
-import { accessSync, constants, readdirSync, renameSync, writeFileSync } from "node:fs";
-import { binary, isRoot, run, temporaryFolder } from "./support.ts";
+import { readdirSync, renameSync, writeFileSync } from "node:fs";
+import { binary, hasKvm, isRoot, run, temporaryFolder } from "./support.ts";
 import { asm, eachPage, say, writeGuest } from "./tiny-guest.ts";
 
 const LINE_STATUS = 0x3fd;
 const DATA_READY = 1;
 const MIB = 1 << 20;
 const powerOff = asm.outw(0x604, 0x2000);
-
-function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 /** Adds one to a byte of every page of the range, then finds `value` in each. */
 function sweep(from: number, to: number, value: number): number[][] {

@@ -4,22 +4,15 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { unpackedPackage } from "../lab/debian.ts";
-import { hasKvm, increment, key, powerOff, REMOTE, start } from "./running-vm.ts";
-import { checkout, removeRuntimeFolder, temporaryFolder } from "./support.ts";
-import { say, writeGuest } from "./tiny-guest.ts";
+import { key, powerOff, REMOTE, start } from "./running-vm.ts";
+import { checkout, freePort, hasKvm, removeRuntimeFolder, temporaryFolder } from "./support.ts";
+import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
 
 const SHAPE = ["--memory", "256M", "--nodes", "2", "--cpus", "2"];
 /** Prometheus has scraped by then, on a loaded machine too. */
 const PATIENCE_MS = 60_000;
-
-function freePort(): number {
-  const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
-  const { port } = probe;
-  probe.stop(true);
-  return port;
-}
 
 interface Panel {
   readonly targets: readonly { readonly expr: string }[];

@@ -3,8 +3,14 @@
 // instructions long, so shadow paging is enough; a Linux boot is the lab's to show.
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { accessSync, constants } from "node:fs";
-import { binary, type Finished, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
+import {
+  binary,
+  type Finished,
+  hasKvm,
+  removeRuntimeFolder,
+  run,
+  temporaryFolder,
+} from "./support.ts";
 import { asm, say, writeGuest } from "./tiny-guest.ts";
 
 const COM1 = 0x3f8;
@@ -12,14 +18,6 @@ const LINE_STATUS = 0x3fd;
 const DATA_READY = 1;
 const TRANSMIT_EMPTY = 0x20;
 
-function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
 const kvm = hasKvm();
 afterAll(removeRuntimeFolder);
 

@@ -1,18 +1,8 @@
 // A VM that goes on while a test looks at it: `ssihv run` with a guest of a few instructions, its
 // console and its words.
 
-import { accessSync, constants } from "node:fs";
 import { binary } from "./support.ts";
 import { asm } from "./tiny-guest.ts";
-
-export function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 /** RAM of node 1: the second half of 256 MiB. */
 export const REMOTE = 192 << 20;
@@ -21,11 +11,6 @@ const LINE_STATUS = 0x3fd;
 export const powerOff = asm.outw(0x604, 0x2000);
 /** Waits for a byte and takes it. */
 export const key = [...asm.waitFor(LINE_STATUS, DATA_READY), 0x66, 0xba, 0xf8, 0x03, 0xec];
-
-/** inc byte ptr [address] (SDM vol. 2): reads and writes a page. */
-export function increment(address: number): number[] {
-  return [0xfe, 0x04, 0x25, ...[0, 8, 16, 24].map((shift) => (address >>> shift) & 0xff)];
-}
 
 /** What a stream has said so far, and more until it holds `text`. */
 export class Listener {

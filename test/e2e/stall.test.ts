@@ -4,21 +4,11 @@
 // a test machine set the TSC; the lab shows a Linux the same (test/lab/stall.test.ts).
 
 import { describe, expect, test } from "bun:test";
-import { accessSync, constants } from "node:fs";
 import { describeDeath, type EngineExit } from "../../src/node/engine-process.ts";
 import { buildProgram } from "../guest/build.ts";
 import { Engines, NODE_1, until } from "./engines.ts";
-import { isRoot, run } from "./support.ts";
+import { hasKvm, isRoot, run } from "./support.ts";
 import { asm, say } from "./tiny-guest.ts";
-
-function hasKvm(): boolean {
-  try {
-    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 const PM_TIMER_HZ = 3_579_545;
 const powerOff = asm.outw(0x604, 0x2000);

@@ -1,6 +1,6 @@
 // Helpers of the end-to-end tests: run a command to its end, and folders that go away again.
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { accessSync, constants, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
@@ -49,3 +49,20 @@ export function temporaryFolder(parent: string = tmpdir()): Disposable & { reado
 }
 
 export const isRoot: boolean = process.getuid?.() === 0;
+
+export function hasKvm(): boolean {
+  try {
+    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** A TCP port of this host that is free now; the one after it exists. */
+export function freePort(): number {
+  const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
+  const { port } = probe;
+  probe.stop(true);
+  return Math.min(port, 65_000);
+}

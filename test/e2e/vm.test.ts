@@ -3,10 +3,10 @@
 // another node's engine is stopped. The guests are a few instructions long; a Linux is the lab's.
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
-import { hasKvm, increment, key, powerOff, REMOTE, start } from "./running-vm.ts";
-import { binary, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
-import { say, writeGuest } from "./tiny-guest.ts";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { key, powerOff, REMOTE, start } from "./running-vm.ts";
+import { binary, hasKvm, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
+import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
 
@@ -26,6 +26,20 @@ interface Shown {
 
 async function show(): Promise<Shown> {
   return JSON.parse(await vm("show", "tiny", "--json")) as Shown;
+}
+
+/**
+ * SIGSTOP, until no thread runs: each stops when one of them has taken the signal, which may wait
+ * for a CPU while another still serves a fault.
+ */
+async function stop(pid: number): Promise<void> {
+  process.kill(pid, "SIGSTOP");
+  const states = () =>
+    readdirSync(`/proc/${pid}/task`).map((tid) => {
+      const stat = readFileSync(`/proc/${pid}/task/${tid}/stat`, "utf8");
+      return stat.slice(stat.lastIndexOf(")") + 2)[0];
+    });
+  while (!states().every((state) => state === "T")) await Bun.sleep(1);
 }
 
 const twoNodes = ["--memory", "256M", "--nodes", "2"];
@@ -102,7 +116,7 @@ describe.skipIf(!hasKvm())("a VM that runs (needs /dev/kvm)", () => {
     const { child, type, out, err } = tiny;
     await out.until("up");
     const stopped = (await show()).nodes[1]?.pid ?? 0;
-    process.kill(stopped, "SIGSTOP");
+    await stop(stopped);
     try {
       await type("x");
       const ages: number[] = [];

@@ -13,9 +13,12 @@ import { type Lab, startLab } from "./lab.ts";
 import { labMissing } from "./tools.ts";
 
 const reason = labMissing();
-/** The dearer ones run where boots repeat (make soak). */
+/**
+ * For `make soak`: minutes each. Every CI run has payload guests with memory nodes on this host's
+ * KVM (test/e2e/memory-nodes.test.ts) and simulated clusters with them.
+ */
 const soaking = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 1) >= 10;
-const testIfSoaking = soaking ? test : () => undefined;
+const describeIfSoaking = soaking ? describe.skipIf(reason !== undefined) : () => undefined;
 const limit = 1200;
 /** A page that is evicted and comes back costs two transfers of a millisecond of emulation each. */
 const dilation = "--clock-dilation 50 --peer-timeout 30s";
@@ -71,7 +74,7 @@ function usedWhenFull(log: string, memory: number): number {
   return memory * MIB - free;
 }
 
-describe.skipIf(reason !== undefined)("a guest larger than its hosts' shares", () => {
+describeIfSoaking("a guest larger than its hosts' shares", () => {
   let lab: Lab;
   let failed = true;
   beforeAll(async () => {
@@ -125,7 +128,7 @@ describe.skipIf(reason !== undefined)("a guest larger than its hosts' shares", (
     (limit + 60) * 1000,
   );
 
-  testIfSoaking(
+  test(
     "two nodes with vCPUs and small caches: over nine tenths of both in use",
     async () => {
       failed = true;
@@ -141,7 +144,7 @@ describe.skipIf(reason !== undefined)("a guest larger than its hosts' shares", (
     (limit + 60) * 1000,
   );
 
-  testIfSoaking(
+  test(
     "a memory node killed while the guest fills its memory: nothing is lost with two copies",
     async () => {
       failed = true;

@@ -84,6 +84,7 @@ export const typescriptLayers: readonly Layer[] = [
   {
     at: "coordinator",
     mayImport: ["src/base", "src/config", "src/control", "src/tls", "src/vmm", "node:*"].concat([
+      "src/telemetry",
       "bun:sqlite",
       "@sinclair/typebox",
       "elysia",
