@@ -83,6 +83,8 @@ const IMPOSSIBLE: readonly [string, Partial<AcpiBoard>, RegExp][] = [
   ],
   ["bridge on no node", { pci: { ...pci, node: 9 } }, /PCI host bridge is on node 9/],
   ["bus 256", { pci: { ...pci, lastBus: 256 } }, /last PCI bus is 256/],
+  ["virtio in RAM", { virtio: [{ base: GIB, size: 512n, gsi: 16 }] }, /not inside the device hole/],
+  ["virtio on an ISA line", { virtio: [{ base: 3n * GIB, size: 512n, gsi: 15 }] }, /has GSI 15/],
   ["no such GSI", { pci: { ...pci, interrupts: [16, 17, 18, -1] } }, /GSI -1/],
   [
     "PCI window over RAM",

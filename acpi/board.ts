@@ -79,6 +79,15 @@ export interface AcpiPci {
   interrupts: readonly [number, number, number, number];
 }
 
+/** A virtio device over MMIO (virtio 1.2, 4.2). */
+export interface AcpiVirtio {
+  /** Its registers; must lie in the hole. */
+  base: bigint;
+  size: bigint;
+  /** Level, active high. */
+  gsi: number;
+}
+
 /** What memory costs a CPU: [node of the CPU][node of the memory], both square. */
 export interface MemoryCosts {
   /** Nanoseconds until a page, or a cache line of local memory, is there. */
@@ -99,6 +108,7 @@ export interface AcpiBoard {
   costs?: MemoryCosts | undefined;
   hardware?: AcpiHardware | undefined;
   pci?: AcpiPci | undefined;
+  virtio?: readonly AcpiVirtio[] | undefined;
 }
 
 /** SLIT values: 10 is local, 255 unreachable (ACPI 6.3, 5.2.17). */
@@ -245,6 +255,20 @@ function checkPci(pci: AcpiPci, board: AcpiBoard, hole: AcpiHardware["hole"]): v
   }
 }
 
+/** The namespace has one digit for each, and GSIs below 16 are ISA's. */
+function checkVirtio(devices: readonly AcpiVirtio[], hole: AcpiHardware["hole"]): void {
+  if (devices.length > 16) refuse(`${devices.length} virtio devices: at most 16 have names`);
+  for (const { base, size, gsi } of devices) {
+    const what = `the virtio device at ${hex(base)} of ${hex(size)} bytes`;
+    if (size <= 0n || base < hole[0] || base + size > hole[1]) {
+      refuse(`${what} is not inside the device hole ${hex(hole[0])} to ${hex(hole[1])}`);
+    }
+    if (!isWhole(gsi, 0xffff) || gsi < 16) {
+      refuse(`${what} has GSI ${gsi}`, "use 16 or more: those below are edges of ISA devices");
+    }
+  }
+}
+
 /** Throws SsihvError "acpi_invalid" naming the first thing that is impossible. */
 export function checkBoard(board: AcpiBoard): void {
   const hole = (board.hardware ?? HARDWARE).hole;
@@ -258,4 +282,5 @@ export function checkBoard(board: AcpiBoard): void {
   checkCpus(board.cpus, board.distances.length);
   checkMemory(board.memory, board.distances.length, hole);
   if (board.pci) checkPci(board.pci, board, hole);
+  checkVirtio(board.virtio ?? [], hole);
 }

@@ -7,13 +7,16 @@ import {
   type AcpiCpu,
   type AcpiHardware,
   type AcpiPci,
+  type AcpiVirtio,
   HARDWARE,
 } from "./board.ts";
 import { encodeTable } from "./encoder.ts";
 import {
   dwordMemory,
+  extendedInterrupt,
   io,
   irq,
+  memory32Fixed,
   qwordMemory,
   resourceTemplate,
   wordBusNumber,
@@ -103,6 +106,21 @@ function pciHost(pci: AcpiPci): Aml {
   ]);
 }
 
+/** The id that Linux's virtio_mmio looks for. */
+function virtio({ base, size, gsi }: AcpiVirtio, position: number): Aml {
+  const signalling = { trigger: "level", polarity: "high", shared: false } as const;
+  return device(`VIO${position.toString(16).toUpperCase()}`, [
+    name("_HID", string("LNRO0005")),
+    name("_UID", integer(position)),
+    name("_CCA", integer(1)),
+    name("_STA", integer(STATUS_WORKING)),
+    name(
+      "_CRS",
+      resourceTemplate([memory32Fixed(base, size, true), extendedInterrupt([gsi], signalling)]),
+    ),
+  ]);
+}
+
 export function buildDsdt(board: AcpiBoard): Uint8Array {
   const hardware = board.hardware ?? HARDWARE;
   const system = scope("_SB", [
@@ -111,6 +129,7 @@ export function buildDsdt(board: AcpiBoard): Uint8Array {
     realTimeClock(hardware),
     claimedPorts(hardware),
     ...(board.pci ? [pciHost(board.pci)] : []),
+    ...(board.virtio ?? []).map(virtio),
   ]);
   return encodeTable("DSDT", DSDT_REVISION, join([softOff(0), system]));
 }

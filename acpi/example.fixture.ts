@@ -65,6 +65,10 @@ export const LARGE: AcpiBoard = {
     memory64: { base: 0x80_0000_0000n, size: 16n * GIB },
     interrupts: [16, 17, 18, 19],
   },
+  virtio: [
+    { base: 0xfea0_0000n, size: 0x200n, gsi: 20 },
+    { base: 0xfea0_0200n, size: 0x200n, gsi: 21 },
+  ],
 };
 
 export const BOARDS: Readonly<Record<string, AcpiBoard>> = {

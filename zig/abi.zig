@@ -309,7 +309,20 @@ pub const EngineStats = extern struct {
     freezes: u64,
     frozen_ns: u64,
     frozen_ns_max: u64,
-    reserved: [10]u64,
+    /// Own pages that were discarded, and frames of memory nodes that these were in.
+    pages_discarded: u64,
+    frames_freed: u64,
+    /// Discards that this node asked for in vain: page tables.
+    discards_refused: u64,
+    /// Balloon, on the node that has it: pages it is to have and that the guest says it has; pages
+    /// that the guest gave up, into it or by reporting them free; times that its driver broke the
+    /// rules.
+    balloon_target: u64,
+    balloon_actual: u64,
+    balloon_inflated: u64,
+    balloon_reported: u64,
+    balloon_faults: u64,
+    reserved: [2]u64,
 };
 
 /// A page in its home's directory. Shared: read-only copies at the sharers, `owner` wrote last.
@@ -497,6 +510,8 @@ pub const BusTarget = enum(u32) {
     typescript = 6,
     /// The hypervisor backdoor port that tells TSC and bus frequency.
     hypervisor_port = 7,
+    /// The virtio device `device` over MMIO (see VirtioDevice).
+    virtio = 8,
 };
 
 pub const BusRegion = extern struct {
@@ -522,6 +537,28 @@ pub const RegisterFile = extern struct {
     write_mask: [register_file_max]u8,
     w1c_mask: [register_file_max]u8,
     event_mask: [register_file_max]u8,
+};
+
+pub const virtio_queues_max: u32 = 8;
+pub const virtio_config_max: u32 = 16;
+
+/// A virtio device over MMIO: what its registers say of it. So far a balloon (id 5), one a VM.
+pub const VirtioDevice = extern struct {
+    /// Of the bus region.
+    device: u32,
+    /// Virtio's numbers of the device's type and of its vendor.
+    id: u32,
+    vendor: u32,
+    /// Of the IOAPIC; level, active high.
+    pin: u32,
+    features: u64,
+    /// Most entries of each queue; 0: no such queue.
+    queue_sizes: [virtio_queues_max]u32,
+    config_len: u32,
+    pad: u32 = 0,
+    config: [virtio_config_max]u8,
+    /// Bits of the configuration that the driver writes.
+    config_write_mask: [virtio_config_max]u8,
 };
 
 /// As struct kvm_cpuid_entry2 (linux/kvm.h).
@@ -646,6 +683,7 @@ pub const records = .{
     CpuDump,      VcpuStats, Histogram,    EngineStats, Shared,      RamRange,  FrameRange,
     EngineConfig, BusRegion, RegisterFile, CpuidEntry,  MsrEntry,    Segment,   DescriptorTable,
     VcpuRecord,   HotPage,   PageRecord,   PageAnswer,  ProbeResult, HostProbe, LinkCost,
+    VirtioDevice,
 };
 
 /// Every enum that TypeScript sees.

@@ -11,6 +11,7 @@ const Vm = @import("kvm/vm.zig").Vm;
 const Vcpu = @import("kvm/vcpu.zig").Vcpu;
 const Ram = @import("memory/ram.zig").Ram;
 const Lapic = @import("irq/lapic.zig").Lapic;
+const Balloon = @import("engine/balloon.zig").Balloon;
 const Board = @import("engine/board.zig").Board;
 const Bus = @import("engine/bus.zig").Bus;
 const Clock = @import("engine/clock.zig").Clock;
@@ -32,6 +33,10 @@ const VcpuThread = vcpu_thread.VcpuThread;
 const hypervisor_port = @import("devices/hypervisor_port.zig");
 
 pub const start_msrs_max = 64;
+
+/// Virtio's number of a memory balloon (virtio 1.2, 5.5.1).
+const balloon_id = 5;
+const ioapic_pins = @import("irq/ioapic.zig").pin_count;
 
 /// "host:port" or "unix:/path", for exports.
 pub const Address = tcp.Address;
@@ -55,6 +60,8 @@ pub const Engine = struct {
     router: Router,
     board: Board,
     bus: *Bus,
+    /// On the node that has it.
+    balloon: ?*Balloon = null,
     /// Guest RAM under userfaultfd; null with plain memory.
     pager: ?*Pager = null,
     /// The other nodes, and this node's shard; null with plain memory.
@@ -101,6 +108,7 @@ pub const Engine = struct {
         errdefer if (self.vm) |*vm| vm.destroy();
         self.ram = if (self.vm == null) .none else try .init(config.ram[0..config.ram_range_count]);
         errdefer self.ram.deinit();
+        self.balloon = null;
         self.pager = null;
         self.span = null;
         self.link = .{ .engine = self };
@@ -172,6 +180,7 @@ pub const Engine = struct {
             .noticed = Span.noticed,
             .settled = Span.settled,
             .reset_done = Span.resetDone,
+            .discarded = Span.discarded,
             .on_time = Span.onTime,
             .page_lost = Span.pageLost,
             .inboxes = Span.inboxAt,
@@ -310,6 +319,19 @@ pub const Engine = struct {
         }
     }
 
+    /// Before start. So far only a balloon, and one.
+    pub fn addVirtio(self: *Engine, device: *const abi.VirtioDevice) Error!void {
+        const is_good = device.id == balloon_id and device.pin < ioapic_pins and
+            device.config_len >= 8;
+        if (!is_good or self.balloon != null or self.started) return error.ConfigInvalid;
+        const balloon = try self.allocator.create(Balloon);
+        balloon.* = .init(self, device.*);
+        self.balloon = balloon;
+        self.bus.balloon = balloon;
+        // It parks like a vCPU.
+        self.parking.threads += 1;
+    }
+
     /// CPUID of one vCPU; before start and after reset-with-a-new-model only.
     pub fn setCpuid(self: *Engine, index: u32, entries: []const abi.CpuidEntry) Error!void {
         const v = &self.vcpus[index];
@@ -336,6 +358,7 @@ pub const Engine = struct {
         for (self.vcpus) |*v| {
             v.thread = std.Thread.spawn(.{}, VcpuThread.main, .{v}) catch return error.ThreadFailed;
         }
+        if (self.balloon) |balloon| try balloon.start();
         if (self.config.console_in_fd >= 0 or self.config.console_out_fd >= 0) {
             const thread = std.Thread.spawn(.{}, runConsole, .{self});
             self.console_thread = thread catch return error.ThreadFailed;
@@ -405,6 +428,7 @@ pub const Engine = struct {
         if (self.pager == null) try self.ram.clear();
         try self.addSlots();
         self.board.reset();
+        if (self.balloon) |balloon| balloon.reset();
         for (self.vcpus) |*v| {
             v.vcpu = try Vcpu.create(&self.vm.?, v.apic_id);
             v.lapic = Lapic.init(v.apic_id, v.apic_id == 0);
@@ -480,6 +504,7 @@ pub const Engine = struct {
 
     pub fn kickAll(self: *Engine) void {
         for (self.vcpus) |*v| v.inbox.post(Signal.wake);
+        if (self.balloon) |balloon| balloon.ring();
     }
 
     pub fn stopping(self: *const Engine) bool {

@@ -220,6 +220,24 @@ pub fn engineRegisterFile(handle: u32, file: *const abi.RegisterFile) callconv(.
     return ok;
 }
 
+pub fn engineVirtio(handle: u32, device: *const abi.VirtioDevice) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    engine.addVirtio(device) catch |e| {
+        return failure.fail(.invalid_argument, "virtio device {d}: {t}", .{ device.id, e });
+    };
+    return ok;
+}
+
+/// Pages that the guest is to give into its balloon, from now on.
+pub fn engineBalloon(handle: u32, pages: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    const balloon = engine.balloon orelse {
+        return failure.fail(.state_wrong, "this engine has no balloon", .{});
+    };
+    balloon.setTarget(pages);
+    return ok;
+}
+
 pub fn engineCpuid(
     handle: u32,
     vcpu: u32,

@@ -10,12 +10,15 @@ test {
     _ = @import("base/sys.zig");
     _ = @import("base/timer.zig");
     _ = @import("base/uffd_api.zig");
+    _ = @import("devices/balloon.zig");
     _ = @import("devices/calendar.zig");
     _ = @import("devices/hypervisor_port.zig");
     _ = @import("devices/pm_timer.zig");
     _ = @import("devices/register_file.zig");
     _ = @import("devices/rtc.zig");
     _ = @import("devices/uart.zig");
+    _ = @import("devices/virtio_mmio.zig");
+    _ = @import("devices/virtqueue.zig");
     _ = @import("dsm/core_test.zig");
     _ = @import("dsm/lender.zig");
     _ = @import("dsm/request_queue.zig");

@@ -43,7 +43,15 @@ const SUMMARY: EngineSummary = {
   longestStallUs: 900,
   stalledShare: 0.0312,
   mismatches: 0,
-  memory: { ownPagesMax: 0, cachePagesMax: 0, evicted: 0, returned: 0, framesHeld: 0 },
+  memory: {
+    ownPagesMax: 0,
+    cachePagesMax: 0,
+    evicted: 0,
+    returned: 0,
+    framesHeld: 0,
+    discarded: 0,
+    framesFreed: 0,
+  },
 };
 
 test("every reason has its status", () => {

@@ -7,7 +7,7 @@ import { SsihvError } from "../base/errors.ts";
 import { parseClusterConfig } from "../config/cluster-config.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { planVm, warnings } from "../node/vm-request.ts";
-import { type RunFlags, runRequest, sizeFlag, wholeNumber } from "./run-options.ts";
+import { type RunFlags, runRequest, sizeFlag, sizeOrNoneFlag, wholeNumber } from "./run-options.ts";
 
 const MIB = 1n << 20n;
 const NO_FLAGS: RunFlags = {
@@ -137,6 +137,22 @@ test("what cannot be is refused with the flag's name", () => {
   expect(slip.message).toStartWith("--cache: ");
   expect(slip.hint).toContain("--cache 512M");
   expect(sizeFlag("--memory")("512M")).toBe(512n * MIB);
+});
+
+test("a balloon may have nothing at first, and is not there unless asked for", () => {
+  const size = sizeOrNoneFlag("--balloon");
+  expect(["0", "0M", "64M"].map(size)).toEqual([0n, 0n, 64n * MIB]);
+  expect(refusal(() => size("64")).hint).toBe("write the unit: --balloon 64M");
+  const request = (flags: object) => runRequest({ ...NO_FLAGS, kernel: "/k", ...flags }, undefined);
+  expect(request({ balloon: 0n }).balloonBytes).toBe(0n);
+  expect(request({}).balloonBytes).toBeUndefined();
+  const file = parseClusterConfig(
+    'cluster: c\nnodes: [{name: a, cpus: 1, memory: 512M}]\nvm: {balloon: "64M"}',
+    "c.yaml",
+  );
+  const from = (flags: object) => runRequest({ ...NO_FLAGS, kernel: "/k", ...flags }, file);
+  expect(from({}).balloonBytes).toBe(64n * MIB);
+  expect(from({ balloon: 0n }).balloonBytes).toBe(0n);
 });
 
 test("memory nodes come on top of those that run vCPUs", () => {

@@ -4,7 +4,7 @@
 import { SsihvError } from "../base/errors.ts";
 import type { ClusterConfig } from "../config/cluster-config.ts";
 import { parseDurationUs } from "../config/duration.ts";
-import { parseSize } from "../config/size.ts";
+import { parseSize, parseSizeOrNone } from "../config/size.ts";
 import type { HostPort } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmDoor } from "../node/vm.ts";
@@ -22,6 +22,7 @@ export interface RunFlags {
   readonly memoryNodeMemory?: bigint;
   readonly cache?: bigint;
   readonly copies?: number;
+  readonly balloon?: bigint;
   readonly name?: string;
   readonly listen?: HostPort;
   readonly metrics?: HostPort;
@@ -75,6 +76,12 @@ export function sizeFlag(flag: string) {
     }
     return bytes;
   };
+}
+
+/** A size, or nothing. */
+export function sizeOrNoneFlag(flag: string) {
+  const size = sizeFlag(flag);
+  return (text: string): bigint => (/^\s*0/.test(text) ? parseSizeOrNone(text, flag) : size(text));
 }
 
 export function durationFlag(flag: string) {
@@ -160,6 +167,7 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     clockDilation,
   });
   const pollUsMax = flags.pollMax ?? vm.pollUsMax;
+  const balloon = flags.balloon ?? vm.balloon;
   return {
     name: flags.name ?? config?.cluster ?? RUN_DEFAULTS.name,
     kernel,
@@ -181,5 +189,6 @@ export function runRequest(flags: RunFlags, config: ClusterConfig | undefined): 
     report: flags.report,
     ...(flags.systemMap !== undefined && { systemMap: flags.systemMap }),
     ...(vm.memoryCosts !== undefined && { memoryCosts: vm.memoryCosts }),
+    ...(balloon !== undefined && { balloonBytes: balloon }),
   };
 }

@@ -22,6 +22,7 @@ import {
   type RunFlags,
   runRequest,
   sizeFlag,
+  sizeOrNoneFlag,
   wholeNumber,
 } from "./run-options.ts";
 import { EVENTS_HELP, RunOutput } from "./run-output.ts";
@@ -185,6 +186,13 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         optional: true,
         brief: "memory nodes that have each lent page: with 2 one may die [1]",
         placeholder: "N",
+      },
+      balloon: {
+        kind: "parsed",
+        parse: sizeOrNoneFlag("--balloon"),
+        optional: true,
+        brief: "a virtio balloon that takes so much of the guest's RAM; 0: it reports what is free",
+        placeholder: "SIZE",
       },
       name: {
         kind: "parsed",

@@ -61,7 +61,15 @@ test("a VM with a node that answers and one that does not", () => {
       oldest_fault_us: 2_000_000.9,
     },
     ...{ stalledShare: 0.0312, mismatches: 0 },
-    memory: { ownPagesMax: 0, cachePagesMax: 0, evicted: 0, returned: 0, framesHeld: 0 },
+    memory: {
+      ownPagesMax: 0,
+      cachePagesMax: 0,
+      evicted: 0,
+      returned: 0,
+      framesHeld: 0,
+      discarded: 0,
+      framesFreed: 0,
+    },
   };
   const size = { vcpus: 1, memoryBytes: 2 ** 27, lentBytes: null };
   const vm: VmShown = {
@@ -90,6 +98,20 @@ test("a VM with a node that answers and one that does not", () => {
   expect(row(other)).toEqual(["1", "b", "-", "1", "128", ...Array(7).fill("-")]);
   expect(row(lender)).toEqual(["2", "c", "9", "0", "64", ...Array(7).fill("-")]);
   expect(text).toContain("node 1: its engine is not up yet\n");
+  expect(text).not.toContain("balloon");
+  const balloon = {
+    ...{ target: 64 << 20, actual: 60 << 20, inflated: 70 << 20, reported: 9 << 20 },
+  };
+  const memory = { ...stats.memory, discarded: 79 * 256, framesFreed: 2 * 256 };
+  const given = { node: 0, host: null, pid: 11, ...size, silent: null };
+  const shown = showText("demo", {
+    ...vm,
+    nodes: [{ ...given, stats: { ...stats, balloon, memory } }],
+  });
+  expect(shown).toEndWith(
+    "\nballoon: 60 of 64 MiB; given so far 70 MiB, reported free 9 MiB; discarded 79 MiB, " +
+      "2 MiB on memory nodes\n",
+  );
 });
 
 const PAGE: PageShown = {

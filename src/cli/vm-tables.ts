@@ -13,6 +13,11 @@ import { printable } from "./report.ts";
 
 type Row = readonly string[];
 
+/** As an engine tells it. */
+type BalloonShown = NonNullable<NonNullable<NodeShown["stats"]>["balloon"]>;
+
+const PAGE_BYTES = 4096;
+
 /** Columns padded to their widest cell, two spaces apart; numbers to the right. */
 export function table(head: Row, rows: readonly Row[], right: ReadonlySet<string>): string {
   const all = [head, ...rows];
@@ -93,7 +98,22 @@ export function showText(label: string, vm: VmShown): string {
 /** The numbers of a VM's engines. */
 export function nodesText(nodes: readonly NodeShown[]): string {
   const silent = nodes.flatMap(({ node, silent }) => silentLine(node, silent));
-  return [table(NODE_HEAD, nodes.map(nodeRow), NODE_RIGHT), ...silent].join("");
+  const given = nodes.flatMap(({ stats }) => givenLine(nodes, stats?.balloon));
+  return [table(NODE_HEAD, nodes.map(nodeRow), NODE_RIGHT), ...given, ...silent].join("");
+}
+
+/** What the guest's balloon is like, and what came of it on all nodes. */
+function givenLine(nodes: readonly NodeShown[], balloon: BalloonShown | undefined): string[] {
+  if (balloon === undefined) return [];
+  const pages = nodes.reduce((sum, { stats }) => sum + (stats?.memory.discarded ?? 0), 0);
+  const frames = nodes.reduce((sum, { stats }) => sum + (stats?.memory.framesFreed ?? 0), 0);
+  const freed = frames === 0 ? "" : `, ${mib(frames * PAGE_BYTES)} MiB on memory nodes`;
+  return [`${balloonWords(balloon)}; discarded ${mib(pages * PAGE_BYTES)} MiB${freed}\n`];
+}
+
+export function balloonWords({ target, actual, inflated, reported }: BalloonShown): string {
+  const has = `balloon: ${mib(actual)} of ${mib(target)} MiB`;
+  return `${has}; given so far ${mib(inflated)} MiB, reported free ${mib(reported)} MiB`;
 }
 
 function silentLine(node: number, why: string | null): string[] {

@@ -14,6 +14,7 @@ import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { wholeNumber } from "./run-options.ts";
+import { balloonCommand } from "./vm-balloon.ts";
 import { consoleCommand } from "./vm-console.ts";
 import { vmNames } from "./vm-names.ts";
 import { createCommand, destroyCommand, startCommand, stopCommand } from "./vm-orders.ts";
@@ -286,7 +287,7 @@ ${EXIT_STATUSES}`,
 
 type VmCommand =
   | ("create" | "list" | "show" | "start" | "stop" | "destroy")
-  | ("console" | "pages");
+  | ("console" | "pages" | "balloon");
 
 export const vmCommands = buildRouteMap<VmCommand, CliContext>({
   routes: {
@@ -298,6 +299,7 @@ export const vmCommands = buildRouteMap<VmCommand, CliContext>({
     destroy: destroyCommand,
     console: consoleCommand,
     pages: pagesCommand,
+    balloon: balloonCommand,
   },
   docs: { brief: "VMs: make, start, stop and look at them, their consoles, their pages" },
 });

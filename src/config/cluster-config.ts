@@ -7,7 +7,7 @@ import { type Static, Type } from "@sinclair/typebox";
 
 import { parseDurationUs } from "./duration.ts";
 import { MATRICES_EXPECTED, Matrix, type MemoryCostsGiven, readCosts } from "./memory-costs.ts";
-import { parseSize } from "./size.ts";
+import { parseSize, parseSizeOrNone } from "./size.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
 
 /** Sizes and durations too: a bare number is refused with the words for its key. */
@@ -43,6 +43,7 @@ const VmSchema = Type.Object(
     memory_node_memory: Type.Optional(Text),
     cache: Type.Optional(Text),
     copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+    balloon: Type.Optional(Text),
     memory_latency: Type.Optional(Matrix),
     memory_bandwidth: Type.Optional(Matrix),
   },
@@ -84,6 +85,8 @@ export interface VmConfig {
   readonly memoryNodeMemory?: bigint;
   readonly cache?: bigint;
   readonly copies?: number;
+  /** Bytes that the guest's balloon is to have at first; absent: it has none. */
+  readonly balloon?: bigint;
   readonly holdUsMax?: number;
   readonly pollUsMax?: number;
   /** What the guest is told of its memory. */
@@ -124,6 +127,7 @@ const EXPECTED = {
   memory_node_memory: 'a size with its unit such as "512M" or "4G"',
   cache: 'a size with its unit such as "64M"',
   copies: "1 or 2",
+  balloon: 'a size with its unit such as "512M", or "0"',
   ...MATRICES_EXPECTED,
   hold_max: 'a duration with its unit such as "1ms"',
   poll_max: 'a duration with its unit such as "200us"',
@@ -178,6 +182,10 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
   const nodeMemory = size("node_memory");
   const memoryNodeMemory = size("memory_node_memory");
   const cache = size("cache");
+  const balloon =
+    raw.balloon === undefined
+      ? undefined
+      : reader.at(["vm", "balloon"], raw.balloon, parseSizeOrNone, 0n);
   const holdUsMax = duration("hold_max");
   const pollUsMax = duration("poll_max");
   return {
@@ -194,6 +202,7 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
     ...(memoryNodeMemory !== undefined && { memoryNodeMemory }),
     ...(cache !== undefined && { cache }),
     ...(raw.copies !== undefined && { copies: raw.copies }),
+    ...(balloon !== undefined && { balloon }),
     ...(holdUsMax !== undefined && { holdUsMax }),
     ...(pollUsMax !== undefined && { pollUsMax }),
   };

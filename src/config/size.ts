@@ -37,6 +37,11 @@ export function parseSize(text: string, what: string): bigint {
   return bytes;
 }
 
+/** Nothing is a size here, too: "0", with or without a unit. */
+export function parseSizeOrNone(text: string, what: string): bigint {
+  return /^0+\s*[kmgt]?(i?b)?$/i.test(text.trim()) ? 0n : parseSize(text, what);
+}
+
 /** Shortest exact form: "512M", "1536M", "4G"; plain bytes when no unit divides. */
 export function formatSize(bytes: bigint): string {
   for (const [unit, shift] of [

@@ -16,6 +16,7 @@ import {
   plantCrash,
 } from "../native/engine-handle.ts";
 import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
+import { PAGE_BYTES } from "../telemetry/node-metrics.ts";
 import { readSystemMap, type SymbolMap, symbolAt } from "../telemetry/system-map.ts";
 import { type MachinePlan, planLender, planMachine } from "../vmm/machine.ts";
 import { isMemoryNode } from "../vmm/memory-budget.ts";
@@ -35,7 +36,7 @@ import {
 import { PageQueries } from "./page-queries.ts";
 import { type Decision, PowerDevices } from "./power.ts";
 import { ResetBarrier } from "./reset.ts";
-import { allCounters, summarise } from "./summary.ts";
+import { allCounters, balloonOf, hasBalloon, summarise } from "./summary.ts";
 
 /** Pages in a report. */
 const HOT_PAGES = 25;
@@ -127,12 +128,19 @@ export class EngineProcess {
       if (question.kind === "stats") {
         return { kind: "stats", stats: allCounters(this.page, this.plan) };
       }
+      if (question.kind === "balloon") return this.setBalloon(this.plan, question.bytes);
       if (this.pages === undefined) throw plainMemory(this.plan);
       return { kind: "pages", pages: await this.pages.ask(question.gpa, question.count) };
     } catch (error) {
       const { code, message, hint } = asSsihvError(error);
       return { kind: "refused", code, message, ...(hint !== undefined && { hint }) };
     }
+  }
+
+  private setBalloon(plan: EnginePlan, bytes: number): Answer {
+    if (!hasBalloon(plan) || this.handle === undefined) throw noBalloon(plan);
+    this.handle.setBalloon(Math.floor(bytes / PAGE_BYTES));
+    return { kind: "balloon", balloon: balloonOf(this.page.stats()) };
   }
 
   private start(plan: EnginePlan): void {
@@ -175,6 +183,7 @@ export class EngineProcess {
     });
     for (const region of machine.busRegions) this.handle.addRegion(region);
     for (const file of machine.registerFiles) this.handle.addRegisterFile(file);
+    if (machine.balloon !== undefined) this.handle.addVirtio(machine.balloon);
     this.handle.setMsrs(machine.msrs);
     machine.cpuid.forEach((entries, vcpu) => {
       this.handle?.setCpuid(vcpu, entries);
@@ -463,6 +472,12 @@ function plainMemory(plan: EnginePlan): SsihvError {
   const message = `VM ${plan.name} has plain memory: no page of it moves, none has an entry`;
   return new SsihvError("memory_plain", message, {
     hint: "start it with more --nodes, or with --pager",
+  });
+}
+
+function noBalloon(plan: EnginePlan): SsihvError {
+  return new SsihvError("request_invalid", `VM ${plan.name} has no balloon`, {
+    hint: "start it with --balloon 0, or with the size that the balloon is to have at first",
   });
 }
 

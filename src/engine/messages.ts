@@ -72,6 +72,8 @@ export interface EnginePlan {
   readonly frameCopies?: number;
   /** What the guest is told of its memory instead of what is measured. */
   readonly memoryCosts?: MemoryCostsGiven;
+  /** What its balloon is to take from the guest at first; absent: the VM has none. */
+  readonly balloonBytes?: number;
   readonly options: EngineOptions;
 }
 
@@ -81,7 +83,9 @@ export type Question =
   /** Every counter, for metrics. */
   | { readonly kind: "stats" }
   /** `count` pages (at most PAGES_ASKED_MAX) from the one with `gpa` on. */
-  | { readonly kind: "pages"; readonly gpa: number; readonly count: number };
+  | { readonly kind: "pages"; readonly gpa: number; readonly count: number }
+  /** To the engine that has the balloon: take so much from the guest, from now on. */
+  | { readonly kind: "balloon"; readonly bytes: number };
 
 /** A reply about so many pages stays far below what a sealed frame between hosts may hold. */
 export const PAGES_ASKED_MAX = 1024;
@@ -90,6 +94,7 @@ export type Answer =
   | { readonly kind: "summary"; readonly summary: EngineSummary }
   | { readonly kind: "stats"; readonly stats: NodeStats }
   | { readonly kind: "pages"; readonly pages: readonly PageReport[] }
+  | { readonly kind: "balloon"; readonly balloon: BalloonSummary }
   /** `code`: an ErrorCode of src/base/errors.ts. */
   | {
       readonly kind: "refused";
@@ -201,6 +206,19 @@ export interface MemorySummary {
   readonly returned: number;
   /** A memory node's frames in use. */
   readonly framesHeld: number;
+  /** Own pages that were discarded, and frames of memory nodes that came free so. */
+  readonly discarded: number;
+  readonly framesFreed: number;
+}
+
+/** In bytes. */
+export interface BalloonSummary {
+  /** What it is to have, and has by the guest's word. */
+  readonly target: number;
+  readonly actual: number;
+  /** Memory given up so far, by going into it and by being reported free: also more than once. */
+  readonly inflated: number;
+  readonly reported: number;
 }
 
 /** The numbers of the run's last line; times in the unit the name says. */
@@ -227,6 +245,8 @@ export interface EngineSummary {
   readonly stalledShare: number;
   readonly mismatches: number;
   readonly memory: MemorySummary;
+  /** Of the node that has it. */
+  readonly balloon?: BalloonSummary;
   /** Hot pages for --report: transfers per guest page, most first. */
   readonly hotPages?: readonly {
     readonly gpa: number;

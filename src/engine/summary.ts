@@ -3,8 +3,8 @@
 import { constants } from "../native/abi.gen.ts";
 import type { SharedPage } from "../native/shared-page.ts";
 import { percentileUs } from "../telemetry/histogram.ts";
-import type { NodeStats } from "../telemetry/node-metrics.ts";
-import type { EnginePlan, EngineSummary } from "./messages.ts";
+import { type NodeStats, PAGE_BYTES } from "../telemetry/node-metrics.ts";
+import type { BalloonSummary, EnginePlan, EngineSummary } from "./messages.ts";
 
 function ownVcpus(plan: EnginePlan): number {
   return Math.min(plan.nodes[plan.node]?.vcpus ?? 0, constants.vcpus_max);
@@ -27,6 +27,20 @@ export function allCounters(page: SharedPage, plan: EnginePlan): NodeStats {
     engine: counters(stats),
     vcpus: Array.from({ length: ownVcpus(plan) }, (_, i) => counters(page.vcpuStats(i))),
     faultLatency: { count: Number(count), sum_ns: Number(sum_ns), buckets: buckets.map(Number) },
+  };
+}
+
+export function hasBalloon(plan: EnginePlan): boolean {
+  return plan.node === 0 && plan.balloonBytes !== undefined;
+}
+
+export function balloonOf(stats: ReturnType<SharedPage["stats"]>): BalloonSummary {
+  const bytes = (pages: bigint) => Number(pages) * PAGE_BYTES;
+  return {
+    target: bytes(stats.balloon_target),
+    actual: bytes(stats.balloon_actual),
+    inflated: bytes(stats.balloon_inflated),
+    reported: bytes(stats.balloon_reported),
   };
 }
 
@@ -64,6 +78,9 @@ export function summarise(page: SharedPage, plan: EnginePlan, runSeconds: number
       evicted: Number(stats.pages_evicted),
       returned: Number(stats.pages_returned),
       framesHeld: Number(stats.frames_held),
+      discarded: Number(stats.pages_discarded),
+      framesFreed: Number(stats.frames_freed),
     },
+    ...(hasBalloon(plan) && { balloon: balloonOf(stats) }),
   };
 }

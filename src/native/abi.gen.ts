@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x8ad3755771da9b64n;
+export const ABI_HASH = 0x9f3210a16167bd23n;
 
 export const constants = {
   abi_version: 1,
@@ -17,6 +17,8 @@ export const constants = {
   page_state_bytes: 44,
   shared_magic: 1447646035,
   register_file_max: 64,
+  virtio_queues_max: 8,
+  virtio_config_max: 16,
 } as const;
 
 export const enums = {
@@ -100,6 +102,7 @@ export const enums = {
     register_file: 5,
     typescript: 6,
     hypervisor_port: 7,
+    virtio: 8,
   },
   ProbeState: {
     not_run: 0,
@@ -342,7 +345,15 @@ export const records = {
       freezes: { offset: 696, type: "u64" },
       frozen_ns: { offset: 704, type: "u64" },
       frozen_ns_max: { offset: 712, type: "u64" },
-      reserved: { offset: 720, type: "u64", count: 10 },
+      pages_discarded: { offset: 720, type: "u64" },
+      frames_freed: { offset: 728, type: "u64" },
+      discards_refused: { offset: 736, type: "u64" },
+      balloon_target: { offset: 744, type: "u64" },
+      balloon_actual: { offset: 752, type: "u64" },
+      balloon_inflated: { offset: 760, type: "u64" },
+      balloon_reported: { offset: 768, type: "u64" },
+      balloon_faults: { offset: 776, type: "u64" },
+      reserved: { offset: 784, type: "u64", count: 2 },
     },
   },
   Shared: {
@@ -614,6 +625,22 @@ export const records = {
       bytes_per_second: { offset: 8, type: "u64" },
     },
   },
+  VirtioDevice: {
+    name: "VirtioDevice",
+    size: 96,
+    fields: {
+      device: { offset: 0, type: "u32" },
+      id: { offset: 4, type: "u32" },
+      vendor: { offset: 8, type: "u32" },
+      pin: { offset: 12, type: "u32" },
+      features: { offset: 16, type: "u64" },
+      queue_sizes: { offset: 24, type: "u32", count: 8 },
+      config_len: { offset: 56, type: "u32" },
+      pad: { offset: 60, type: "u32" },
+      config: { offset: 64, type: "u8", count: 16 },
+      config_write_mask: { offset: 80, type: "u8", count: 16 },
+    },
+  },
 } as const;
 
 export const functions = {
@@ -634,6 +661,8 @@ export const functions = {
   ssihv_engine_load_file: { args: ["u32", "u64", "i32", "u64", "u64"], returns: "i32" },
   ssihv_engine_bus_add: { args: ["u32", "ptr"], returns: "i32" },
   ssihv_engine_register_file: { args: ["u32", "ptr"], returns: "i32" },
+  ssihv_engine_virtio: { args: ["u32", "ptr"], returns: "i32" },
+  ssihv_engine_balloon: { args: ["u32", "u32"], returns: "i32" },
   ssihv_engine_cpuid: { args: ["u32", "u32", "ptr", "u32"], returns: "i32" },
   ssihv_engine_msrs: { args: ["u32", "ptr", "u32"], returns: "i32" },
   ssihv_engine_boot: { args: ["u32", "ptr"], returns: "i32" },

@@ -15,6 +15,7 @@ export type RegisterFile = RecordOf<typeof records.RegisterFile>;
 export type CpuidEntry = RecordOf<typeof records.CpuidEntry>;
 export type MsrEntry = RecordOf<typeof records.MsrEntry>;
 export type VcpuRecord = RecordOf<typeof records.VcpuRecord>;
+export type VirtioDevice = RecordOf<typeof records.VirtioDevice>;
 export type HostProbe = RecordOf<typeof records.HostProbe>;
 
 /** Guest bytes: in memory, or a range of a file that Zig copies itself. */
@@ -71,6 +72,16 @@ export class EngineHandle {
   addRegisterFile(file: RegisterFile): void {
     const bytes = encode(records.RegisterFile, file);
     checked(library().ssihv_engine_register_file(this.handle, ptr(bytes)));
+  }
+
+  /** Before start(). */
+  addVirtio(device: VirtioDevice): void {
+    checked(library().ssihv_engine_virtio(this.handle, ptr(encode(records.VirtioDevice, device))));
+  }
+
+  /** Pages that the guest is to give into its balloon from now on. */
+  setBalloon(pages: number): void {
+    checked(library().ssihv_engine_balloon(this.handle, pages));
   }
 
   setCpuid(vcpu: number, entries: readonly CpuidEntry[]): void {

@@ -2,6 +2,7 @@
 
 import { SsihvError } from "../base/errors.ts";
 import { suggest } from "../base/suggest.ts";
+import type { BalloonSummary } from "../engine/messages.ts";
 import { findSockets } from "./admin-folder.ts";
 import { type AdminRequest, LineReader, parseReply, REPLY_BYTES_MAX } from "./admin-protocol.ts";
 import type { PagesShown, VmListing, VmSample, VmShown } from "./vm-view.ts";
@@ -157,6 +158,10 @@ export async function askShow(vm: RunningVm): Promise<VmShown> {
 
 export async function askStats(vm: RunningVm): Promise<VmSample> {
   return (await ask(vm, { op: "stats" })) as VmSample;
+}
+
+export async function askBalloon(vm: RunningVm, bytes: number): Promise<BalloonSummary> {
+  return (await ask(vm, { op: "balloon", bytes })) as BalloonSummary;
 }
 
 export async function askPages(vm: RunningVm, gpa: number, count: number): Promise<PagesShown> {

@@ -66,6 +66,8 @@ test("requests are read field by field", () => {
     '{"id":1}',
     '{"id":1,"op":"kill"}',
     '{"id":1,"op":{"a":1}}',
+    '{"id":1,"op":"balloon"}',
+    '{"id":1,"op":"balloon","bytes":-4096}',
     '{"id":1,"op":"pages","gpa":-1,"count":1}',
     '{"id":1,"op":"pages","gpa":1.5,"count":1}',
     '{"id":1,"op":"pages","gpa":"0x1000","count":1}',
@@ -75,7 +77,7 @@ test("requests are read field by field", () => {
     expect(errorOf(() => parseRequest(line)).code).toBe("request_invalid");
   }
   expect(errorOf(() => parseRequest('{"id":1,"op":"kill"}')).hint).toBe(
-    "one of list, show, stats, pages",
+    "one of list, show, stats, pages, balloon",
   );
   expect(requestId('{"id":7,"op":"kill"}')).toBe(7);
   expect(requestId("garbage")).toBeNull();
@@ -114,7 +116,7 @@ test("whatever a line holds, it is a request or an error of ours", () => {
   fc.assert(
     fc.property(fc.oneof(fc.string(), fc.json(), object), (line) => {
       try {
-        expect(["list", "show", "pages"]).toContain(parseRequest(line).op);
+        expect(["list", "show", "stats", "pages", "balloon"]).toContain(parseRequest(line).op);
       } catch (error) {
         expect(error).toBeInstanceOf(SsihvError);
         expect(parseReplyCode(errorReply(requestId(line), error))).toBe("request_invalid");

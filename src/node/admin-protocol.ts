@@ -15,9 +15,10 @@ export type AdminRequest =
   | { readonly op: "list" }
   | { readonly op: "show" }
   | { readonly op: "stats" }
-  | { readonly op: "pages"; readonly gpa: number; readonly count: number };
+  | { readonly op: "pages"; readonly gpa: number; readonly count: number }
+  | { readonly op: "balloon"; readonly bytes: number };
 
-const OPS = ["list", "show", "stats", "pages"];
+const OPS = ["list", "show", "stats", "pages", "balloon"];
 const NEWLINE = 0x0a;
 
 /** Cuts bytes into lines; throws on one that is too long. */
@@ -87,7 +88,7 @@ export function requestId(line: string): number | null {
 }
 
 export function parseRequest(line: string): AdminRequest {
-  const { id, op, gpa, count } = object(line);
+  const { id, op, gpa, count, bytes } = object(line);
   whole(id, "id");
   switch (op) {
     case "list":
@@ -96,6 +97,8 @@ export function parseRequest(line: string): AdminRequest {
       return { op };
     case "pages":
       return { op, gpa: whole(gpa, "gpa"), count: whole(count, "count") };
+    case "balloon":
+      return { op, bytes: whole(bytes, "bytes") };
     default:
       throw new SsihvError("request_invalid", `there is no op ${JSON.stringify(op ?? null)}`, {
         hint: `one of ${OPS.join(", ")}`,

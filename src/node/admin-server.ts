@@ -19,7 +19,7 @@ import {
   REQUEST_BYTES_MAX,
   requestId,
 } from "./admin-protocol.ts";
-import { listVm, sampleVm, showPages, showVm, type VmObserved } from "./vm-view.ts";
+import { listVm, sampleVm, setBalloon, showPages, showVm, type VmObserved } from "./vm-view.ts";
 
 const CONNECTIONS_MAX = 32;
 /** Requests of one connection that wait for their turn. */
@@ -155,6 +155,8 @@ class AdminDoor {
         return await showVm(observed);
       case "stats":
         return await sampleVm(observed);
+      case "balloon":
+        return await setBalloon(observed, request.bytes);
       case "pages":
         return await showPages(observed, request.gpa, request.count);
     }

@@ -37,7 +37,15 @@ const SUMMARY = {
   longestFreezeSeconds: 0,
   stalledShare: 0,
   mismatches: 0,
-  memory: { ownPagesMax: 0, cachePagesMax: 0, evicted: 0, returned: 0, framesHeld: 0 },
+  memory: {
+    ownPagesMax: 0,
+    cachePagesMax: 0,
+    evicted: 0,
+    returned: 0,
+    framesHeld: 0,
+    discarded: 0,
+    framesFreed: 0,
+  },
 } as const;
 
 let deaf = false;
@@ -83,6 +91,10 @@ function answer(id: string, question: Question): void {
     const faultLatency = { count: 1, sum_ns: 3000, buckets: [0, 1] };
     const stats = { node: own, engine: { faults_read: 5 }, vcpus: [{ exits: 9 }], faultLatency };
     return tell({ type: "answer", id, answer: { kind: "stats", stats } });
+  }
+  if (question.kind === "balloon") {
+    const balloon = { target: question.bytes, actual: 0, inflated: 0, reported: 0 };
+    return tell({ type: "answer", id, answer: { kind: "balloon", balloon } });
   }
   const pages = pagesFrom(question.gpa, question.count);
   tell({ type: "answer", id, answer: { kind: "pages", pages } });

@@ -12,6 +12,7 @@ import { constants } from "../native/abi.gen.ts";
 import { guestCmdline } from "../vmm/guest-cmdline.ts";
 import {
   budgetOf,
+  checkBalloon,
   givenBytes,
   isMemoryNode,
   type NodeSizes,
@@ -68,6 +69,8 @@ export interface VmRequest {
   readonly systemMap?: string;
   /** What the guest is told of its memory; absent: what is measured. */
   readonly memoryCosts?: MemoryCostsGiven;
+  /** Gives the VM a balloon, which takes so much from the guest at first. */
+  readonly balloonBytes?: bigint;
 }
 
 /** A kernel line longer than this is cut by Linux (COMMAND_LINE_SIZE of x86). */
@@ -285,6 +288,9 @@ export function planVm(request: VmRequest, facts: HostFacts): VmPlan {
       ...(request.systemMap !== undefined && { systemMap: resolve(request.systemMap) }),
     },
     ...(request.memoryCosts !== undefined && { memoryCosts: request.memoryCosts }),
+    ...(request.balloonBytes !== undefined && {
+      balloonBytes: checkBalloon(Number(request.balloonBytes), planned, "--balloon: "),
+    }),
     ...(request.addresses !== undefined && { addresses: request.addresses }),
     ...(door !== undefined && { door }),
   };

@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { SsihvError } from "../base/errors.ts";
 import type { EngineSummary, PageReport, Question } from "../engine/messages.ts";
 import type { Asked } from "./questions.ts";
-import { listVm, showPages, showVm, type VmFacts, type VmObserved } from "./vm-view.ts";
+import { listVm, setBalloon, showPages, showVm, type VmFacts, type VmObserved } from "./vm-view.ts";
 
 const MIB = 2 ** 20;
 const FACTS: VmFacts = {
@@ -41,6 +41,10 @@ function observed(mute: readonly number[] = [], facts: VmFacts = FACTS) {
       if (question.kind === "summary") {
         const summary = { node, oldest_fault_us: 9 } as EngineSummary;
         return Promise.resolve({ kind: "summary", summary });
+      }
+      if (question.kind === "balloon") {
+        const balloon = { target: question.bytes, actual: 0, inflated: 0, reported: 0 };
+        return Promise.resolve({ kind: "balloon", balloon });
       }
       if (question.kind !== "pages") throw new Error(`nobody asks for ${question.kind}`);
       const pages = Array.from({ length: question.count }, (_, i) =>
@@ -152,4 +156,19 @@ test("memory nodes are asked for numbers, not for pages", async () => {
   const refused = await errorOf(showPages(observed([], itself).vm, 0x1000, 1));
   expect(refused.message).toBe("node 2 of VM demo has no pages");
   expect(refused.hint).toContain("ssihv run");
+});
+
+test("the balloon's size goes to node 0, and never beyond the guest's RAM", async () => {
+  const { vm, asked } = observed();
+  expect((await setBalloon(vm, 64 * MIB)).target).toBe(64 * MIB);
+  expect(asked).toEqual([[0, { kind: "balloon", bytes: 64 * MIB }]]);
+  const much = await errorOf(setBalloon(vm, 4225 * MIB));
+  expect([much.code, much.message]).toEqual([
+    "flag_invalid",
+    "a balloon of 4225 MiB in a guest of 4224 MiB",
+  ]);
+  const joined = observed([], { ...FACTS, role: "node", nodes: [{ node: 1, pid: 20 }] });
+  const far = await errorOf(setBalloon(joined.vm, MIB));
+  expect(far.message).toBe("node 1 of VM demo has no balloon");
+  expect([asked.length, joined.asked.length]).toEqual([1, 0]);
 });

@@ -6,6 +6,7 @@
 
 import { SsihvError } from "../base/errors.ts";
 import {
+  type BalloonSummary,
   type EngineSummary,
   type NodePlan,
   PAGES_ASKED_MAX,
@@ -16,7 +17,7 @@ import {
   type Question,
 } from "../engine/messages.ts";
 import type { NodeStats } from "../telemetry/node-metrics.ts";
-import { isMemoryNode } from "../vmm/memory-budget.ts";
+import { checkBalloon, isMemoryNode } from "../vmm/memory-budget.ts";
 import { layoutMemory } from "../vmm/memory-map.ts";
 import type { Asked } from "./questions.ts";
 
@@ -195,6 +196,19 @@ async function showNode(
 
 function wordsOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
+}
+
+/** Another size for the balloon, which is on node 0; the guest gives or takes the rest in time. */
+export async function setBalloon(vm: VmObserved, bytes: number): Promise<BalloonSummary> {
+  const { name, shape, nodes } = vm.facts();
+  if (!nodes.some(({ node }) => node === 0)) {
+    throw new SsihvError("request_invalid", `node ${nodes[0]?.node} of VM ${name} has no balloon`, {
+      hint: "node 0 has it: ask where ssihv run leads the VM",
+    });
+  }
+  const answer = await vm.ask(0, { kind: "balloon", bytes: checkBalloon(bytes, shape) });
+  if (answer.kind !== "balloon") throw new Error(`an answer of kind ${answer.kind}`);
+  return answer.balloon;
 }
 
 /** `count` pages from the one that holds `gpa` on. */

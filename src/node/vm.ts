@@ -61,6 +61,8 @@ export interface VmPlan {
   /** Memory nodes that keep each page which its home has not. */
   readonly frameCopies?: number;
   readonly memoryCosts?: MemoryCostsGiven;
+  /** What its balloon is to take at first; absent: it has none. */
+  readonly balloonBytes?: number;
   readonly kernel: string;
   readonly initrd?: string;
   readonly cmdline: string;
@@ -448,7 +450,7 @@ export class Vm implements VmObserved {
 
   private planFor(node: number): EnginePlan {
     const { name, nodes, kernel, initrd, cmdline, options } = this.plan;
-    const { frameCopies, memoryCosts } = this.plan;
+    const { frameCopies, memoryCosts, balloonBytes } = this.plan;
     const lane = nodes.length > 1 ? this.laneFor(node) : undefined;
     const cpuModel = this.computeCount > 1 ? this.agreedCpu() : undefined;
     return {
@@ -463,6 +465,7 @@ export class Vm implements VmObserved {
       ...(lane !== undefined && { lane }),
       ...(frameCopies !== undefined && { frameCopies }),
       ...(memoryCosts !== undefined && { memoryCosts }),
+      ...(balloonBytes !== undefined && { balloonBytes }),
     };
   }
 

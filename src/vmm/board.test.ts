@@ -4,7 +4,7 @@ import { BOARD, busRegions, DEVICE, POWER, registerFiles } from "./board.ts";
 import { PCI_HOLE_BASE, PCI_HOLE_END } from "./memory-map.ts";
 import { BUS_TARGET, type BusRegion, IO_KIND, REGISTER_FILE_MAX } from "./records.ts";
 
-const regions = busRegions();
+const regions = busRegions(true);
 
 function portOwner(port: number): BusRegion | undefined {
   return regions.find(({ kind, base, len }) => {
@@ -64,7 +64,7 @@ describe("bus table", () => {
   });
 
   test("every device lives on the node asked for", () => {
-    expect(busRegions(1).every((region) => region.node === 1)).toBe(true);
+    expect(busRegions(true, 1).every((region) => region.node === 1)).toBe(true);
   });
 
   test("device ids are unique, and every register file has a region", () => {
@@ -121,4 +121,6 @@ test("the board's addresses are those of the PC", () => {
   expect(BOARD.lapicBase).toBe(0xfee0_0000n);
   expect(BOARD.ioapicBase).toBe(0xfec0_0000n);
   expect(BOARD.sciGsi).toBeLessThan(BOARD.ioapicPins);
+  expect(BOARD.virtioGsi).toBeLessThan(BOARD.ioapicPins);
+  expect(BOARD.virtioBase).toBeGreaterThanOrEqual(PCI_HOLE_BASE);
 });

@@ -32,6 +32,10 @@ export const BOARD = {
   debugExitPort: 0xf4,
   debugConsolePort: 0x402,
   hypervisorPort: 0x5658,
+  /** Registers of the virtio balloon, and its interrupt: level, active high, above those of ISA. */
+  virtioBase: 0xfea0_0000n,
+  virtioBytes: 0x200n,
+  virtioGsi: 16,
 } as const;
 
 /** Values that mean something at these ports. */
@@ -61,6 +65,7 @@ export const DEVICE = {
   pmTimer: 3,
   ioapic: 4,
   hypervisorPort: 5,
+  balloon: 6,
   pm1Event: 16,
   pm1Control: 17,
   nmiStatus: 18,
@@ -112,7 +117,7 @@ const PORTS: readonly (readonly [Target, number, number, DeviceId])[] = [
 ];
 
 /** The bus table, in address order per kind; every device lives on `node`. */
-export function busRegions(node = 0): BusRegion[] {
+export function busRegions(balloon = false, node = 0): BusRegion[] {
   const ports = PORTS.map(([target, base, len, device]) => ({
     kind: IO_KIND.pio,
     target: BUS_TARGET[target],
@@ -121,8 +126,17 @@ export function busRegions(node = 0): BusRegion[] {
     device,
     node,
   }));
+  const virtio: BusRegion = {
+    kind: IO_KIND.mmio,
+    target: BUS_TARGET.virtio,
+    base: BOARD.virtioBase,
+    len: BOARD.virtioBytes,
+    device: DEVICE.balloon,
+    node,
+  };
   return [
     ...ports,
+    ...(balloon ? [virtio] : []),
     {
       kind: IO_KIND.mmio,
       target: BUS_TARGET.ioapic,

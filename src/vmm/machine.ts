@@ -20,11 +20,20 @@ import {
   engineConfig,
 } from "./engine-config.ts";
 import type { HypervisorIdentity } from "./hypervisor-identity.ts";
-import { isMemoryNode } from "./memory-budget.ts";
+import { isMemoryNode, PAGE_BYTES } from "./memory-budget.ts";
 import { layoutMemory, type MemoryMap } from "./memory-map.ts";
 import { pollUsMaxFor } from "./polling.ts";
-import type { BusRegion, CpuidEntry, Load, MsrEntry, RegisterFile, VcpuRecord } from "./records.ts";
+import type {
+  BusRegion,
+  CpuidEntry,
+  Load,
+  MsrEntry,
+  RegisterFile,
+  VcpuRecord,
+  VirtioDevice,
+} from "./records.ts";
 import { type NodeShape, placeVcpus, type VcpuPlace } from "./topology.ts";
+import { virtioBalloon } from "./virtio-balloon.ts";
 
 /** What to build; src/engine/messages.ts EnginePlan has this shape. */
 export interface MachineRequest {
@@ -41,6 +50,8 @@ export interface MachineRequest {
   readonly distances?: readonly (readonly number[])[];
   readonly lane?: { readonly key: string } | undefined;
   readonly frameCopies?: number | undefined;
+  /** What its balloon is to take from the guest at first; absent: it has none. */
+  readonly balloonBytes?: number | undefined;
   readonly options: Omit<EngineSettings, "pollUsMax"> & { readonly pollUsMax?: number };
 }
 
@@ -62,6 +73,8 @@ export interface MachinePlan {
   engineConfig: EngineConfigPlan;
   busRegions: BusRegion[];
   registerFiles: RegisterFile[];
+  /** Of node 0, in a VM that has one. */
+  balloon: VirtioDevice | undefined;
   /** CPUID of this node's vCPUs, by index. */
   cpuid: CpuidEntry[][];
   /** MSRs that every vCPU starts with. */
@@ -138,7 +151,9 @@ function acpiLoads(
   costs?: MemoryCosts,
 ) {
   const nodes = computeNodes(request).length;
-  const tables = buildTables(acpiBoard(memory, vcpus, nodes, request.distances, costs));
+  const hasBalloon = request.balloonBytes !== undefined;
+  const board = acpiBoard(memory, vcpus, nodes, request.distances, costs, hasBalloon);
+  const tables = buildTables(board);
   const end = memory.acpiBase + memory.acpiBytes;
   for (const { gpa, name, bytes } of tables.blobs) {
     if (gpa < memory.acpiBase || gpa + BigInt(bytes.length) > end) {
@@ -226,8 +241,12 @@ export function planMachine(request: MachineRequest, host: MachineHost): Machine
         pollUsMax: request.options.pollUsMax ?? pollUsMaxFor(host.cpus, own.vcpus, 1),
       },
     }),
-    busRegions: busRegions(),
+    busRegions: busRegions(request.balloonBytes !== undefined),
     registerFiles: registerFiles(),
+    balloon:
+      own.id === 0 && request.balloonBytes !== undefined
+        ? virtioBalloon(Math.floor(request.balloonBytes / Number(PAGE_BYTES)))
+        : undefined,
     cpuid,
     msrs: startMsrs(cpuModel),
     boot: own.id === 0 ? bootOf(request, memory, vcpus) : undefined,

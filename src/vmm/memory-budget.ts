@@ -301,3 +301,12 @@ export function usedPercent({ compute, memory }: MemoryBudget): number {
   const guest = sum(compute.map(({ homeBytes }) => homeBytes));
   return Number((guest * 1000n) / given) / 10;
 }
+
+/** A guest that gives all it has does not live: the guest itself refuses long before. */
+export function checkBalloon(bytes: number, nodes: readonly NodeSizes[], flag = ""): number {
+  const guest = nodes.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
+  if (bytes <= guest) return bytes;
+  const mib = (size: number) => `${Math.floor(size / 2 ** 20)} MiB`;
+  const message = `${flag}a balloon of ${mib(bytes)} in a guest of ${mib(guest)}`;
+  throw new SsihvError("flag_invalid", message, { hint: "it takes from the guest's own RAM" });
+}

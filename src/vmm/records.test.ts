@@ -3,7 +3,14 @@ import { readFileSync } from "node:fs";
 import { busRegions, registerFiles } from "./board.ts";
 import { engineConfig } from "./engine-config.ts";
 import { longModeRegisters } from "./long-mode.ts";
-import { BUS_TARGET, IO_KIND, REGISTER_FILE_MAX } from "./records.ts";
+import {
+  BUS_TARGET,
+  IO_KIND,
+  REGISTER_FILE_MAX,
+  VIRTIO_CONFIG_MAX,
+  VIRTIO_QUEUES_MAX,
+} from "./records.ts";
+import { virtioBalloon } from "./virtio-balloon.ts";
 
 const abi = readFileSync(new URL("../../zig/abi.zig", import.meta.url), "utf8");
 
@@ -28,6 +35,8 @@ test("bus targets and io kinds are those of zig/abi.zig", () => {
   expect(enumOf("BusTarget")).toEqual({ ...BUS_TARGET });
   expect(enumOf("IoKind")).toMatchObject({ ...IO_KIND });
   expect(abi).toContain(`register_file_max: u32 = ${REGISTER_FILE_MAX};`);
+  expect(abi).toContain(`virtio_queues_max: u32 = ${VIRTIO_QUEUES_MAX};`);
+  expect(abi).toContain(`virtio_config_max: u32 = ${VIRTIO_CONFIG_MAX};`);
 });
 
 test("records have the field names of zig/abi.zig", () => {
@@ -37,6 +46,7 @@ test("records have the field names of zig/abi.zig", () => {
   expect(Object.keys(registers.gdt).sort()).toEqual(fieldsOf("DescriptorTable").sort());
   expect(Object.keys(busRegions()[0] ?? {}).sort()).toEqual(fieldsOf("BusRegion").sort());
   expect(Object.keys(registerFiles()[0] ?? {}).sort()).toEqual(fieldsOf("RegisterFile").sort());
+  expect(Object.keys(virtioBalloon(0)).sort()).toEqual(fieldsOf("VirtioDevice").sort());
 });
 
 test("the engine's configuration has every field but the process's own descriptors", () => {

@@ -101,6 +101,7 @@ export const BUS_TARGET = {
   register_file: 5,
   typescript: 6,
   hypervisor_port: 7,
+  virtio: 8,
 } as const;
 
 /** abi.zig BusRegion. */
@@ -124,6 +125,24 @@ export interface RegisterFile {
   write_mask: Uint8Array;
   w1c_mask: Uint8Array;
   event_mask: Uint8Array;
+}
+
+/** abi.zig virtio_queues_max, virtio_config_max. */
+export const VIRTIO_QUEUES_MAX = 8;
+export const VIRTIO_CONFIG_MAX = 16;
+
+/** abi.zig VirtioDevice: a virtio device over MMIO. */
+export interface VirtioDevice {
+  device: number;
+  id: number;
+  vendor: number;
+  pin: number;
+  features: bigint;
+  /** VIRTIO_QUEUES_MAX of them; 0: no such queue. */
+  queue_sizes: number[];
+  config_len: number;
+  config: Uint8Array;
+  config_write_mask: Uint8Array;
 }
 
 /** abi.zig RamRange. */

@@ -33,6 +33,23 @@ export interface GuestFile {
   bytes: Uint8Array;
 }
 
+/** Modules of that kernel, at lib/NAME.ko; the script has to insmod them in the order of need. */
+export async function guestModules(
+  kind: GuestKernel,
+  names: readonly string[],
+): Promise<GuestFile[]> {
+  const { name, pattern } = kernels[kind];
+  const tree = `${await unpackedPackage(name, pattern)}/lib/modules`;
+  const paths = await readdir(tree, { recursive: true });
+  return Promise.all(
+    names.map(async (module): Promise<GuestFile> => {
+      const found = paths.find((path) => path.endsWith(`/${module}.ko`));
+      if (found === undefined) throw labError(`${tree} holds no ${module}.ko`);
+      return { path: `lib/${module}.ko`, bytes: await Bun.file(`${tree}/${found}`).bytes() };
+    }),
+  );
+}
+
 /** Path of the guest's initramfs; `files` go in beside busybox (`bin/` is on its PATH). */
 export async function guestInitrd(files: readonly GuestFile[] = []): Promise<string> {
   const busybox = await Bun.file((await findTool("busybox")).path).bytes();

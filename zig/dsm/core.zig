@@ -167,6 +167,8 @@ pub const Stats = struct {
     /// At the home: pages made untouched again; and those asked for too early or for a table.
     discards: u64 = 0,
     discards_refused: u64 = 0,
+    /// Frames of memory nodes that discarded pages were in.
+    frames_freed: u64 = 0,
 };
 
 pub const State = enum(u8) {
@@ -436,6 +438,17 @@ pub fn CoreOf(comptime mutation: Mutation) type {
             return discard.canDiscard(self, page);
         }
 
+        /// Whether that has to wait until another discard is done; if not, canDiscard() says
+        /// whether the page can be discarded at all.
+        pub fn discardMustWait(self: *const Self, page: Page) bool {
+            return discard.mustWait(self, page);
+        }
+
+        /// Whether this node has asked for discards and not heard of them.
+        pub fn isDiscarding(self: *const Self) bool {
+            return self.discards.count > 0;
+        }
+
         /// Whether `msg`, from an untrusted peer, can be given to step().
         pub fn validate(self: *const Self, from: Node, msg: types.Msg) checks.Error!void {
             return checks.validate(self, from, msg);
@@ -520,7 +533,7 @@ pub fn CoreOf(comptime mutation: Mutation) type {
                 .frame_ack => store.acked(self, from, msg),
                 .frame_data => store.arrived(self, msg.page, out),
                 // Memory nodes answer these (lender.zig); validate() lets none through here.
-                .frame_put, .frame_get => unreachable,
+                .frame_put, .frame_get, .frame_free => unreachable,
                 .discard => {
                     hold.heard(self, msg.age);
                     discard.request(self, msg.page, from, msg.age, out);

@@ -364,6 +364,7 @@ fn answerAll(core: *core_file.Core, out: *core_file.Actions, lost: ?u8) void {
         }
         out.count = 0;
         for (sent[0..count]) |send| {
+            if (lender.isFree(send.msg)) continue;
             const reply = lender.answer(send.msg);
             core.validate(send.to, reply) catch unreachable;
             core.step(.{ .message = .{ .from = send.to, .msg = reply, .now = 0 } }, out);

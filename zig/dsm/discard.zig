@@ -37,8 +37,13 @@ pub const Discards = struct {
 };
 
 pub fn canDiscard(self: anytype, page: Page) bool {
+    return !mustWait(self, page) and self.tables.find(page) == null;
+}
+
+/// Whether a discard that is under way has to be done first.
+pub fn mustWait(self: anytype, page: Page) bool {
     const d = &self.discards;
-    return d.count < d.asked.len and !d.isAsked(page) and self.tables.find(page) == null;
+    return d.count == d.asked.len or d.isAsked(page);
 }
 
 pub fn ask(self: anytype, page: Page, out: *Actions) void {
@@ -76,7 +81,7 @@ pub fn begin(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     txn.missing = switch (entry.state) {
         .untouched, .replicated => 0,
         .stored => stored: {
-            store.forget(self, page);
+            store.dismiss(self, page, out);
             break :stored 0;
         },
         .shared => entry.sharers,
@@ -125,6 +130,7 @@ fn finish(self: anytype, page: Page, txn: *Txn, out: *Actions) void {
     self.stats.discards += 1;
     const entry = &self.directory[page];
     entry.* = .{ .version = entry.version };
+    out.add(.{ .emptied = page });
     settle(self, page, txn.request.node, 0, out);
     home.next(self, page, txn, out);
 }

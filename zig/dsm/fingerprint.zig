@@ -97,7 +97,7 @@ fn Fingerprint(comptime Model: type) type {
 
         fn isFrameKind(kind: types.MsgKind) bool {
             return switch (kind) {
-                .frame_put, .frame_ack, .frame_get, .frame_data => true,
+                .frame_put, .frame_ack, .frame_get, .frame_data, .frame_free => true,
                 else => false,
             };
         }

@@ -8,12 +8,12 @@ const Node = types.Node;
 /// Frames of this memory node that are one home's alone.
 pub const Lent = struct { home: Node, first: u32, count: u32 };
 
-/// Whether a frame_put or frame_get of an untrusted peer can be obeyed: `msg.old` is its frame
-/// then.
+/// Whether a frame_put, frame_get or frame_free of an untrusted peer can be obeyed: `msg.old` is
+/// its frame then.
 pub fn validate(lent: []const Lent, from: Node, msg: types.Msg) error{ProtocolViolated}!void {
     const is_put = msg.kind == @backingInt(types.MsgKind.frame_put);
     const is_get = msg.kind == @backingInt(types.MsgKind.frame_get);
-    if (!is_put and !is_get) return error.ProtocolViolated;
+    if (!is_put and !is_get and !isFree(msg)) return error.ProtocolViolated;
     const flags: u8 = if (is_put) types.flag_data else 0;
     if (msg.flags != flags) return error.ProtocolViolated;
     for (lent) |l| {
@@ -22,7 +22,13 @@ pub fn validate(lent: []const Lent, from: Node, msg: types.Msg) error{ProtocolVi
     return error.ProtocolViolated;
 }
 
-/// What to answer once it is obeyed: frame_ack, or frame_data with the frame's bytes.
+/// Nothing to keep and nothing to answer: the frame's memory may go.
+pub fn isFree(msg: types.Msg) bool {
+    return msg.kind == @backingInt(types.MsgKind.frame_free);
+}
+
+/// What to answer to the others once they are obeyed: frame_ack, or frame_data with the frame's
+/// bytes.
 pub fn answer(msg: types.Msg) types.Msg {
     var reply = msg;
     const is_get = msg.kind == @backingInt(types.MsgKind.frame_get);
@@ -56,6 +62,12 @@ test "a home reaches its own frames, with the data where it belongs, and nothing
     try validate(&lent, 1, get);
     try testing.expectEqual(@backingInt(types.MsgKind.frame_data), answer(get).kind);
     try testing.expect(answer(get).hasData());
+    var free = get;
+    free.kind = @backingInt(types.MsgKind.frame_free);
+    try validate(&lent, 1, free);
+    try testing.expectError(error.ProtocolViolated, validate(&lent, 0, free));
+    free.flags = types.flag_data;
+    try testing.expectError(error.ProtocolViolated, validate(&lent, 1, free));
     var bad = get;
     for ([_]u64{ 0, 3, 6, 1 << 32 | 5, std.math.maxInt(u64) }) |frame| {
         bad.old = frame;

@@ -285,6 +285,11 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             };
             lender.validate(&.{lent}, @intCast(from), e.msg) catch return error.Refused;
             const frame = &self.frames[to][e.msg.old];
+            if (lender.isFree(e.msg)) {
+                // What nobody may read again.
+                frame.* = @splat(0xee);
+                return;
+            }
             if (e.msg.hasData()) frame.* = e.data;
             const reply = lender.answer(e.msg);
             self.messages += 1;
@@ -418,7 +423,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                     count += 1;
                 },
                 .keep => |slot| m.slots[slot] = self.arriving,
-                .discarded => {},
+                .emptied, .discarded => {},
                 .fatal => |f| return switch (f.code) {
                     types.fatal_page_lost => error.PageLost,
                     else => error.Conflict,

@@ -348,6 +348,17 @@ pub fn forget(self: anytype, page: Page) void {
     if (evict.slotOf(self, page) != null) release(self, page);
 }
 
+/// The same for good: the memory nodes may give the frames' memory back.
+pub fn dismiss(self: anytype, page: Page, out: *Actions) void {
+    for (alive(self, .of(self.directory[page])).list()) |place| {
+        if (place == no_place) continue;
+        const to = self.store.lotOf(place).node;
+        self.stats.frames_freed += 1;
+        out.add(.{ .send = .{ .to = to, .msg = message(self, .frame_free, page, place, 0) } });
+    }
+    forget(self, page);
+}
+
 /// A store under way that no memory node has room for: the page stays here.
 pub fn undo(self: anytype, page: Page, out: *Actions) void {
     self.stats.stores_undone += 1;

@@ -69,6 +69,9 @@ pub const MsgKind = enum(u8) {
     discard = 25,
     /// home -> who asked: done; flag_refused: it is a page table.
     discarded = 26,
+    /// home -> memory node: frame `old` holds nothing any more, its memory may go. Advice without
+    /// an answer: one that is never sent costs memory until the frame's next put.
+    frame_free = 27,
 };
 
 pub const flag_data: u8 = 1;
@@ -109,7 +112,7 @@ pub const Msg = extern struct {
             .get_shared, .get_exclusive, .upgrade, .done, .replicate, .diff, .diff_ack => false,
             .put_ack, .put_more, .hurry => false,
             // No other guest part sees these bytes before a grant.
-            .frame_put, .frame_ack, .frame_get, .frame_data => false,
+            .frame_put, .frame_ack, .frame_get, .frame_data, .frame_free => false,
             .put => self.hasData(),
             else => true,
         };
@@ -210,6 +213,9 @@ pub const Action = union(enum) {
     /// is reached (after protect, before drop). Sends leave after the scan of replicas that ends
     /// the step; diffs first. A slot's bytes stay until the end of the step at least.
     send: struct { to: Node, msg: Msg, slot: ?SlotNumber = null },
+    /// At the page's home: from here on nobody has the page, and it reads as zeroes until it is
+    /// written again, whoever asked for that.
+    emptied: Page,
     /// A discard that was asked for here is done: the page reads as zeroes until it is written
     /// again. Refused: it is a page table, and stays as it is.
     discarded: struct { page: Page, refused: bool },

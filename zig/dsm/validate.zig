@@ -72,7 +72,7 @@ pub fn validate(self: anytype, from: Node, msg: types.Msg) Error!void {
             try need(at_home and msg.flags == types.flag_data);
             try need(store.isAwaited(self, from, msg));
         },
-        .frame_put, .frame_get => return error.ProtocolViolated,
+        .frame_put, .frame_get, .frame_free => return error.ProtocolViolated,
         .discard => try need(at_home and msg.flags == 0 and canDiscard(self, from, msg.page)),
         .discarded => {
             try need(from_home and msg.flags & ~types.flag_refused == 0);

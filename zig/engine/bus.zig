@@ -7,6 +7,7 @@
 const std = @import("std");
 const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
+const Balloon = @import("balloon.zig").Balloon;
 const Board = @import("board.zig").Board;
 
 pub const Access = struct {
@@ -24,6 +25,8 @@ pub const Answer = union(enum) {
     typescript: u32,
     /// The node that has the device completes it.
     remote: u32,
+    /// The balloon's own thread completes it.
+    balloon,
     /// Reads as ones, writes dropped.
     unclaimed,
 };
@@ -33,6 +36,7 @@ pub const regions_max = 64;
 pub const Bus = struct {
     node: u32,
     board: *Board,
+    balloon: ?*Balloon = null,
     regions: [regions_max]abi.BusRegion = undefined,
     region_count: u32 = 0,
     /// Region index + 1 of every port, 0 where nobody lives.
@@ -91,10 +95,17 @@ pub const Bus = struct {
             .pm_timer => .{ .done = self.board.pmTimerAccess(offset, a.size) },
             .ioapic => .{ .done = self.board.ioapicAccess(a, offset) },
             .register_file => .{ .done = self.board.registerAccess(a, region.device, offset) },
+            .virtio => self.virtio(a, region.device, offset),
             // Needs the vCPU's registers: the vCPU thread answers it before it comes here.
             .hypervisor_port => .unclaimed,
             .none => unreachable,
         };
+    }
+
+    fn virtio(self: *Bus, a: Access, device: u32, offset: u64) Answer {
+        const balloon = self.balloon orelse return .unclaimed;
+        if (balloon.transport.device.device != device) return .unclaimed;
+        return if (balloon.access(a, offset)) |value| .{ .done = value } else .balloon;
     }
 
     pub fn isHypervisorPort(self: *const Bus, port: u16) bool {

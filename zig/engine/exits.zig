@@ -58,6 +58,7 @@ fn complete(self: *VcpuThread, access: Access) ?u64 {
         .done => |value| value,
         .typescript => |device| self.request(access, .{ .typescript = device }),
         .remote => |node| self.request(access, .{ .remote = node }),
+        .balloon => self.request(access, .balloon),
         .unclaimed => {
             self.stats.unclaimed += 1;
             return ones(access.size);

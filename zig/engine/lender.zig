@@ -190,6 +190,11 @@ pub const Lender = struct {
         if (rest.len != size) return error.ProtocolViolated;
         try protocol.validate(&self.lent, from, msg);
         const number: u32 = @intCast(msg.old);
+        if (protocol.isFree(msg)) {
+            try self.store.free(number);
+            self.stats.frames_held = self.store.counters.written;
+            return;
+        }
         const answer = protocol.answer(msg);
         const head = std.mem.asBytes(&answer);
         if (msg.hasData()) {

@@ -42,13 +42,17 @@ comptime {
     // 14,000 of them.
     const faults = @import("../memory/faults.zig");
     const room = @import("room.zig");
+    const discards = @import("discards.zig");
     const small = frame.header_bytes + frame.protocol_bytes;
     const page = frame.header_bytes + frame.payload_max;
     const answers = page + 4 * small;
     const options: lane_file.Options = .{};
     const open = abi.nodes_max * faults.threads_max;
     const put_again = room.slots_max * page;
-    std.debug.assert(options.reserve_bytes >= open * answers + put_again + options.tx_bytes / 4);
+    // Each discard of each node: an invalidate, an ack and the word that it is done, twice.
+    const discarding = abi.nodes_max * discards.open_max * 6 * small;
+    const needed = open * answers + put_again + discarding + options.tx_bytes / 4;
+    std.debug.assert(options.reserve_bytes >= needed);
 }
 
 pub const Link = struct {

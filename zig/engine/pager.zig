@@ -10,6 +10,7 @@ const last_words = @import("../base/last_words.zig");
 const core_file = @import("../dsm/core.zig");
 const types = @import("../dsm/types.zig");
 const Memory = @import("../base/page_array.zig").Memory;
+const discards = @import("discards.zig");
 const Inspection = @import("inspect.zig").Inspection;
 const room = @import("room.zig");
 const shell_file = @import("shell.zig");
@@ -47,6 +48,8 @@ pub const Production = struct {
     pub fn now(_: Production) u64 {
         return sys.monotonicNs();
     }
+
+    pub inline fn emptied(_: Production, _: u32) void {}
 
     pub fn takePost(self: Production) ?mailbox_file.Post {
         return self.mailbox.take();
@@ -133,6 +136,7 @@ pub const Pager = struct {
                 .compute = settings.compute,
                 .frames = self.frameRanges(),
                 .frame_copies = settings.frame_copies,
+                .discards_max = discards.open_max,
                 .slots_max = if (settings.limits.any()) room.slots_max else 0,
                 .page_memory = .kernel,
             },
@@ -286,7 +290,8 @@ pub const Pager = struct {
     }
 
     /// Longest sleep when nothing comes.
-    pub fn sleepNs(self: *const Pager, now: u64) u64 {
+    pub fn sleepNs(self: *Pager, now: u64) u64 {
+        if (self.shell.discards.isDue(&self.shell)) return 0;
         var ns = self.shell.lanes.deadline(now) -| now;
         if (self.shell.core.nextDeadline()) |deadline| ns = @min(ns, deadline -| now);
         // A fault that hangs with nothing else going on is seen to grow old.

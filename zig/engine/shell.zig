@@ -16,6 +16,7 @@ const types = @import("../dsm/types.zig");
 const core_file = @import("../dsm/core.zig");
 const Actions = core_file.Actions;
 const frame = @import("../transport/frame.zig");
+const discards_file = @import("discards.zig");
 const Gate = @import("gate.zig").Gate;
 const Inbox = @import("inbox.zig").Inbox;
 const uffd_api = @import("../base/uffd_api.zig");
@@ -48,6 +49,8 @@ pub const Command = struct {
     pub const settle: u8 = 4;
     /// A memory node's: say goodbye to everybody.
     pub const leave: u8 = 5;
+    /// Discard the pages of the Batch at this address (discards.zig); Handler.discarded follows.
+    pub const discard: u8 = 6;
 };
 
 /// What the shard tells the rest of the engine; called on the shard's thread, must not block.
@@ -63,6 +66,8 @@ pub const Handler = struct {
     settled: *const fn (context: *anyopaque) void,
     /// A reset of all page state is done.
     reset_done: *const fn (context: *anyopaque) void,
+    /// The pages of Command.discard are discarded on every node, but for page tables.
+    discarded: *const fn (context: *anyopaque) void,
     /// The end of each turn: what the lanes and the faults are like is known.
     on_time: *const fn (context: *anyopaque, now: u64) void,
     /// A page's state is unknown: the engine dies when this returns, and nobody may run on.
@@ -108,6 +113,7 @@ pub const Bug = enum {
 /// - `Lanes`: mayRequest, receive, next, isLost, queue, lose, onTime, flush (lanes.zig);
 /// - `now()`: monotonic nanoseconds;
 /// - `takePost()`: the oldest message of other threads (memory/mailbox.zig), or null;
+/// - `emptied(page)`: a page of this home's is discarded: zeroes from here on;
 /// - `fatal(format, args) noreturn`: memory can no longer be right.
 pub fn ShellOf(comptime Env: type) type {
     return struct {
@@ -149,6 +155,7 @@ pub fn ShellOf(comptime Env: type) type {
         lenders: types.Nodes,
         lenders_lost: types.Nodes = 0,
         ending: Ending = .no,
+        discards: discards_file.Discards = .{},
         takes_posts_first: bool = false,
         stopping: std.atomic.Value(bool) = .init(false),
 
@@ -225,6 +232,7 @@ pub fn ShellOf(comptime Env: type) type {
             for (0..self.core_config.node_count) |node| self.takeFrames(@intCast(node));
             self.onTime();
             self.noticeLosses();
+            self.discards.goOn(self);
             if (self.ending == .no) self.makeRoom() else self.goOnEnding();
             self.lanes.flush();
         }
@@ -314,7 +322,7 @@ pub fn ShellOf(comptime Env: type) type {
             return core.pending.free_count == core.pending.items.len and
                 core.txns.free_count == core.txns.items.len and
                 core.holds.deferred_count == 0 and self.gate.isEmpty() and
-                self.slotsInUse() == 0;
+                self.slotsInUse() == 0 and !self.discards.is_active;
         }
 
         fn takeFaults(self: *Self) void {
@@ -353,11 +361,17 @@ pub fn ShellOf(comptime Env: type) type {
                     const page = self.ram.pageOf(argument) orelse return;
                     if (self.core_config.replicate) self.step(.{ .root = .{ .page = page } }, null);
                 },
-                Command.settle => self.ending = .settling,
-                Command.reset => self.ending = .resetting,
+                Command.settle => self.end(.settling),
+                Command.reset => self.end(.resetting),
+                Command.discard => self.discards.begin(@ptrFromInt(argument)),
                 Command.stop => self.stopping.store(true, .release),
                 else => unreachable,
             }
+        }
+
+        fn end(self: *Self, how: Ending) void {
+            self.ending = how;
+            self.discards.abandon();
         }
 
         /// Every vCPU of every node is parked and nothing under way can reach this node: back to
@@ -442,7 +456,7 @@ pub fn ShellOf(comptime Env: type) type {
         }
 
         /// One event through the core: memory actions, scan, sends.
-        fn step(self: *Self, event: types.Event, data: ?*const PageBytes) void {
+        pub fn step(self: *Self, event: types.Event, data: ?*const PageBytes) void {
             self.stepCore(event, data);
             self.stats.revokes_deferred = self.core.stats.revokes_deferred;
             self.release();
@@ -541,8 +555,11 @@ pub fn ShellOf(comptime Env: type) type {
                 .save => |s| @memcpy(&self.slots[s.slot], self.ram.pageBytes(s.page)),
                 // The core keeps only what came with a page (dsm/repair.zig).
                 .keep => |slot| self.slots[slot] = data.?.*,
-                // Nothing here asks for it: a reset forgets all pages at once.
-                .discarded => unreachable,
+                .emptied => |page| {
+                    self.stats.pages_discarded += 1;
+                    self.env.emptied(page);
+                },
+                .discarded => |d| self.stats.discards_refused += @intFromBool(d.refused),
                 .send => |s| self.stage(s.to, s.msg, s.slot),
                 .fatal => |f| self.cannotGoOn(f.page, f.code),
             };
@@ -587,6 +604,11 @@ pub fn ShellOf(comptime Env: type) type {
 
         fn stage(self: *Self, to: u8, msg: types.Msg, slot: ?types.SlotNumber) void {
             std.debug.assert(self.staged_count < staged_max);
+            if (msg.kind == @backingInt(types.MsgKind.frame_free)) {
+                self.stats.frames_freed += 1;
+                // Only advice: it never fills a lane that is slow.
+                if (!self.lanes.mayRequest()) return;
+            }
             const data: Carried = if (!msg.hasData())
                 .nothing
             else if (slot) |number|

@@ -184,7 +184,14 @@ pub const Span = struct {
         };
         switch (self.engine.bus.access(access)) {
             .done => |value| self.answer(from, wire.vcpu, value),
-            .typescript => |device| self.askTypescript(from, wire, device),
+            .typescript => |device| {
+                const slot = self.postForeign(from, wire, device) orelse return;
+                self.engine.events.simple(.io_request, slot, wire.a, 0, 0);
+            },
+            .balloon => {
+                const slot = self.postForeign(from, wire, 0) orelse return;
+                self.engine.balloon.?.waitFor(slot);
+            },
             // The peer's table sent it here and ours says elsewhere: answer as an empty bus does.
             .remote, .unclaimed => self.answer(from, wire.vcpu, bus_file.ones(wire.size)),
         }
@@ -195,9 +202,11 @@ pub const Span = struct {
         self.send(@as(u32, 1) << @intCast(node), wire);
     }
 
-    fn askTypescript(self: *Span, from: u8, wire: Wire, device: u32) void {
+    /// The slot in which it waits for whoever completes it; null: the peer is broken.
+    fn postForeign(self: *Span, from: u8, wire: Wire, device: u32) ?u32 {
         const index = self.reserve(from, wire.vcpu) orelse {
-            return self.hostile(from, "more forwarded exits than vCPUs");
+            self.hostile(from, "more forwarded exits than vCPUs");
+            return null;
         };
         const slot = &self.engine.shared.io_slots[abi.vcpus_max + index];
         slot.kind = wire.kind;
@@ -209,7 +218,7 @@ pub const Span = struct {
         slot.sequence +%= 1;
         // Release: TypeScript sees the fields before the state.
         @atomicStore(u32, &slot.state, @backingInt(abi.IoState.posted), .release);
-        self.engine.events.simple(.io_request, abi.vcpus_max + index, wire.a, 0, 0);
+        return abi.vcpus_max + index;
     }
 
     fn reserve(self: *Span, node: u8, vcpu: u16) ?u32 {
@@ -223,7 +232,7 @@ pub const Span = struct {
         return null;
     }
 
-    /// TypeScript answered a forwarded exit (JavaScript thread).
+    /// A forwarded exit is answered (JavaScript thread, or the balloon's).
     pub fn completeForeign(self: *Span, index: u32, value: u64) error{StateWrong}!void {
         self.foreign_lock.lock();
         const f = self.foreign[index];
@@ -288,7 +297,16 @@ pub const Span = struct {
     /// Pager.Handler.inboxes.
     pub fn inboxAt(context: *anyopaque, index: usize) ?*const Inbox {
         const self: *Span = @ptrCast(@alignCast(context));
-        return if (index < self.engine.vcpus.len) &self.engine.vcpus[index].inbox else null;
+        const vcpus = self.engine.vcpus;
+        if (index < vcpus.len) return &vcpus[index].inbox;
+        const balloon = self.engine.balloon orelse return null;
+        return if (index == vcpus.len) &balloon.inbox else null;
+    }
+
+    /// Pager.Handler.discarded.
+    pub fn discarded(context: *anyopaque) void {
+        const self: *Span = @ptrCast(@alignCast(context));
+        self.engine.balloon.?.discarded();
     }
 
     /// Pager.Handler.settled.

@@ -15,6 +15,7 @@ const Lane = lane_file.Lane;
 const seal = @import("../transport/seal.zig");
 const Keeper = @import("../transport/keeper.zig").Keeper;
 const tcp = @import("../transport/tcp.zig");
+const Batch = @import("discards.zig").Batch;
 const Inbox = @import("inbox.zig").Inbox;
 const Lanes = @import("lanes.zig").Lanes;
 const Lender = @import("lender.zig").Lender;
@@ -32,6 +33,8 @@ pub const Node = struct {
     lost: std.atomic.Value(u32) = .init(0),
     settled: std.atomic.Value(u32) = .init(0),
     resets: std.atomic.Value(u32) = .init(0),
+    /// Batches of pages that are discarded.
+    discards: std.atomic.Value(u32) = .init(0),
     /// Without a thread: test_cuts.zig brings the connections.
     keeper: ?Keeper = null,
 };
@@ -119,6 +122,7 @@ pub const Cluster = struct {
             .noticed = ignoreNotice,
             .settled = ignoreEnd,
             .reset_done = ignoreEnd,
+            .discarded = ignoreEnd,
             .on_time = noTime,
             .page_lost = noPage,
             .inboxes = noInbox,
@@ -164,6 +168,7 @@ pub const Cluster = struct {
             .noticed = ignoreNotice,
             .settled = countSettled,
             .reset_done = countReset,
+            .discarded = countDiscarded,
             .on_time = noTime,
             .page_lost = noPage,
             .inboxes = noInbox,
@@ -336,6 +341,20 @@ pub const Cluster = struct {
         }
     }
 
+    /// As a balloon's device thread of that node: returns when the pages are discarded on all.
+    pub fn discard(self: *Cluster, node: usize, first: u32, count: u32) !void {
+        const n = &self.nodes[node];
+        const before = n.discards.load(.acquire);
+        var batch: Batch = .{};
+        for (first..first + count) |page| batch.add(@intCast(page));
+        n.pager.command(pager_file.Command.discard, @intFromPtr(&batch));
+        const deadline = sys.monotonicNs() + 30 * std.time.ns_per_s;
+        while (n.discards.load(.acquire) == before) {
+            if (sys.monotonicNs() > deadline) return error.NeverAnswered;
+            _ = linux.sched_yield();
+        }
+    }
+
     /// A counter of all nodes together.
     pub fn sum(self: *const Cluster, comptime counter: []const u8) u64 {
         var total: u64 = 0;
@@ -399,6 +418,11 @@ fn countSettled(context: *anyopaque) void {
 fn countReset(context: *anyopaque) void {
     const node: *Node = @ptrCast(@alignCast(context));
     _ = node.resets.fetchAdd(1, .acq_rel);
+}
+
+fn countDiscarded(context: *anyopaque) void {
+    const node: *Node = @ptrCast(@alignCast(context));
+    _ = node.discards.fetchAdd(1, .acq_rel);
 }
 
 fn noTime(_: *anyopaque, _: u64) void {}

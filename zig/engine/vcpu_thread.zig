@@ -279,12 +279,14 @@ pub const VcpuThread = struct {
                 self.stats.io_typescript += 1;
             },
             .remote => self.stats.io_remote += 1,
+            .balloon => {},
         }
         // Release: the completer sees the fields before the state.
         @atomicStore(u32, &slot.state, @backingInt(abi.IoState.posted), .release);
         switch (completer) {
             .typescript => self.engine.events.simple(.io_request, self.index, access.address, 0, 0),
             .remote => |node| self.engine.forward(self.index, node),
+            .balloon => self.engine.balloon.?.waitFor(self.index),
         }
         // Acquire: pairs with the completer's release of `done`.
         while (@atomicLoad(u32, &slot.state, .acquire) != @backingInt(abi.IoState.done)) {
@@ -306,4 +308,4 @@ pub const VcpuThread = struct {
     }
 };
 
-pub const Completer = union(enum) { typescript: u32, remote: u32 };
+pub const Completer = union(enum) { typescript: u32, remote: u32, balloon };

@@ -70,6 +70,17 @@ pub const Store = struct {
         return self.at(frame);
     }
 
+    /// The frame holds nothing any more: its memory goes back.
+    pub fn free(self: *Store, frame: u32) (Error || sys.Error)!void {
+        if (frame >= self.frame_count) return error.FrameInvalid;
+        const bit = bitOf(frame);
+        if (self.map[frame / 8] & bit == 0) return;
+        const memory = self.at(frame);
+        _ = try sys.check(linux.madvise(memory, frame_size, linux.MADV.DONTNEED));
+        self.map[frame / 8] &= ~bit;
+        self.counters.written -= 1;
+    }
+
     /// Forgets all contents and gives their memory back.
     pub fn clear(self: *Store) sys.Error!void {
         for ([_][]align(std.heap.page_size_min) u8{ self.memory, self.map }) |part| {
@@ -123,6 +134,11 @@ test "a large store costs what was put, and nothing once cleared" {
     try std.testing.expectEqual(@as(usize, 3 * frame_size), try sys.residentBytes(store.memory));
     try std.testing.expect(try sys.residentBytes(store.map) <= 3 * frame_size);
     try std.testing.expectEqual(@as(u32, 3), store.counters.written);
+    for (0..2) |_| try store.free(count / 2);
+    try std.testing.expectError(error.FrameInvalid, store.free(count));
+    try std.testing.expectError(error.FrameEmpty, store.get(count / 2));
+    try std.testing.expectEqual(@as(usize, 2 * frame_size), try sys.residentBytes(store.memory));
+    try std.testing.expectEqual(@as(u32, 2), store.counters.written);
     try store.clear();
     try std.testing.expectEqual(@as(usize, 0), try sys.residentBytes(store.memory));
     try std.testing.expectError(error.FrameEmpty, store.get(0));

@@ -4,6 +4,7 @@
 
 const std = @import("std");
 const types = @import("../dsm/types.zig");
+const Batch = @import("../engine/discards.zig").Batch;
 const mailbox = @import("../memory/mailbox.zig");
 const config_file = @import("config.zig");
 const Config = config_file.Config;
@@ -49,6 +50,10 @@ pub const Counters = struct {
     /// Pages that memory nodes took and gave.
     stored: u64 = 0,
     loaded: u64 = 0,
+    /// Pages discarded at their home, discards refused, and frames that memory nodes gave back.
+    emptied: u64 = 0,
+    refusals: u64 = 0,
+    freed: u64 = 0,
     /// Memory nodes that died.
     memory_lost: u64 = 0,
     /// Nodes that were silent for seconds; times that one was given up though it lived.
@@ -96,6 +101,9 @@ pub const Machine = struct {
     access: []const types.Access = &.{},
     posts: std.ArrayList(mailbox.Post) = .empty,
     posts_taken: usize = 0,
+    /// Pages that the node's shard discards now; it has one batch at a time.
+    batch: Batch = .{},
+    is_discarding: bool = false,
     /// Added to virtual time: no two hosts' clocks agree.
     clock_ns: u64,
     stands_until: u64 = 0,
@@ -417,6 +425,24 @@ pub const Cluster = struct {
 
     pub fn hasPosts(self: *const Cluster, node: u8) bool {
         return self.machines[node].posts.items.len > 0;
+    }
+
+    /// A few pages, perhaps one of them twice, and now and then a page table: in vain while the
+    /// nodes know it for one.
+    pub fn postDiscard(self: *Cluster, v: *Vcpu) void {
+        const m = &self.machines[v.node];
+        if (m.is_discarding) return;
+        m.is_discarding = true;
+        m.batch.count = 0;
+        const random = self.guest.random();
+        for (0..random.intRangeAtMost(usize, 1, 6)) |_| {
+            const is_table = self.config.tables > 0 and random.uintLessThan(u8, 8) == 0;
+            const table = 1 + random.uintLessThan(u32, @max(1, self.config.tables));
+            m.batch.add(if (is_table) table else v.pickPage());
+        }
+        const address: u64 = @intFromPtr(&m.batch);
+        const discard = @import("../engine/shell.zig").Command.discard;
+        self.post(v.node, 0, discard, std.mem.asBytes(&address));
     }
 
     pub fn postRoot(self: *Cluster, node: u8, page: u32) void {

@@ -89,6 +89,8 @@ pub const Config = struct {
     own: u16 = 0,
     /// Write-back slots of a node that does not keep everything.
     slots: u8 = 1,
+    /// Of a hundred operations, so many begin a discard of a few pages.
+    discards: u8 = 0,
     /// The production lanes, sealed and resumed, over simulated sockets; else a model of them.
     lanes: enum { model, real } = .model,
     /// What lasts longer freezes the whole VM, over production lanes; 0: nothing does.
@@ -155,6 +157,9 @@ pub const Config = struct {
         if (config.lanes == .real and freezes) {
             config.stall_ms = random.intRangeAtMost(u16, 50, 400);
         }
+        if (random.uintLessThan(u8, 3) == 0) {
+            config.discards = random.intRangeAtMost(u8, 5, 40);
+        }
         return config.sound();
     }
 
@@ -196,6 +201,7 @@ pub const Config = struct {
         if (self.memory != 0) {
             try w.print(" --memory {d} --copies {d}", .{ self.memory, self.copies });
         }
+        if (self.discards != 0) try w.print(" --discards {d}", .{self.discards});
         if (self.lanes != .model) try w.print(" --lanes {t}", .{self.lanes});
         if (self.stall_ms != 0) try w.print(" --stall {d}", .{self.stall_ms});
         var faults = self.faults.iterator();
@@ -239,6 +245,8 @@ pub const Config = struct {
             self.copies = try number(u8, value, 1, 2);
         } else if (std.mem.eql(u8, flag, "--slots")) {
             self.slots = try number(u8, value, 1, slots_max);
+        } else if (std.mem.eql(u8, flag, "--discards")) {
+            self.discards = try number(u8, value, 0, 100);
         } else if (std.mem.eql(u8, flag, "--stall")) {
             self.stall_ms = try number(u16, value, 0, 2000);
         } else if (std.mem.eql(u8, flag, "--faults-max")) {

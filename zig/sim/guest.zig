@@ -37,11 +37,14 @@ pub const Operation = struct {
         many,
         /// Interrupts another vCPU.
         interrupt,
+        /// Has its node discard pages; goes on at once. They are anybody's to use meanwhile, and
+        /// read as zeroes from some moment on.
+        discard,
     };
 
     fn writes(self: Operation, index: usize) bool {
         return switch (self.kind) {
-            .load, .interrupt => false,
+            .load, .interrupt, .discard => false,
             .copy => index == 1,
             .store, .increment, .split, .many => true,
         };
@@ -51,7 +54,7 @@ pub const Operation = struct {
         return switch (self.kind) {
             .load, .increment, .split, .many => true,
             .copy => index == 0,
-            .store, .interrupt => false,
+            .store, .interrupt, .discard => false,
         };
     }
 };
@@ -226,6 +229,11 @@ pub const Vcpu = struct {
             self.operation = .{ .kind = .interrupt };
             return;
         }
+        const discards = self.cluster.config.discards;
+        if (discards > 0 and self.random().uintLessThan(u8, 100) < discards) {
+            self.operation = .{ .kind = .discard };
+            return;
+        }
         self.operation = self.access();
         if (self.operation.?.kind != .load) return;
         if (self.random().uintLessThan(u8, 100) >= habits.migrate) return;
@@ -234,7 +242,7 @@ pub const Vcpu = struct {
         self.interrupted.?.kind = .store;
     }
 
-    fn pickPage(self: *Vcpu) u32 {
+    pub fn pickPage(self: *Vcpu) u32 {
         const cluster = self.cluster;
         const first = cluster.firstDataPage();
         const hot = self.random().uintLessThan(u8, 100) < cluster.habits.hot;
@@ -277,6 +285,10 @@ pub const Vcpu = struct {
     fn tryOperation(self: *Vcpu, op: Operation) Attempt {
         if (op.kind == .interrupt) {
             self.cluster.sendInterrupt(self);
+            return .done;
+        }
+        if (op.kind == .discard) {
+            self.cluster.postDiscard(self);
             return .done;
         }
         for (op.pages[0..op.count], 0..) |page, i| {

@@ -63,6 +63,11 @@ pub const MemoryNode = struct {
         protocol.validate(self.lent, from, msg) catch self.refuse(from, msg);
         if (has_page != msg.hasData()) self.refuse(from, msg);
         const frame: usize = @intCast(msg.old);
+        if (protocol.isFree(msg)) {
+            self.pages[frame] = null;
+            self.cluster.counters.freed += 1;
+            return;
+        }
         const reply = protocol.answer(msg);
         self.cluster.network.note(self.node, from, reply);
         const head = std.mem.asBytes(&reply);

@@ -61,6 +61,9 @@ fn checkShell(shell: anytype, node: usize) void {
         .{ "write-back slots", core.slots.items.len - core.slots.free_count },
         .{ "staged messages", shell.staged_count },
         .{ "staged pages", shell.staged_page_count },
+        .{ "discards asked for", core.discards.count },
+        .{ "batches of discards", @intFromBool(shell.discards.is_active) },
+        .{ "discards open at home", openDiscards(core) },
         .{ "untold tables", shell.children.items.len },
         .{ "seen faults", waiting(shell) },
     };
@@ -82,6 +85,12 @@ fn checkShell(shell: anytype, node: usize) void {
             node, core.requests.records.len - records,
         });
     }
+}
+
+fn openDiscards(core: anytype) usize {
+    var count: usize = 0;
+    for (core.discards.open) |open| count += open;
+    return count;
 }
 
 /// Every frame that is in use is some stored page's, and nobody else's.

@@ -94,6 +94,7 @@ test "faults planted in the core are found" {
     try finds("a freed table stays replicated", .{ .core = .keep_orphan });
     try finds("a put acknowledged and not taken", .{ .core = .lost_put });
     try finds("a frame freed too early", .{ .core = .frame_early });
+    try finds("a discard that does not wait", .{ .core = .discard_early });
     try finds("a change of owner keeps the version", .{ .core = .version_kept });
 }
 
@@ -130,6 +131,7 @@ test "schedules of the code as it is find nothing" {
     const c = &result.counters;
     try testing.expect(c.held_back > 0 and c.replicated > 0);
     try testing.expect(c.evicted > 0 and c.stored > 0 and c.loaded > 0 and c.memory_lost > 0);
+    try testing.expect(c.emptied > 0 and c.refusals > 0 and c.freed > 0);
     // Some silences part nodes, others are sat out.
     try testing.expect(c.parted > 0 and c.silences > c.parted and c.freezes > 0);
 }

@@ -34,6 +34,8 @@ const calm_from_ns = 500 * ms;
 /// As long after a silence all know that the VM is over, if it is: those that nobody tells hear
 /// nothing for peer_timeout, which begins anew when a connection does.
 const death_ns_max = 4 * peer_timeout_ns;
+/// Fewer than a batch has pages: some wait.
+const discards_max = 4;
 const silence_ns_max = peer_timeout_ns + peer_timeout_ns / 2;
 
 /// What is wrong on purpose; the core only where the world is made for Mutation.chosen.
@@ -83,6 +85,15 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
 
             pub fn takePost(self: Env) ?mailbox.Post {
                 return self.world.cluster.takePost(self.node);
+            }
+
+            /// Told at the moment from which nobody has the page.
+            pub fn emptied(self: Env, page: u32) void {
+                const cluster = &self.world.cluster;
+                cluster.counters.emptied += 1;
+                cluster.touch(page);
+                cluster.trace("page {d} is discarded", .{page});
+                @memset(cluster.truth.page(page), 0);
             }
 
             pub fn bug(self: Env) shell_file.Bug {
@@ -206,6 +217,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
                     .threads = config.vcpus,
                     .tables_max = config.tables + 2,
                     .mutation = self.planted.core,
+                    .discards_max = if (config.discards > 0) discards_max else 0,
                     .slots_max = if (config.cache > 0 or config.own > 0) config.slots else 0,
                 },
                 .limits = .{ .cache_pages = config.cache, .own_pages = config.own },
@@ -217,6 +229,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
                     .noticed = noticed,
                     .settled = settled,
                     .reset_done = resetDone,
+                    .discarded = discarded,
                     .on_time = onTime,
                     .page_lost = pageLost,
                     .inboxes = inboxAt,
@@ -280,6 +293,11 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             end.world.resets_missing -= 1;
             const machine = &end.world.cluster.machines[end.node];
             machine.access = end.world.shells[end.node].core.local;
+        }
+
+        fn discarded(context: *anyopaque) void {
+            const end = ofContext(context);
+            end.world.cluster.machines[end.node].is_discarding = false;
         }
 
         fn inboxAt(context: *anyopaque, index: usize) ?*const Inbox {
@@ -351,6 +369,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             for (self.stats) |*s| {
                 counters.replicated += s.page_table_transfers;
                 counters.evicted += s.pages_evicted;
+                counters.refusals += s.discards_refused;
             }
             if (self.cluster.config.lanes == .model) return;
             const nodes = self.shells.len;
@@ -470,7 +489,7 @@ pub fn WorldOf(comptime core_mutation: core_file.Mutation) type {
             }
             const has_faults = cluster.machines[node].kernel.hasUnread() and shell.mayTakeFaults();
             const has_posts = cluster.hasPosts(node) and shell.lanes.mayRequest();
-            if (has_faults or has_posts) at = soon;
+            if (has_faults or has_posts or shell.discards.isDue(shell)) at = soon;
             if (at) |ns| cluster.wakeShard(node, @max(ns, soon));
         }
 

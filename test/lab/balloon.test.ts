@@ -1,0 +1,94 @@
+// Debian's own driver of the virtio balloon, over two nodes and a memory node: the guest fills
+// memory until its hosts are full, frees it, loads the modules, gives pages into the balloon and
+// reports the rest as free. Pages of both nodes are discarded, the memory node's frames fall, and
+// what the guest keeps is whole.
+
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { guestInitrd, guestModules } from "./guest-image.ts";
+import { assertHealthy, BINARY, lastLine, runCommand } from "./guest-run.ts";
+import { type Lab, startLab } from "./lab.ts";
+import { labMissing } from "./tools.ts";
+
+const reason = labMissing();
+const limit = 600;
+const MIB = 2 ** 20;
+/** In the order of need. */
+const modules = ["virtio", "virtio_ring", "virtio_mmio", "virtio_balloon"];
+
+interface Shown {
+  readonly nodes: readonly {
+    readonly stats: {
+      readonly memory: Readonly<Record<"discarded" | "framesFreed" | "framesHeld", number>>;
+      readonly balloon?: Readonly<Record<"target" | "actual" | "inflated" | "reported", number>>;
+    };
+  }[];
+}
+
+/** Of a line `LABEL {..}`. */
+function shownAs(label: string, log: string): Shown {
+  const found = new RegExp(`^${label} (\\{.*\\})$`, "m").exec(log)?.[1];
+  if (found === undefined) throw new Error(`no ${label} in ${log.slice(-2000)}`);
+  return JSON.parse(found) as Shown;
+}
+
+describe.skipIf(reason !== undefined)("a Linux that gives memory back", () => {
+  let lab: Lab;
+  let failed = true;
+  beforeAll(async () => {
+    lab = await startLab({ memoryMiB: 3072, files: [BINARY] });
+  }, 900_000);
+  afterAll(() => lab?.close({ keep: failed }));
+
+  test(
+    "into its balloon and as free pages: discarded on both nodes, off the memory node",
+    async () => {
+      const target = 48;
+      // Marks wait a little (in the guest's time, which is slow) for the host to look.
+      const script = `cp /bin/busybox /tmp/kept; md5sum </tmp/kept >/tmp/sum
+        dd if=/dev/zero of=/tmp/fill bs=1M count=80 2>/dev/null; echo guest-full; sleep 0.2
+        rm /tmp/fill
+        for m in ${modules.join(" ")}; do insmod /lib/$m.ko || exit 3; done
+        inflated() { sed -n 's/^balloon_inflate //p' /proc/vmstat; }
+        while [ $(inflated) -lt ${target * 256} ]; do sleep 0.05; done
+        echo guest-inflated; sleep 3; echo guest-reported; sleep 0.2
+        grep -i virtio /proc/interrupts
+        md5sum </tmp/kept | cmp - /tmp/sum && echo guest-whole`;
+      const command = await runCommand({
+        ...{ kernel: "cloud", cpus: 2, memory: "192M", nodes: 2, limit },
+        initrd: await guestInitrd(await guestModules("cloud", modules)),
+        flags:
+          "--clock-dilation 50 --peer-timeout 30s --report --memory-nodes 1 --node-memory 48M " +
+          `--cache 8M --balloon ${target}M`,
+        script,
+      });
+      const whole = `${command} </dev/null >/tmp/run.log 2>&1 & run=$!
+        says() {
+          while kill -0 $run 2>/dev/null && ! grep -qa "$1" /tmp/run.log; do sleep 0.5; done
+        }
+        for mark in full inflated reported; do
+          says guest-$mark; echo "shown-$mark $(/out/ssihv vm show --local --json)"
+        done
+        wait $run; status=$?; cat /tmp/run.log; exit $status`;
+      const result = await lab.host(1).run(whole, { limitSeconds: limit + 30 });
+      console.log(`balloon: ${JSON.stringify(lastLine(result.log))}`);
+      assertHealthy(result);
+      expect(result.log).toContain("guest-whole");
+      expect(lastLine(result.log)?.mismatches).toBe(0);
+      const [full, inflated, reported] = ["full", "inflated", "reported"].map((mark) => {
+        return shownAs(`shown-${mark}`, result.log).nodes.map(({ stats }) => stats);
+      });
+      console.log(JSON.stringify([full, inflated, reported].map((s) => s?.map((n) => n.memory))));
+      console.log(JSON.stringify([inflated?.[0]?.balloon, reported?.[0]?.balloon]));
+      expect(inflated?.[0]?.balloon).toMatchObject({
+        ...{ target: target * MIB, inflated: target * MIB },
+      });
+      expect(reported?.[0]?.balloon?.reported).toBeGreaterThan(16 * MIB);
+      for (const node of [0, 1]) expect(reported?.[node]?.memory.discarded).toBeGreaterThan(0);
+      const held = [full, inflated, reported].map((stats) => stats?.[2]?.memory.framesHeld ?? 0);
+      expect(held[0]).toBeGreaterThan(40 * 256);
+      expect(held[2]).toBeLessThan((held[0] ?? 0) - 16 * 256);
+      failed = false;
+    },
+    (limit + 60) * 1000,
+  );
+});
