@@ -193,7 +193,8 @@ test "lengths by kind" {
         .{ .kind = 6, .good = &.{0}, .bad = &.{ 1, 40 } },
         .{ .kind = 7, .good = &.{8}, .bad = &.{ 0, 7, 9 } },
         .{ .kind = 8, .good = &.{ 1, 64 }, .bad = &.{ 0, 65 } },
-        .{ .kind = 9, .good = &.{}, .bad = &.{ 0, 40 } },
+        .{ .kind = 9, .good = &.{ 1, 4096 }, .bad = &.{ 0, 4097 } },
+        .{ .kind = 10, .good = &.{}, .bad = &.{ 0, 40 } },
         .{ .kind = 255, .good = &.{}, .bad = &.{ 0, 40 } },
     };
     for (cases) |case| {
@@ -205,7 +206,7 @@ test "lengths by kind" {
         for (case.bad) |length| {
             try testing.expect(!fits(case.kind, length));
             const header: Header = .{ .length = length, .kind = case.kind, .sequence = 7 };
-            const known = case.kind >= 1 and case.kind <= 8;
+            const known = case.kind >= 1 and case.kind <= 9;
             const want: Violation.What = if (known) .length else .kind;
             try testing.expectEqual(want, judge(header, 7, case.kind != 7).?.what);
         }

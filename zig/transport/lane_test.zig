@@ -428,7 +428,7 @@ const Hostile = struct { bytes: []const u8, what: frame.Violation.What };
 fn hostileBytesAreRefused(make: MakePair) !void {
     var header: [6][frame.header_bytes]u8 = undefined;
     const bad = [_]frame.Header{
-        .{ .length = 40, .kind = 9, .sequence = 1 },
+        .{ .length = 40, .kind = 10, .sequence = 1 },
         .{ .length = 0xffff_ffff, .kind = 1, .sequence = 1 },
         .{ .length = 257, .kind = 2, .sequence = 1 },
         .{ .length = 40, .kind = 1, .sequence = 2 },
