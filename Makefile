@@ -70,7 +70,8 @@ soak: .tools/setup-test.stamp dist/ssihv
 	SSIHV_ITERATIONS=100000 $(BUN) tools/test.ts --suite memory --no-limit
 	SSIHV_SOAK=1 $(BUN) test --timeout 900000 ./test/e2e/join.test.ts
 	SSIHV_SPAN_BOOTS=10 $(BUN) test --timeout 1300000 ./test/lab/span.test.ts \
-		./test/lab/stall.test.ts ./test/lab/memory-nodes.test.ts ./test/lab/cluster.test.ts
+		./test/lab/stall.test.ts ./test/lab/memory-nodes.test.ts ./test/lab/balloon.test.ts \
+		./test/lab/cluster.test.ts
 
 ##> bench      what a fault and a lane cost here, as ratios to a bare socket
 .PHONY: bench
