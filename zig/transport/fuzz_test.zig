@@ -28,7 +28,7 @@ const Stream = struct {
     sealed: u64,
 
     const kinds = [_]frame.Kind{ .protocol, .span, .ping, .bye, .ack, .clock, .measure };
-    const lengths = [_]usize{ 40, 100, 9, 33, 0, 20 };
+    const lengths = [_]usize{ 40, 100, 9, 33, 0, 20, 8 };
 
     fn make(self: *Stream) void {
         const random = self.random;
