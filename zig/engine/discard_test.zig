@@ -162,8 +162,9 @@ fn churn(options: cluster_file.Options) !void {
             try testing.expectEqual(@as(u64, 0), word.*);
         }
     };
+    const discards = c.discards.load(.monotonic);
     std.debug.print("churn: {d} nodes, {d} discards of {d} pages, {d} words found empty\n", .{
-        options.nodes, c.discards.load(.monotonic), cluster.sum("pages_discarded"), c.emptied.load(.monotonic),
+        options.nodes, discards, cluster.sum("pages_discarded"), c.emptied.load(.monotonic),
     });
     try testing.expect(c.isSeen());
     try cluster.rest();
