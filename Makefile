@@ -69,7 +69,7 @@ soak: .tools/setup-test.stamp dist/ssihv
 	@tail -n 1 lab.out/kvm-memory.log
 	SSIHV_ITERATIONS=100000 $(BUN) tools/test.ts --suite memory --no-limit
 	SSIHV_SOAK=1 $(BUN) test --timeout 900000 ./test/e2e/join.test.ts
-	SSIHV_SPAN_BOOTS=10 $(BUN) test --timeout 1300000 ./test/lab/span.test.ts \
+	SSIHV_SPAN_BOOTS=10 $(BUN) test --timeout 3700000 ./test/lab/span.test.ts \
 		./test/lab/stall.test.ts ./test/lab/memory-nodes.test.ts ./test/lab/balloon.test.ts \
 		./test/lab/cluster.test.ts
 
