@@ -6,13 +6,10 @@ import { dirname, resolve } from "node:path";
 import { type Static, Type } from "@sinclair/typebox";
 
 import { parseDurationUs } from "./duration.ts";
-import { MATRICES_EXPECTED, Matrix, type MemoryCostsGiven, readCosts } from "./memory-costs.ts";
+import { type MemoryCostsGiven, readCosts } from "./memory-costs.ts";
 import { parseSize, parseSizeOrNone } from "./size.ts";
+import { NAME_EXPECTED, Name, SETTINGS_EXPECTED, Text, VM_SETTINGS } from "./vm-settings.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
-
-/** Sizes and durations too: a bare number is refused with the words for its key. */
-const Text = Type.String({ minLength: 1, maxLength: 4096 });
-const Name = Type.String({ pattern: "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" });
 
 const NodeSchema = Type.Object(
   {
@@ -27,25 +24,8 @@ const NodeSchema = Type.Object(
 const VmSchema = Type.Object(
   {
     kernel: Type.Optional(Text),
-    initrd: Type.Optional(Text),
-    cmdline: Type.Optional(Type.String({ maxLength: 2047 })),
-    reboot: Type.Optional(Type.Boolean()),
-    page_tables: Type.Optional(
-      Type.Union([Type.Literal("auto"), Type.Literal("strict"), Type.Literal("replicated")]),
-    ),
-    clock_dilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
-    peer_timeout: Type.Optional(Text),
-    stall_freeze: Type.Optional(Text),
-    hold_max: Type.Optional(Text),
-    poll_max: Type.Optional(Text),
-    memory_nodes: Type.Optional(Type.Integer({ minimum: 0, maximum: 7 })),
-    node_memory: Type.Optional(Text),
-    memory_node_memory: Type.Optional(Text),
-    cache: Type.Optional(Text),
-    copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+    ...VM_SETTINGS,
     balloon: Type.Optional(Text),
-    memory_latency: Type.Optional(Matrix),
-    memory_bandwidth: Type.Optional(Matrix),
   },
   { additionalProperties: false },
 );
@@ -105,32 +85,17 @@ const KEYS = {
   vm: Object.keys(VmSchema.properties),
 };
 
-/** What a value at a key should have been, where the schema's own words say too little. */
 const EXPECTED = {
-  cluster: "a name of a-z, 0-9 and '-', at most 63 characters",
-  name: "a name of a-z, 0-9 and '-', at most 63 characters",
+  ...SETTINGS_EXPECTED,
+  cluster: NAME_EXPECTED,
+  name: NAME_EXPECTED,
   nodes: "a list of 1 to 8 nodes",
   address: 'text such as "10.0.0.1:7800"',
-  cpus: "a whole number from 1 to 64",
-  memory: 'a size with its unit such as "512M" or "4G"',
   vm: "a mapping of VM settings",
   kernel: "a path",
   initrd: "a path",
-  cmdline: "text of at most 2047 characters",
-  reboot: "true or false",
-  page_tables: "one of auto, strict, replicated",
-  clock_dilation: "a whole number from 1 to 1000",
-  peer_timeout: 'a duration with its unit such as "5s"',
-  stall_freeze: 'a duration with its unit such as "300ms"',
-  memory_nodes: "a whole number from 0 to 7",
-  node_memory: 'a size with its unit such as "512M" or "4G"',
-  memory_node_memory: 'a size with its unit such as "512M" or "4G"',
   cache: 'a size with its unit such as "64M"',
-  copies: "1 or 2",
   balloon: 'a size with its unit such as "512M", or "0"',
-  ...MATRICES_EXPECTED,
-  hold_max: 'a duration with its unit such as "1ms"',
-  poll_max: 'a duration with its unit such as "200us"',
 };
 
 const WORDS: SchemaWords = {

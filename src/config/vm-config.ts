@@ -5,13 +5,10 @@
 import { type Static, Type } from "@sinclair/typebox";
 
 import { parseDurationUs } from "./duration.ts";
-import { MATRICES_EXPECTED, Matrix, readCosts } from "./memory-costs.ts";
+import { readCosts } from "./memory-costs.ts";
 import { parseSize } from "./size.ts";
+import { NAME_EXPECTED, Name, SETTINGS_EXPECTED, Text, VM_SETTINGS } from "./vm-settings.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
-
-/** Sizes and durations too: a bare number is refused with the words for its key. */
-const Text = Type.String({ minLength: 1, maxLength: 4096 });
-const Name = Type.String({ pattern: "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" });
 
 const NodeSchema = Type.Object(
   {
@@ -27,58 +24,24 @@ export const VmConfigSchema = Type.Object(
     name: Name,
     nodes: Type.Array(NodeSchema, { minItems: 1, maxItems: 8 }),
     kernel: Text,
-    initrd: Type.Optional(Text),
-    cmdline: Type.Optional(Type.String({ maxLength: 2047 })),
-    reboot: Type.Optional(Type.Boolean()),
-    page_tables: Type.Optional(
-      Type.Union([Type.Literal("auto"), Type.Literal("strict"), Type.Literal("replicated")]),
-    ),
-    clock_dilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
-    peer_timeout: Type.Optional(Text),
-    stall_freeze: Type.Optional(Text),
-    hold_max: Type.Optional(Text),
-    poll_max: Type.Optional(Text),
-    memory_nodes: Type.Optional(Type.Integer({ minimum: 0, maximum: 7 })),
-    node_memory: Type.Optional(Text),
-    memory_node_memory: Type.Optional(Text),
-    cache: Type.Optional(Text),
-    copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
-    memory_latency: Type.Optional(Matrix),
-    memory_bandwidth: Type.Optional(Matrix),
+    ...VM_SETTINGS,
   },
   { additionalProperties: false },
 );
 type Raw = Static<typeof VmConfigSchema>;
 
-const NAME = "a name of a-z, 0-9 and '-', at most 63 characters";
-const SIZE = 'a size with its unit such as "512M" or "4G"';
 const WORDS: SchemaWords = {
   keys: {
     "": Object.keys(VmConfigSchema.properties),
     nodes: Object.keys(NodeSchema.properties),
   },
   expected: {
-    name: NAME,
-    host: NAME,
+    ...SETTINGS_EXPECTED,
+    name: NAME_EXPECTED,
+    host: NAME_EXPECTED,
     nodes: "a list of 1 to 8 nodes, each with cpus and memory",
-    cpus: "a whole number from 1 to 64",
-    memory: SIZE,
     kernel: "an absolute path on the host that leads the VM",
     initrd: "an absolute path on the host that leads the VM",
-    cmdline: "text of at most 2047 characters",
-    reboot: "true or false",
-    page_tables: "one of auto, strict, replicated",
-    clock_dilation: "a whole number from 1 to 1000",
-    peer_timeout: 'a duration with its unit such as "5s"',
-    stall_freeze: 'a duration with its unit such as "300ms"',
-    hold_max: 'a duration with its unit such as "1ms"',
-    poll_max: 'a duration with its unit such as "200us"',
-    memory_nodes: "a whole number from 0 to 7",
-    node_memory: SIZE,
-    memory_node_memory: SIZE,
-    cache: SIZE,
-    copies: "1 or 2",
-    ...MATRICES_EXPECTED,
   },
   whole: "a mapping with name, nodes and kernel",
   hint: "ssihv vm create --help shows such a file",
