@@ -107,8 +107,7 @@ export class Agent {
 
   /** The VMs' parts that have facts: those that are led here, and those that have joined. */
   observed(): VmObserved[] {
-    const running = [...this.parts.values()].filter(({ record }) => !record.isOver);
-    return running.flatMap(({ record }) => (hasFacts(record.running) ? [record.running] : []));
+    return [...this.parts.values()].flatMap(({ record }) => record.observed ?? []);
   }
 
   /** Every engine here tells on stderr what is open. */
@@ -284,16 +283,6 @@ export class Agent {
 
   private tell(message: FromAgent): void {
     this.channel?.send(message);
-  }
-}
-
-function hasFacts(vm: VmObserved): boolean {
-  try {
-    vm.facts();
-    return true;
-  } catch (error) {
-    if (error instanceof SsihvError) return false;
-    throw error;
   }
 }
 

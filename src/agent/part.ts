@@ -5,7 +5,7 @@
 import type { SsihvError } from "../base/errors.ts";
 import type { Ended, Part } from "../control/messages.ts";
 import type { VmOutcome } from "../node/vm.ts";
-import type { VmObserved } from "../node/vm-view.ts";
+import type { VmFacts, VmObserved } from "../node/vm-view.ts";
 
 export interface RunningPart extends VmObserved {
   /** Its VM ends in order. */
@@ -66,13 +66,24 @@ export class PartRecord {
     const { vm, run, lead, ended } = this;
     const head = { vm, run, lead };
     if (ended !== undefined) return { ...head, state: "ended", ended };
+    const facts = this.facts();
+    if (facts === undefined) return { ...head, state: "starting" };
+    const { state, nodes } = facts;
+    const node = lead ? 0 : nodes[0]?.node;
+    return { ...head, state, ...(node !== undefined && { node }) };
+  }
+
+  /** The part, where it can be looked at: it has joined, and has not ended. */
+  get observed(): VmObserved | undefined {
+    return this.isOver || this.facts() === undefined ? undefined : this.running;
+  }
+
+  private facts(): VmFacts | undefined {
     try {
-      const { state, nodes } = this.running.facts();
-      const node = lead ? 0 : nodes[0]?.node;
-      return { ...head, state, ...(node !== undefined && { node }) };
+      return this.running.facts();
     } catch {
       // A host that has not joined yet has no facts.
-      return { ...head, state: "starting" };
+      return undefined;
     }
   }
 
