@@ -5,35 +5,13 @@ import { join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
 import { acpiDump, acpiExplain, acpiHex } from "./acpi.ts";
-import { main } from "./app.ts";
-import type { HostAccess } from "./context.ts";
+import { mainHere } from "./main-here.fixture.ts";
 
 const GIB = 1n << 30n;
 const folder = mkdtempSync(join(tmpdir(), "ssihv-acpi-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 
-/** A host that no acpi command may touch. */
-const untouchable = (): never => {
-  throw new Error("an acpi command asked the host");
-};
-const HOST: HostAccess = {
-  facts: untouchable,
-  probe: untouchable,
-  sharedPages: untouchable,
-  kvmOpenError: untouchable,
-  runEngine: untouchable,
-};
-
-async function ssihv(...args: string[]): Promise<{ status: number; out: string; err: string }> {
-  let out = "";
-  let err = "";
-  const streams = {
-    stdout: { write: (text: string) => (out += text) },
-    stderr: { write: (text: string) => (err += text) },
-  };
-  const status = await main(["acpi", ...args], streams, HOST);
-  return { status, out, err };
-}
+const ssihv = (...args: string[]) => mainHere("acpi", ...args);
 
 describe("acpiDump", () => {
   test("gives the tables of that shape", () => {

@@ -5,33 +5,13 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { main } from "./app.ts";
 import { certsFolder } from "./certs.ts";
-import type { HostAccess } from "./context.ts";
+import { mainHere } from "./main-here.fixture.ts";
 
 const base = mkdtempSync(join(tmpdir(), "ssihv-certs-"));
 afterAll(() => rmSync(base, { recursive: true, force: true }));
 
-const nothing = (): never => {
-  throw new Error("the host was touched");
-};
-const NO_HOST: HostAccess = {
-  facts: nothing,
-  probe: nothing,
-  sharedPages: nothing,
-  kvmOpenError: nothing,
-  runEngine: nothing,
-};
-
-async function certs(...args: string[]) {
-  const ran = { out: "", err: "" };
-  const streams = {
-    stdout: { write: (text: string) => (ran.out += text) },
-    stderr: { write: (text: string) => (ran.err += text) },
-  };
-  const status = await main(["certs", ...args], streams, NO_HOST);
-  return { status, ...ran };
-}
+const certs = (...args: string[]) => mainHere("certs", ...args);
 
 test("init, issue, list and rotate in one folder", async () => {
   const dir = join(base, "pki");

@@ -1,23 +1,9 @@
 import { expect, test } from "bun:test";
-import { main } from "./app.ts";
 import { SHELLS } from "./completion.ts";
-import type { HostAccess } from "./context.ts";
-
-/** Completion asks nothing of the host. */
-async function cli(...args: string[]): Promise<{ status: number; out: string; err: string }> {
-  const said = { out: "", err: "" };
-  const into = (where: "out" | "err") => ({
-    write: (text: string) => {
-      said[where] += text;
-    },
-  });
-  const streams = { stdout: into("out"), stderr: into("err") };
-  const status = await main(args, streams, {} as HostAccess);
-  return { status, ...said };
-}
+import { mainHere } from "./main-here.fixture.ts";
 
 async function proposed(...words: string[]): Promise<string[]> {
-  const { status, out, err } = await cli("complete", "--", ...words);
+  const { status, out, err } = await mainHere("complete", "--", ...words);
   expect([status, err]).toEqual([0, ""]);
   return out.split("\n").flatMap((line) => line.split("\t")[0] || []);
 }
@@ -38,9 +24,9 @@ test("nothing where only the user knows, or nothing is right", async () => {
 
 test("a script for each shell, an error for others", async () => {
   for (const shell of SHELLS) {
-    const { status, out } = await cli("completion", shell);
+    const { status, out } = await mainHere("completion", shell);
     expect([status, out.includes("ssihv complete -- ")]).toEqual([0, true]);
   }
-  const { status, err } = await cli("completion", "tcsh");
+  const { status, err } = await mainHere("completion", "tcsh");
   expect([status, err]).toEqual([2, expect.stringContaining('no completion for "tcsh"')]);
 });

@@ -6,8 +6,7 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { main } from "./app.ts";
-import type { HostAccess } from "./context.ts";
+import { mainHere, type Ran } from "./main-here.fixture.ts";
 import { gpaFlag } from "./vm.ts";
 
 const MAIN = [process.execPath, join(import.meta.dir, "fake-main.fixture.ts")];
@@ -17,24 +16,6 @@ afterAll(() => rmSync(base, { recursive: true, force: true }));
 
 const KEY = join(base, "vm.key");
 beforeAll(() => writeFileSync(KEY, "5a".repeat(32), { mode: 0o600 }));
-
-/** Looking at VMs needs nothing of the host but its sockets. */
-const nothing = (): never => {
-  throw new Error("the host was touched");
-};
-const NO_HOST: HostAccess = {
-  facts: nothing,
-  probe: nothing,
-  sharedPages: nothing,
-  kvmOpenError: nothing,
-  runEngine: nothing,
-};
-
-interface Ran {
-  readonly status: number;
-  readonly out: string;
-  readonly err: string;
-}
 
 /** A folder of admin sockets, and the commands over it. */
 class Place implements AsyncDisposable {
@@ -51,14 +32,8 @@ class Place implements AsyncDisposable {
   }
 
   /** In this process: a test asks often, and starting costs. */
-  async vm(...args: string[]): Promise<Ran> {
-    const ran = { out: "", err: "" };
-    const streams = {
-      stdout: { write: (text: string) => (ran.out += text) },
-      stderr: { write: (text: string) => (ran.err += text) },
-    };
-    const status = await main(["vm", ...args], streams, NO_HOST);
-    return { status, ...ran };
+  vm(...args: string[]): Promise<Ran> {
+    return mainHere("vm", ...args);
   }
 
   async json(...args: string[]): Promise<unknown> {
