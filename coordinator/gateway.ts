@@ -21,10 +21,9 @@ export function serveUnix(unix: string, fetch: Handler) {
   try {
     const server = Bun.serve({
       unix,
-      fetch: (request, serving) => {
-        serving.timeout(request, 0);
-        return fetch(request);
-      },
+      // Bun's `timeout` of one request holds until its answer's second write only.
+      idleTimeout: 0,
+      fetch: (request) => fetch(request),
       // What is wrong beyond our own handler is a defect: it says nothing of its insides.
       error: () => Response.json({ error: { code: "defect_found", message: "" } }, { status: 500 }),
       maxRequestBodySize: 1 << 20,
