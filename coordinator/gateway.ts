@@ -9,6 +9,12 @@ import { connect } from "node:net";
 import type { MtlsConnection } from "../src/tls/mtls.ts";
 import type { ApiRole, Handler } from "./api.ts";
 
+/**
+ * Bun's types know the setting for ports only; the server takes it here, too. (Its `timeout` of one
+ * request holds until the second write of the answer.)
+ */
+const NO_IDLE_TIMEOUT: object = { idleTimeout: 0 };
+
 export type HttpServer = ReturnType<typeof serveUnix>;
 
 /**
@@ -21,8 +27,7 @@ export function serveUnix(unix: string, fetch: Handler) {
   try {
     const server = Bun.serve({
       unix,
-      // Bun's `timeout` of one request holds until its answer's second write only.
-      idleTimeout: 0,
+      ...NO_IDLE_TIMEOUT,
       fetch: (request) => fetch(request),
       // What is wrong beyond our own handler is a defect: it says nothing of its insides.
       error: () => Response.json({ error: { code: "defect_found", message: "" } }, { status: 500 }),
