@@ -18,6 +18,7 @@ const usage =
     \\  --evictions N   times each node may evict a page (0)
     \\  --slots N       its write-back slots (1)
     \\  --discards N    times each node may discard a page (0)
+    \\  --marks N       with --tables: entries that each node's hardware may mark (0)
     \\  --memory N      memory nodes besides, 5 nodes in all at most (0)
     \\  --frames N      frames that each of them lends every home (1)
     \\  --copies N      copies of each page that a home pushes out (1)
@@ -50,6 +51,8 @@ pub fn main(init: std.process.Init) !void {
                 o.slots = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--discards") and value <= 20) {
                 o.discards = @intCast(value);
+            } else if (std.mem.eql(u8, arg, "--marks") and value <= 20) {
+                o.marks = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--memory") and value <= 3) {
                 o.memory = @intCast(value);
             } else if (std.mem.eql(u8, arg, "--crashes") and value <= 3) {
@@ -85,6 +88,7 @@ fn with(o: explorer.Options, scenario: explorer.Options) explorer.Options {
     s.discards = o.discards;
     // What a guest may discard: the table that goes out of use.
     s.discardable = .{ .page = scenarios.child };
+    s.marks = o.marks;
     s.states_max = o.states_max;
     s.trace = true;
     return s;

@@ -39,6 +39,9 @@ pub const Options = struct {
     frames: u8 = 1,
     frame_copies: u8 = 1,
     evictable: Only = .{},
+    /// Walks of the hardware mark that many entries of each node's tables, at any time.
+    marks: u8 = 0,
+    markable: Only = .{},
     /// Memory nodes that crash, at any time; homes hear of it at any time after.
     crashes: u8 = 0,
     /// Print the way to what was found.
@@ -61,6 +64,8 @@ pub const Result = struct {
     stats: core_file.Stats = .{},
     /// Messages of lost memory nodes that came too late, at most.
     expelled: u64 = 0,
+    /// Entries that hardware has marked, over all transitions.
+    marks: u64 = 0,
     /// Null: nothing wrong was found.
     failure: ?Failure = null,
     /// states_max was reached: not exhaustive.
@@ -85,6 +90,7 @@ const Choice = union(enum) {
     root,
     evict: struct { node: u8, page: u8 },
     discard: struct { node: u8, page: u8 },
+    mark: struct { node: u8, page: u8, word: u8 },
     crash: u8,
     lost: struct { home: u8, node: u8 },
 };
@@ -106,6 +112,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             rooted: bool = false,
             evictions: [model_file.nodes_max]u8 = @splat(0),
             discards: [model_file.nodes_max]u8 = @splat(0),
+            marks: [model_file.nodes_max]u8 = @splat(0),
             crashes: u8 = 0,
             /// Who has heard of which crash.
             told: [model_file.nodes_max]types.Nodes = @splat(0),
@@ -183,6 +190,7 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                 .frames = o.frames,
                 .frame_copies = o.frame_copies,
                 .discards = @intFromBool(o.discards > 0),
+                .walked = if (o.marks > 0) o.root else null,
             });
             for (&self.used, fixed) |*u, f| u.* = f.end_index;
             for (o.prepare) |op| {
@@ -269,6 +277,11 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
                     self.done.discards[d.node] += 1;
                     try m.step(d.node, .{ .discard = .{ .page = d.page } });
                 },
+                .mark => |w| {
+                    self.done.marks[w.node] += 1;
+                    self.result.marks += 1;
+                    m.mark(w.node, w.page, w.word);
+                },
                 .crash => |n| {
                     self.done.crashes += 1;
                     m.crash(n);
@@ -326,6 +339,16 @@ pub fn Explorer(comptime mutation: core_file.Mutation) type {
             for (self.options.nodes..self.options.all()) |n| {
                 if (m.hasCrashed(n) or self.done.crashes == self.options.crashes) continue;
                 add(frame, .{ .crash = @intCast(n) });
+            }
+            for (0..self.options.nodes) |n| {
+                if (self.done.marks[n] == self.options.marks) continue;
+                for (0..self.options.pages) |p| for (0..model_file.words) |w| {
+                    if (!self.options.markable.allows(n, p)) continue;
+                    const page: u8 = @intCast(p);
+                    if (!m.canMark(n, page, w)) continue;
+                    const word: u8 = @intCast(w);
+                    add(frame, .{ .mark = .{ .node = @intCast(n), .page = page, .word = word } });
+                };
             }
             for (0..self.options.nodes) |n| {
                 if (self.done.discards[n] == self.options.discards) continue;

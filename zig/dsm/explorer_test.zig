@@ -121,6 +121,13 @@ test "replicated page tables, two nodes" {
     }
 }
 
+test "hardware marks entries at any time" {
+    for (scenarios.marked_tables) |o| {
+        const r = try sound("replicated tables, 1 mark a node", o);
+        try std.testing.expect(r.stats.replicated > 0 and r.marks > 0);
+    }
+}
+
 test "tables below a table that goes" {
     for (scenarios.deep) |o| {
         const r = try sound("2 nodes, tables below a freed table", o);
@@ -157,6 +164,9 @@ test "planted bugs of replication are found" {
     var open = scenarios.tables_of_three[scenarios.ungated];
     open.shell_bug = .no_gate;
     try finds("nobody waits for diffs to arrive", .none, open);
+    var marked = scenarios.marked_tables[0];
+    marked.shell_bug = .mark_is_change;
+    try finds("a mark taken for a change", .none, marked);
     try finds("a freed table stays replicated", .keep_orphan, scenarios.tables[scenarios.handover]);
 }
 

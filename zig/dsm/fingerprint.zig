@@ -1,11 +1,14 @@
 //! What of a model's state decides its future, as one number: the explorer takes two states with
-//! the same number for one. No counters, no versions (behaviour does not depend on them), no order
-//! of pool records; ages and times only as far as they differ.
+//! the same number for one. No counters, no versions (behaviour does not depend on them, unless
+//! hardware's marks can come late), no order of pool records; ages and times only as far as they
+//! differ.
 
 const std = @import("std");
 const types = @import("types.zig");
 const core_file = @import("core.zig");
 const model_file = @import("model.zig");
+
+const behind_max = 15;
 
 /// `done`: what may not happen again.
 pub fn of(model: anytype, done: anytype) u64 {
@@ -88,11 +91,25 @@ fn Fingerprint(comptime Model: type) type {
             if (isFrameKind(kind)) {
                 msg.version = @intFromBool(self.isCurrent(msg));
             } else if (kind != .diff and kind != .diff_ack and kind != .unreplicate) {
-                msg.version = 0;
+                msg.version = if (msg.page < self.model.settings.pages)
+                    self.behind(msg.page, msg.version)
+                else
+                    0;
             }
+            if (kind == .diff) msg.making = @intCast(self.behind(msg.page, msg.making));
             if (hasAge(msg)) msg.age -= self.base;
             self.mix(msg);
             if (msg.hasData()) self.mix(e.data);
+        }
+
+        /// With marks: by how many versions something is older than what its home knows, which
+        /// decides whether a late diff counts. Copies that are in use or on their way are closer
+        /// to it than the limit.
+        fn behind(self: *const Self, page: types.Page, version: u32) u32 {
+            if (self.model.settings.walked == null) return 0;
+            const home = &self.model.cores[self.model.cores[0].homeOf(page)];
+            const least: u16 = @truncate(home.directory[page].version -% version);
+            return @min(least, behind_max);
         }
 
         fn isFrameKind(kind: types.MsgKind) bool {
@@ -139,6 +156,7 @@ fn Fingerprint(comptime Model: type) type {
                 self.mix(core.local[page]);
                 var entry = core.directory[page];
                 entry.version = 0;
+                if (core.local[page] != .invalid) self.mix(self.behind(page, core.versions[page]));
                 self.mix(@as(u128, @bitCast(entry)));
                 self.mix(core.pending.index[page] != 0);
                 if (core.pending.find(page)) |p| {

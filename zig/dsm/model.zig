@@ -13,8 +13,12 @@ const Page = types.Page;
 const Node = types.Node;
 
 pub const words = 2;
+/// The accessed bit of an entry: hardware sets it where it walks, and nobody reads it.
+const accessed = 0x80;
 /// Word 0 of a page is this entry of a table: the first of a root's kernel half.
 const first_entry = 256;
+/// Of a root.
+const top_level = 4;
 pub const pages_max = 12;
 pub const nodes_max = 5;
 const lane_max = 16;
@@ -32,6 +36,8 @@ pub const ShellBug = enum {
     diff_late,
     /// Nobody waits for acknowledgements of diffs (more than two nodes).
     no_gate,
+    /// A peer's mark is taken for a change of the entry.
+    mark_is_change,
 };
 
 /// Of the step in progress. Not in the step itself: safe builds would fill it every time.
@@ -112,6 +118,8 @@ pub const Settings = struct {
     discards: u8 = 0,
     /// Write-back slots of a node.
     slots: u16 = 0,
+    /// Where hardware starts its walks; null: it marks nothing.
+    walked: ?u8 = null,
 };
 
 pub const Change = struct { page: u8, word: u8 };
@@ -231,7 +239,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             const machine = &self.machines[n];
             const at = &machine.content[op.page][op.word];
             const last = &self.truth[op.page][op.word];
-            if (at.* != last.*) return error.StaleRead;
+            if (!isSame(at.*, last.*)) return error.StaleRead;
             switch (op.kind) {
                 .load => {},
                 // Looks again: the model never runs it twice in a row without anything between.
@@ -243,7 +251,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                 .unlock => at.* = 0,
                 .store => at.* = if (op.value == 0xff) at.* +% 1 else op.value,
             }
-            last.* = at.*;
+            last.* = at.* & ~@as(u8, accessed);
             machine.thread.busy = false;
             machine.thread.pc += 1;
         }
@@ -403,7 +411,7 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
                     m.fresh[t.page] = true;
                 },
                 .forget_replica => |p| m.replica[p] = 0,
-                .patch => |p| try patch(m, p.page, p.index, p.old, p.new),
+                .patch => |p| try self.patch(m, p.page, p.index, p.old, p.new),
                 .save => |s| {
                     if (!m.present[s.page] or m.writable[s.page]) return error.BadInstall;
                     const wrong = self.settings.shell_bug == .copy_before_protect;
@@ -447,16 +455,63 @@ pub fn Model(comptime mutation: core_file.Mutation) type {
             if (m.thread.blocked and m.thread.op.page == p) m.thread.blocked = false;
         }
 
-        fn patch(m: *Machine, p: Page, index: u16, old: u64, new: u64) Failure!void {
+        /// As Replicas.patch of zig/memory/replicas.zig does it; an entry of 0 is not present.
+        fn patch(
+            self: *const Self,
+            m: *Machine,
+            p: Page,
+            index: u16,
+            old: u64,
+            new: u64,
+        ) Failure!void {
             if (m.replica[p] == 0) return error.Conflict;
             const at = &m.content[p][index - first_entry];
-            if (at.* != old and at.* != new) return error.Conflict;
-            at.* = @intCast(new);
-            m.twin[p][index - first_entry] = @intCast(new);
+            const told = &m.twin[p][index - first_entry];
+            const marks = isSame(old, new) and self.settings.shell_bug != .mark_is_change;
+            if (!isSame(told.*, old)) {
+                if (marks) return;
+                if (!isSame(told.*, new)) return error.Conflict;
+            }
+            if (!isSame(at.*, old) and !isSame(at.*, new)) {
+                return if (marks) {} else error.Conflict;
+            }
+            const extra = at.* & ~told.* & accessed;
+            told.* = @intCast(new);
+            at.* = if (isSame(new, 0)) told.* else told.* | extra;
+        }
+
+        fn isSame(a: u64, b: u64) bool {
+            return (a ^ b) & ~@as(u64, accessed) == 0;
+        }
+
+        /// Hardware can set the accessed bit of that entry now: a walk by what this node's copies
+        /// say comes to it, and may write there.
+        pub fn canMark(self: *const Self, n: usize, p: u8, w: usize) bool {
+            const m = &self.machines[n];
+            const root = self.settings.walked orelse return false;
+            if (!m.present[p] or !m.writable[p]) return false;
+            const entry = m.content[p][w];
+            if (isSame(entry, 0) or entry & accessed != 0) return false;
+            return self.walks(m, root, p, top_level);
+        }
+
+        fn walks(self: *const Self, m: *const Machine, from: u8, to: u8, level: u8) bool {
+            if (!m.present[from]) return false;
+            if (from == to) return true;
+            for (m.content[from]) |entry| {
+                const next = self.childOf(level, entry) orelse continue;
+                if (self.walks(m, @intCast(next), to, level - 1)) return true;
+            }
+            return false;
+        }
+
+        pub fn mark(self: *Self, n: usize, p: u8, w: usize) void {
+            self.machines[n].content[p][w] |= accessed;
         }
 
         /// An entry is the page it points at + 100; smaller numbers are leaves and data.
-        fn childOf(self: *const Self, level: u8, entry: u8) ?Page {
+        fn childOf(self: *const Self, level: u8, marked: u8) ?Page {
+            const entry = marked & ~@as(u8, accessed);
             if (level < 2 or entry < 100) return null;
             return if (entry - 100 < self.settings.pages) entry - 100 else null;
         }

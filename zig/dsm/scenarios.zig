@@ -393,6 +393,13 @@ pub const tables = blk: {
     break :blk list;
 };
 
+/// The hardware of each node sets one accessed bit, in any table, at any time.
+pub const marked_tables = blk: {
+    var list = tables ++ .{tables_of_three[0]};
+    for (&list) |*o| o.marks = 1;
+    break :blk list;
+};
+
 /// The table that goes out of use is discarded, before that in vain.
 pub const discarding_tables = blk: {
     var list = [_]explorer.Options{ tables[0], tables[8], tables[14], tables[21] };
