@@ -22,6 +22,7 @@ import type { CliContext, HostAccess } from "./context.ts";
 import { coordinatorCommand } from "./coordinator.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
+import { installCommands, uninstallCommands } from "./install.ts";
 import { joinCommand } from "./join.ts";
 import { nodeCommand } from "./node.ts";
 import { formatError } from "./report.ts";
@@ -32,7 +33,7 @@ import { vmCommands } from "./vm.ts";
 
 type Command =
   | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node")
-  | ("certs" | "check" | "acpi" | "completion" | "engine");
+  | ("install" | "uninstall" | "certs" | "check" | "acpi" | "completion" | "engine");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
@@ -43,6 +44,8 @@ const ROOT = buildRouteMap<Command, CliContext>({
     cluster: clusterCommands,
     coordinator: coordinatorCommand,
     node: nodeCommand,
+    install: installCommands,
+    uninstall: uninstallCommands,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
@@ -61,6 +64,7 @@ Examples:
   ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
   ssihv certs init                                a CA for the cluster
+  ssihv install node --join TOKEN                 this host's agent as a service
   ssihv vm show                                   how is the VM that runs here?
   ssihv top                                       what do its nodes do?`,
     hideRoute: { engine: true },

@@ -2,11 +2,12 @@
 
 import { hostname } from "node:os";
 import { join, resolve } from "node:path";
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type FlagParametersForType } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
 import { versionLine } from "../node/build-info.ts";
 import { type HostPort, isAnyHost, parseListen } from "../node/join-address.ts";
+import { tellReady } from "../service/readiness.ts";
 import { certsFolder } from "./certs.ts";
 import type { CliContext } from "./context.ts";
 import { coordinatorSocket } from "./coordinator-address.ts";
@@ -14,7 +15,7 @@ import { path, text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { durationFlag, wholeNumber } from "./run-options.ts";
 
-interface CoordinatorFlags {
+export interface CoordinatorFlags {
   readonly listen: HostPort;
   readonly advertise?: string;
   readonly certs?: string;
@@ -63,6 +64,7 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
   });
   const { apiPort, agentPort, joinPort } = running;
   say(`coordinator: API on port ${apiPort}, agents ${agentPort}, joining hosts ${joinPort}`);
+  tellReady(say);
   const ended = Promise.withResolvers<NodeJS.Signals>();
   for (const signal of ENDING) process.on(signal, ended.resolve);
   const signal = await ended.promise;
@@ -70,6 +72,73 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
   await running.close();
   say(`coordinator: ended by ${signal}; VMs go on`);
 }
+
+/** `ssihv install coordinator` keeps them for the service. */
+export const COORDINATOR_FLAGS: FlagParametersForType<CoordinatorFlags, CliContext> = {
+  listen: {
+    kind: "parsed",
+    parse: (value: string) => parseListen(value, "--listen"),
+    default: "0.0.0.0:7780",
+    brief: "address and first of three ports",
+    placeholder: "HOST:PORT",
+  },
+  advertise: {
+    kind: "parsed",
+    parse: text,
+    optional: true,
+    brief: "what other hosts reach this one by [the --listen address, or this host's name]",
+    placeholder: "HOST",
+  },
+  certs: {
+    kind: "parsed",
+    parse: path("--certs"),
+    optional: true,
+    brief: "folder of ssihv certs init [/etc/ssihv/certs]",
+    placeholder: "FOLDER",
+  },
+  state: {
+    kind: "parsed",
+    parse: path("--state"),
+    optional: true,
+    brief: "folder of what must outlive it [/var/lib/ssihv/coordinator]",
+    placeholder: "FOLDER",
+  },
+  socket: {
+    kind: "parsed",
+    parse: path("--socket"),
+    optional: true,
+    brief: "the local admin socket [where ssihv on this host looks for it]",
+    placeholder: "FILE",
+  },
+  heartbeat: {
+    kind: "parsed",
+    parse: durationFlag("--heartbeat"),
+    default: "1s",
+    brief: "how often agents say that they live",
+    placeholder: "TIME",
+  },
+  silence: {
+    kind: "parsed",
+    parse: durationFlag("--silence"),
+    default: "5s",
+    brief: "a host that is not heard for so long is reported silent",
+    placeholder: "TIME",
+  },
+  metrics: {
+    kind: "parsed",
+    parse: (value: string) => parseListen(value, "--metrics"),
+    optional: true,
+    brief: "serve metrics there without TLS, /metrics for Prometheus [only on the API]",
+    placeholder: "ADDRESS:PORT",
+  },
+  vmPorts: {
+    kind: "parsed",
+    parse: wholeNumber("--vm-ports", 1024, 49_000),
+    default: "20000",
+    brief: "VMs use this port of their hosts and those after it, 16 for each",
+    placeholder: "PORT",
+  },
+};
 
 export const coordinatorCommand = buildCommand<CoordinatorFlags, [], CliContext>({
   func: coordinator,
@@ -90,71 +159,5 @@ Examples:
 
 Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state cannot be used.`,
   },
-  parameters: {
-    flags: {
-      listen: {
-        kind: "parsed",
-        parse: (value: string) => parseListen(value, "--listen"),
-        default: "0.0.0.0:7780",
-        brief: "address and first of three ports",
-        placeholder: "HOST:PORT",
-      },
-      advertise: {
-        kind: "parsed",
-        parse: text,
-        optional: true,
-        brief: "what other hosts reach this one by [the --listen address, or this host's name]",
-        placeholder: "HOST",
-      },
-      certs: {
-        kind: "parsed",
-        parse: path("--certs"),
-        optional: true,
-        brief: "folder of ssihv certs init [/etc/ssihv/certs]",
-        placeholder: "FOLDER",
-      },
-      state: {
-        kind: "parsed",
-        parse: path("--state"),
-        optional: true,
-        brief: "folder of what must outlive it [/var/lib/ssihv/coordinator]",
-        placeholder: "FOLDER",
-      },
-      socket: {
-        kind: "parsed",
-        parse: path("--socket"),
-        optional: true,
-        brief: "the local admin socket [where ssihv on this host looks for it]",
-        placeholder: "FILE",
-      },
-      heartbeat: {
-        kind: "parsed",
-        parse: durationFlag("--heartbeat"),
-        default: "1s",
-        brief: "how often agents say that they live",
-        placeholder: "TIME",
-      },
-      silence: {
-        kind: "parsed",
-        parse: durationFlag("--silence"),
-        default: "5s",
-        brief: "a host that is not heard for so long is reported silent",
-        placeholder: "TIME",
-      },
-      metrics: {
-        kind: "parsed",
-        parse: (value: string) => parseListen(value, "--metrics"),
-        optional: true,
-        brief: "serve metrics there without TLS, /metrics for Prometheus [only on the API]",
-        placeholder: "ADDRESS:PORT",
-      },
-      vmPorts: {
-        kind: "parsed",
-        parse: wholeNumber("--vm-ports", 1024, 49_000),
-        default: "20000",
-        brief: "VMs use this port of their hosts and those after it, 16 for each",
-        placeholder: "PORT",
-      },
-    },
-  },
+  parameters: { flags: COORDINATOR_FLAGS },
 });

@@ -2,8 +2,9 @@
 
 import { constants, hostname } from "node:os";
 import { resolve } from "node:path";
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type FlagParametersForType } from "@stricli/core";
 
+import type { NodeState } from "../agent/node-state.ts";
 import { SsihvError } from "../base/errors.ts";
 import type { Capacity, Check } from "../control/messages.ts";
 import { sweepDead } from "../node/admin-name.ts";
@@ -12,6 +13,7 @@ import { checkHost } from "../node/host-check.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { type HostPort, parseIp, parseListen } from "../node/join-address.ts";
 import { metricsText } from "../node/vm-metrics.ts";
+import { tellReady } from "../service/readiness.ts";
 import { MetricsServer } from "../telemetry/metrics-server.ts";
 import type { CliContext } from "./context.ts";
 import { stateFolder } from "./coordinator.ts";
@@ -71,24 +73,37 @@ async function tokenOf(join: string): Promise<string> {
   return join === "-" ? await Bun.stdin.text() : join;
 }
 
+/** What this host keeps of its membership, whether it has joined or not. */
+export async function openState(flag: string | undefined) {
+  const { NodeState } = await import("../agent/node-state.ts");
+  const folder = resolve(flag ?? stateFolder("node"));
+  return { folder, state: new NodeState(folder) };
+}
+
+/** Spends the token. */
+export async function joinHere(
+  state: NodeState,
+  flags: { readonly join: string; readonly name?: string | undefined },
+  say: (line: string) => void,
+): Promise<void> {
+  state.prepare();
+  const name = flags.name ?? nameOfHost(hostname());
+  const { joinCluster } = await import("../control/join-client.ts");
+  state.save(await joinCluster(await tokenOf(flags.join), name));
+  say(`node: this host has joined as ${name}`);
+}
+
 async function node(this: CliContext, flags: NodeFlags): Promise<void> {
   const say = (line: string) => this.process.stderr.write(`ssihv: ${printable(line)}\n`);
   const facts = this.host.facts();
   const capacity = capacityOf(flags, facts);
-  const [{ NodeState }, { Agent }, { onlyOne }] = await Promise.all([
-    import("../agent/node-state.ts"),
+  const [{ Agent }, { onlyOne }, { folder, state }] = await Promise.all([
     import("../agent/agent.ts"),
     import("../agent/only-one.ts"),
+    openState(flags.state),
   ]);
-  const folder = resolve(flags.state ?? stateFolder("node"));
-  const state = new NodeState(folder);
-  if (flags.join !== undefined) {
-    state.prepare();
-    const name = flags.name ?? nameOfHost(hostname());
-    const { joinCluster } = await import("../control/join-client.ts");
-    state.save(await joinCluster(await tokenOf(flags.join), name));
-    say(`node: this host has joined as ${name}`);
-  }
+  const { join } = flags;
+  if (join !== undefined) await joinHere(state, { ...flags, join }, say);
   const { name } = state.membership();
   const unlock = onlyOne(folder);
   try {
@@ -120,6 +135,7 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
     say(`node: ${name} gives ${cpus}${mib} MiB`);
     const { metrics } = flags;
     const server = metrics && MetricsServer.open(metrics, () => metricsText(agent.observed()));
+    tellReady(say);
     const signal = await untilSignal(agent);
     server?.close();
     say(`node: ended by ${signal}`);
@@ -160,6 +176,71 @@ async function untilSignal(agent: Stoppable): Promise<NodeJS.Signals> {
   return endedBy;
 }
 
+/** `ssihv install node` keeps them for the service. */
+export const NODE_FLAGS: FlagParametersForType<NodeFlags, CliContext> = {
+  join: {
+    kind: "parsed",
+    parse: text,
+    optional: true,
+    brief: "token of ssihv cluster token, or - to read it from stdin",
+    placeholder: "TOKEN",
+  },
+  name: {
+    kind: "parsed",
+    parse: text,
+    optional: true,
+    brief: "with --join: the host's name in the cluster [its own]",
+    placeholder: "NAME",
+  },
+  state: {
+    kind: "parsed",
+    parse: path("--state"),
+    optional: true,
+    brief: "folder of its certificate and membership [/var/lib/ssihv/node]",
+    placeholder: "FOLDER",
+  },
+  lane: {
+    kind: "parsed",
+    parse: (value: string) => parseIp(value, "--lane"),
+    optional: true,
+    brief: "address other hosts reach its engines at [the one it reaches the coordinator from]",
+    placeholder: "ADDRESS",
+  },
+  cpus: {
+    kind: "parsed",
+    parse: wholeNumber("--cpus", 1, 4096),
+    optional: true,
+    brief: "CPUs for vCPUs [all]",
+    placeholder: "N",
+  },
+  memory: {
+    kind: "parsed",
+    parse: sizeFlag("--memory"),
+    optional: true,
+    brief: "memory for VMs, engines included [nine tenths of what is free]",
+    placeholder: "SIZE",
+  },
+  metrics: {
+    kind: "parsed",
+    parse: (value: string) => parseListen(value, "--metrics"),
+    optional: true,
+    brief: "serve metrics of the nodes on this host there, /metrics for Prometheus",
+    placeholder: "ADDRESS:PORT",
+  },
+  memoryOnly: {
+    kind: "boolean",
+    default: false,
+    withNegated: false,
+    brief: "take no nodes with vCPUs, only lend memory",
+  },
+  acceptUnfit: {
+    kind: "boolean",
+    default: false,
+    withNegated: false,
+    brief: "take nodes with vCPUs though ssihv check finds the host unfit: guests may crash",
+  },
+};
+
 export const nodeCommand = buildCommand<NodeFlags, [], CliContext>({
   func: node,
   docs: {
@@ -182,69 +263,5 @@ hangs, kill -USR1 this command: its engines tell what is open.
 Exit status: 0 ended by a signal, 2 wrong flags, no membership or a token that is not valid,
 10 the coordinator did not answer while joining.`,
   },
-  parameters: {
-    flags: {
-      join: {
-        kind: "parsed",
-        parse: text,
-        optional: true,
-        brief: "token of ssihv cluster token, or - to read it from stdin",
-        placeholder: "TOKEN",
-      },
-      name: {
-        kind: "parsed",
-        parse: text,
-        optional: true,
-        brief: "with --join: the host's name in the cluster [its own]",
-        placeholder: "NAME",
-      },
-      state: {
-        kind: "parsed",
-        parse: path("--state"),
-        optional: true,
-        brief: "folder of its certificate and membership [/var/lib/ssihv/node]",
-        placeholder: "FOLDER",
-      },
-      lane: {
-        kind: "parsed",
-        parse: (value: string) => parseIp(value, "--lane"),
-        optional: true,
-        brief: "address other hosts reach its engines at [the one it reaches the coordinator from]",
-        placeholder: "ADDRESS",
-      },
-      cpus: {
-        kind: "parsed",
-        parse: wholeNumber("--cpus", 1, 4096),
-        optional: true,
-        brief: "CPUs for vCPUs [all]",
-        placeholder: "N",
-      },
-      memory: {
-        kind: "parsed",
-        parse: sizeFlag("--memory"),
-        optional: true,
-        brief: "memory for VMs, engines included [nine tenths of what is free]",
-        placeholder: "SIZE",
-      },
-      metrics: {
-        kind: "parsed",
-        parse: (value: string) => parseListen(value, "--metrics"),
-        optional: true,
-        brief: "serve metrics of the nodes on this host there, /metrics for Prometheus",
-        placeholder: "ADDRESS:PORT",
-      },
-      memoryOnly: {
-        kind: "boolean",
-        default: false,
-        withNegated: false,
-        brief: "take no nodes with vCPUs, only lend memory",
-      },
-      acceptUnfit: {
-        kind: "boolean",
-        default: false,
-        withNegated: false,
-        brief: "take nodes with vCPUs though ssihv check finds the host unfit: guests may crash",
-      },
-    },
-  },
+  parameters: { flags: NODE_FLAGS },
 });

@@ -71,7 +71,11 @@ export interface EngineSpawn {
 }
 
 /** Environment that would turn the executable into something else, or make it phone home. */
-const ENVIRONMENT_DROPPED = ["BUN_OPTIONS", "BUN_BE_BUN", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO"];
+const ENVIRONMENT_DROPPED = [
+  ...["BUN_OPTIONS", "BUN_BE_BUN", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO"],
+  // Of a service: its manager's, not the engine's.
+  ...["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"],
+];
 /** Compiled executables keep their modules under this path. */
 const COMPILED_ROOT = "/$bunfs/";
 
