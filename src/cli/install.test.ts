@@ -16,12 +16,16 @@ test("--print shows unit and options, paths absolute, defaults left to the daemo
     ...["--root", "/nowhere"],
   );
   expect(status).toBe(0);
+  expect(out).not.toContain("--sandbox");
   expect(out).toContain("# /nowhere/etc/systemd/system/ssihv-node.service\n");
   expect(out).toContain(
     `SSIHV_OPTIONS="--state ${process.cwd()}/state --memory 64G --memory-only"\n`,
   );
   const plain = await mainHere("install", "coordinator", "--print", "--root", "/nowhere");
   expect(plain.out).toContain('SSIHV_OPTIONS=""\n');
+  const sandbox = ["--root", "/nowhere", "--sandbox", "required"];
+  const node = await mainHere("install", "node", "--print", ...sandbox);
+  expect(node.out).toContain('SSIHV_OPTIONS="--sandbox required"\n');
 });
 
 test("a token and the flags of the installation are no options of the service", () => {

@@ -42,19 +42,21 @@ const PATHS: ReadonlySet<string> = new Set(["state", "certs", "socket"]);
 const OWN: ReadonlySet<string> = new Set(["root", "print", "start", "join", "name"]);
 
 interface ParsedFlag {
-  readonly kind: "parsed";
+  readonly kind: "parsed" | "enum" | "boolean";
   readonly parse: (this: CliContext, value: string) => unknown;
 }
 
 /** A daemon's flags, checked by its own parsers; defaults are left to it. */
 function keptFlags(flags: object): FlagParametersForType<Given, CliContext> {
   const kept = Object.entries(flags as Record<string, ParsedFlag>).map(([name, flag]) => {
+    const undecided = { default: undefined, optional: true };
+    if (flag.kind === "enum") return [name, { ...flag, ...undecided }];
     if (flag.kind !== "parsed") return [name, flag];
     const parse = async function (this: CliContext, value: string): Promise<string> {
       await flag.parse.call(this, value);
       return PATHS.has(name) ? resolve(value) : value;
     };
-    return [name, { ...flag, parse, default: undefined, optional: true }];
+    return [name, { ...flag, parse, ...undecided }];
   });
   return Object.fromEntries(kept) as FlagParametersForType<Given, CliContext>;
 }

@@ -9,6 +9,7 @@ import { SsihvError } from "../base/errors.ts";
 import type { Capacity, Check } from "../control/messages.ts";
 import { sweepDead } from "../node/admin-name.ts";
 import { versionLine } from "../node/build-info.ts";
+import { ControlGroups } from "../node/control-group.ts";
 import { checkHost } from "../node/host-check.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { type HostPort, parseIp, parseListen } from "../node/join-address.ts";
@@ -17,11 +18,11 @@ import { tellReady } from "../service/readiness.ts";
 import { MetricsServer } from "../telemetry/metrics-server.ts";
 import type { CliContext } from "./context.ts";
 import { stateFolder } from "./coordinator.ts";
-import { path, text } from "./flags.ts";
+import { path, SANDBOX_FLAG, type SandboxFlags, text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { sizeFlag, wholeNumber } from "./run-options.ts";
 
-export interface NodeFlags {
+export interface NodeFlags extends SandboxFlags {
   readonly join?: string;
   readonly name?: string;
   readonly state?: string;
@@ -116,6 +117,8 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
       const then = flags.acceptUnfit ? "" : "; it only lends memory";
       say(`node: this host is unfit for vCPUs: ${check.problems[0] ?? ""}${then} (ssihv check)`);
     }
+    const groups = flags.sandbox === "off" ? undefined : ControlGroups.open();
+    if (typeof groups === "string") say(`node: no memory limit for each engine: ${groups}`);
     const command = this.host.engineCommand;
     const agent = new Agent(
       state,
@@ -126,6 +129,8 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
       {
         facts: this.host.facts,
         createPage: await this.host.sharedPages(),
+        sandbox: flags.sandbox,
+        ...(groups !== undefined && { groups }),
         ...(command !== undefined && { engineCommand: command }),
         say,
       },
@@ -227,6 +232,7 @@ export const NODE_FLAGS: FlagParametersForType<NodeFlags, CliContext> = {
     brief: "serve metrics of the nodes on this host there, /metrics for Prometheus",
     placeholder: "ADDRESS:PORT",
   },
+  ...SANDBOX_FLAG,
   memoryOnly: {
     kind: "boolean",
     default: false,

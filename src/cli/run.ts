@@ -15,7 +15,7 @@ import { MetricsServer } from "../telemetry/metrics-server.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
-import { path, requireKvm, text } from "./flags.ts";
+import { path, requireKvm, SANDBOX_FLAG, text } from "./flags.ts";
 import {
   durationFlag,
   RUN_DEFAULTS,
@@ -42,6 +42,7 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
     session = await openSession(this, wanted, facts, {
       json: flags.json,
       report: flags.report,
+      sandbox: flags.sandbox,
       nameChosen: flags.name !== undefined || config?.cluster !== undefined,
     });
     this.status = await session.run();
@@ -55,7 +56,7 @@ async function openSession(
   context: CliContext,
   wanted: VmPlan,
   facts: HostFacts,
-  told: { readonly json: boolean; readonly report: boolean; readonly nameChosen: boolean },
+  told: Pick<RunFlags, "json" | "report" | "sandbox"> & { readonly nameChosen: boolean },
 ): Promise<RunSession> {
   const createPage = await context.host.sharedPages();
   const admin = await openAdmin({ vm: wanted.name, chosen: told.nameChosen });
@@ -71,7 +72,8 @@ async function openSession(
   if (memory !== undefined) output.say(`VM ${plan.name}: ${memory}`);
   for (const warning of [...admin.warnings, ...warnings(plan, facts)]) output.say(warning);
   const command = context.host.engineCommand;
-  const deps = { createPage, ...(command !== undefined && { command }) };
+  const { sandbox } = told;
+  const deps = { createPage, sandbox, ...(command !== undefined && { command }) };
   return new RunSession(plan, output, deps, admin.server);
 }
 
@@ -282,6 +284,7 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         withNegated: false,
         brief: "serve the memory of a one-node VM by the pager too",
       },
+      ...SANDBOX_FLAG,
       pinVcpus: {
         kind: "boolean",
         default: false,

@@ -4,6 +4,7 @@ import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
+import type { SandboxState } from "../../src/engine/messages.ts";
 import { ECHO, until } from "./cluster-processes.ts";
 import { binary, hasKvm, isRoot, run, temporaryFolder } from "./support.ts";
 import { SystemdHost } from "./systemd-host.ts";
@@ -62,6 +63,16 @@ test.skipIf(!isRoot || !hasKvm())(
     await connected();
     await host.ok(INSTALLED, "vm", "create", "-f", "/etc/ssihv/one.yaml", "--start");
     await until("the VM runs", async () => (await listed()) === "running");
+    const shown = JSON.parse((await host.ok(INSTALLED, "vm", "show", "one", "--json")).out) as {
+      engines: { nodes: { sandbox: SandboxState }[] };
+    };
+    const sandbox = shown.engines.nodes[0]?.sandbox;
+    expect(sandbox).toMatchObject({ filter: true, user: expect.any(Number) });
+    // Limits need the memory controller in version 2.
+    if (host.limitsMemory) {
+      expect(sandbox?.memoryBytesMax).toBeGreaterThan(128 << 20);
+      expect(sandbox?.missing).toEqual([]);
+    } else expect(sandbox?.missing).toEqual(["the agent's control group cannot limit memory"]);
 
     // In order: the agent ends its VM, and the coordinator hears it.
     await host.ok("systemctl", "stop", "ssihv-node");

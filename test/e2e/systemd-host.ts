@@ -62,6 +62,8 @@ export class SystemdHost implements AsyncDisposable {
   private readonly temporary = temporaryFolder("/tmp");
   private readonly group = join(groupRoot(), `ssihv-e2e-${process.pid}`);
   private readonly child: Bun.Subprocess<"ignore", "ignore", "pipe">;
+  /** Its services' control groups can have limits of memory. */
+  readonly limitsMemory: boolean;
   private pid = 0;
 
   private constructor() {
@@ -74,9 +76,9 @@ export class SystemdHost implements AsyncDisposable {
     mkdirSync(this.group);
     // On a host with version 2 alone, the limits of its services are real.
     const enabled = `${this.group}/cgroup.subtree_control`;
-    if (readFileSync(`${this.group}/cgroup.controllers`, "utf8").includes("memory")) {
-      writeFileSync(enabled, "+memory +pids");
-    }
+    const controllers = readFileSync(`${this.group}/cgroup.controllers`, "utf8");
+    this.limitsMemory = controllers.split(/\s+/).includes("memory");
+    if (this.limitsMemory) writeFileSync(enabled, "+memory +pids");
     const namespaces = ["--pid", "--mount", "--cgroup", "--ipc", "--uts", "--mount-proc"];
     const enter = `mkdir ${this.group}/all && echo $$ >${this.group}/all/cgroup.procs`;
     this.child = Bun.spawn(
