@@ -25,7 +25,7 @@ import {
   type Welcome,
 } from "./join-messages.ts";
 import { type Asked, Questions } from "./questions.ts";
-import { type SandboxMode, type SandboxWish, sandboxFor } from "./sandbox.ts";
+import { type SandboxMode, sandboxFor } from "./sandbox.ts";
 import { GRACE_MS, type VmOutcome } from "./vm.ts";
 import type { VmFacts, VmObserved, VmState } from "./vm-view.ts";
 
@@ -92,11 +92,9 @@ export class JoinSession implements VmObserved {
   private ready = false;
   private paused = false;
   private startedAt: number | undefined;
-  private readonly wish: SandboxWish;
   private sandbox: SandboxState | undefined;
 
   constructor(options: JoinOptions, deps: JoinDeps) {
-    this.wish = sandboxFor(deps.sandbox ?? "auto", "none");
     this.options = options;
     this.deps = deps;
   }
@@ -311,7 +309,7 @@ export class JoinSession implements VmObserved {
         page,
         console: false,
         memoryOnly: this.options.memoryOnly,
-        sandbox: this.wish,
+        sandbox: sandboxFor(this.deps.sandbox ?? "auto", "none"),
         ...(groups !== undefined && { group: { groups, bytesMax: engineBytesMax(nodes, node) } }),
         hooks: {
           onMessage: (message) => this.onEngine(message),

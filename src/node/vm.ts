@@ -159,11 +159,10 @@ export class Vm implements VmObserved {
   private readonly boot = new BootClock();
   private readonly latest = new Map<number, EngineSummary>();
   private readonly questions = new Questions("lead");
-  private readonly sandbox: SandboxWish;
+  private sandbox: SandboxWish = { mode: "auto" };
   private startedAt: number | undefined;
 
   constructor(plan: VmPlan, hooks: VmHooks, deps: VmDeps) {
-    this.sandbox = sandboxFor(deps.sandbox ?? "auto", lanePlaces(plan));
     this.plan = plan;
     this.hooks = hooks;
     this.deps = deps;
@@ -276,6 +275,7 @@ export class Vm implements VmObserved {
   /** Starts what runs here; the door first, since a port that is taken ends it all. */
   private open(): void {
     const { door, nodes } = this.plan;
+    this.sandbox = sandboxFor(this.deps.sandbox ?? "auto", lanePlaces(this.plan));
     if (door !== undefined) {
       for (const { id } of nodes.slice(1)) this.reserve(id);
       this.listen(door);

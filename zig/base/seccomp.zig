@@ -3,8 +3,9 @@
 //! the host's audit log. It fails and does not kill, since an engine that ends takes its VM along,
 //! and a call that failed has done no harm. Paths are not resolved any more: an engine opens what
 //! it needs before. No process is made, none but its own is signalled.
-//! JavaScriptCore looks into /proc/self/statm now and then and takes a refusal well: a second,
-//! small filter that logs nothing refuses openat first, or the log would be full of it.
+//! JavaScriptCore looks into /proc/self/statm now and then and glibc tries clone3 for each thread;
+//! both take a refusal well. A second, small filter that logs nothing refuses them first, or the
+//! log would be full of it.
 //! Invariant: no call of the pager, of KVM or of memory management looks at its arguments here, so
 //! the kernel answers them from a bitmap (since 5.11) and none of them can be refused by mistake.
 
@@ -193,6 +194,7 @@ pub fn enter() sys.Error!void {
     var quiet: Assembler = .{};
     quiet.add(LD_W_ABS, nr_offset, 0, 0);
     quiet.on(.openat, refusal(.PERM));
+    quiet.on(.clone3, refusal(.NOSYS));
     quiet.ret(RET_ALLOW);
     try install(&quiet, 0);
 }
