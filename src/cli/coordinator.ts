@@ -156,6 +156,7 @@ Examples:
   ssihv certs init
   ssihv coordinator --listen 10.0.0.1:7780
   ssihv cluster token                             ... on this host, from another shell
+  ssihv install coordinator                       the same as a systemd service
 
 Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state cannot be used.`,
   },

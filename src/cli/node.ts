@@ -262,6 +262,7 @@ Examples:
   ssihv node                                      from then on
   ssihv node --memory 64G --cpus 14               leave the rest to the host
   ssihv node --memory-only                        only lend memory: needs no KVM
+  ssihv install node --join TOKEN                 the same as a systemd service
 
 ssihv vm list --local, show and pages tell of the VMs here without the coordinator. When a VM
 hangs, kill -USR1 this command: its engines tell what is open.

@@ -34,7 +34,9 @@ mount --make-rprivate /
 mount -t tmpfs tmpfs /run
 umount -l /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
-mount -t overlay -o lowerdir=/etc,upperdir=${folder}/up,workdir=${folder}/work none /etc
+mount -t tmpfs tmpfs ${folder}/layer
+mkdir ${folder}/layer/up ${folder}/layer/work
+mount -t overlay -o lowerdir=/etc,upperdir=${folder}/layer/up,workdir=${folder}/layer/work none /etc
 mount -t tmpfs tmpfs /var/lib
 ${binds.join("\n")}
 mount -t proc proc /proc
@@ -68,7 +70,7 @@ export class SystemdHost implements AsyncDisposable {
 
   private constructor() {
     const { path } = this.temporary;
-    for (const own of [...OWN, "/units", "/up", "/work"]) {
+    for (const own of [...OWN, "/units", "/layer"]) {
       mkdirSync(path + own, { recursive: true });
     }
     for (const unit of BASICS) copyFileSync(join(UNITS, unit), join(path, "units", unit));
