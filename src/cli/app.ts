@@ -24,6 +24,7 @@ import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { joinCommand } from "./join.ts";
 import { nodeCommand } from "./node.ts";
+import { partCommand } from "./part.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
 import { topCommand } from "./top.ts";
@@ -32,7 +33,7 @@ import { vmCommands } from "./vm.ts";
 
 type Command =
   | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node")
-  | ("certs" | "check" | "acpi" | "completion" | "engine");
+  | ("certs" | "check" | "acpi" | "completion" | "engine" | "part");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
@@ -48,6 +49,7 @@ const ROOT = buildRouteMap<Command, CliContext>({
     acpi: acpiCommands,
     completion: completionCommand,
     engine: engineCommand,
+    part: partCommand,
   },
   docs: {
     brief: "Joins several x86-64 Linux hosts into one virtual machine.",
@@ -60,10 +62,11 @@ Examples:
   ssihv run --config cluster-config.yaml
   ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
+  ssihv run --hosts a,b --kernel bzImage          the same by ssh, in one command
   ssihv certs init                                a CA for the cluster
   ssihv vm show                                   how is the VM that runs here?
   ssihv top                                       what do its nodes do?`,
-    hideRoute: { engine: true },
+    hideRoute: { engine: true, part: true },
   },
 });
 

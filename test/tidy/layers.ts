@@ -81,6 +81,11 @@ export const typescriptLayers: readonly Layer[] = [
     at: "src/node",
     mayImport: [...belowEngine, "src/telemetry", "src/engine", "node:*", "package.json"],
   },
+  // A VM over hosts that a command reaches by ssh, or as Slurm's nodes.
+  {
+    at: "src/hosts",
+    mayImport: ["src/base", "src/native", "src/vmm", "src/engine", "src/node", "node:*"],
+  },
   {
     at: "coordinator",
     mayImport: ["src/base", "src/config", "src/control", "src/tls", "src/vmm", "node:*"].concat([
@@ -102,6 +107,7 @@ export const typescriptLayers: readonly Layer[] = [
     mayImport: ["src/base", "src/config", "src/control", "src/node", "src/tls", "acpi"].concat([
       "coordinator",
       "src/agent",
+      "src/hosts",
       "src/telemetry",
       "node:*",
       "@stricli/core",
