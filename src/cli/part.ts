@@ -9,7 +9,7 @@ import { Talk } from "../hosts/talk.ts";
 import type { CliContext } from "./context.ts";
 
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
-const CUT = "the command that started the VM is gone";
+const CUT = "its connection with the command that started the VM ended";
 
 /** Ours alone, since `process.stdout` of a test is none; resolves when nothing waits any more. */
 class Out {

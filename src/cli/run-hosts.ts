@@ -1,5 +1,5 @@
-// `ssihv run --hosts`: flags become a plan for the hosts named, the hosts are reached and made ready,
-// and the VM over them is driven from this terminal like one of this host.
+// `ssihv run --hosts`: flags become a plan for the hosts named, the hosts are reached and made
+// ready, and the VM over them is driven from this terminal like one of this host.
 
 import { SsihvError } from "../base/errors.ts";
 import type { ClusterConfig } from "../config/cluster-config.ts";
@@ -16,14 +16,14 @@ import { type RunFlags, runRequest } from "./run-options.ts";
 import { RunOutput } from "./run-output.ts";
 import { RunSession } from "./run-session.ts";
 
-export const HOSTS_HELP = `Over hosts by ssh: --hosts a,root@b:2222,c runs a node on each; the first leads. ssh is yours
-(configuration, agent, jump hosts) and must not ask: ssh -o BatchMode=yes b true. localhost is this
-host, without ssh. This ssihv is copied to ~/.cache/ssihv/HASH there when it is absent, every host is
-checked before anything starts, kernel and initrd are sent to the first and kept in no file, and the
-VM's key is made anew and is in no argument, environment or log. The VM ends everywhere when this
-command does, however, or when the connection to a host is lost. The hosts need TCP between each
-other, on 16 ports from 7700 on (the first 16 that are free), at the addresses at which ssh reached
-them: a=10.0.0.1,b=10.0.0.2 names others, --listen the lead's with its port.`;
+export const HOSTS_HELP = `Over hosts by ssh: --hosts a,root@b:2222,c runs a node on each, the first
+leads. ssh is yours (configuration, agent, jump hosts) and must not ask: ssh -o BatchMode=yes b true.
+localhost is this host, without ssh. This ssihv is copied to ~/.cache/ssihv/HASH where it is absent,
+all hosts are checked before anything starts, kernel and initrd are sent to the first and kept in no
+file, and the VM's key is made anew and is in no argument, environment or log. The VM ends everywhere
+when this command does, however, or when the connection to a host is lost. The hosts need TCP between
+each other, on 16 ports from 7700 on (the first 16 that are free), at the addresses at which ssh
+reached them: a=10.0.0.1,b=10.0.0.2 names others, --listen the lead's with its port.`;
 
 /** What only means something on this host. */
 const NOT_WITH_HOSTS = {

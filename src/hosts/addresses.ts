@@ -23,7 +23,10 @@ function isLoopback(address: string): boolean {
   return address === "::1" || address.startsWith("127.") || address.startsWith("::ffff:127.");
 }
 
-/** `own`: addresses of this host. What others saw us come from is ours unless a jump host was between. */
+/**
+ * `own`: addresses of this host. What others saw us come from is one of them, unless a jump host
+ * was between.
+ */
 function addressOf(lead: Reached, others: readonly Reached[], own: readonly string[]) {
   if (lead.address !== undefined) return lead.address;
   if (!lead.here) return lead.reachedAt;
@@ -60,9 +63,10 @@ export function commonPort(hosts: readonly Reached[]): number {
   );
   if (first !== undefined) return first;
   const last = (PORT_BLOCKS.at(-1) ?? 0) + PORTS_PER_VM - 1;
-  const message = `no ${PORTS_PER_VM} ports in a row from ${PORT_BLOCKS[0]} to ${last} are free on all hosts`;
+  const range = `from ${PORT_BLOCKS[0]} to ${last}`;
+  const message = `no ${PORTS_PER_VM} ports in a row ${range} are free on all hosts`;
   throw new SsihvError("address_invalid", message, {
-    hint: "end VMs there that are not needed, or name an address and a port: --listen 10.0.0.1:9000",
+    hint: "end VMs there that are not needed, or name others: --listen 10.0.0.1:9000",
   });
 }
 

@@ -1,6 +1,6 @@
-// Boot files that came over the connection, on the host that leads the VM: open files without a name,
-// which engines reach through /proc. So nothing is to be removed, whatever ends this process; and
-// every run sends them anew.
+// Boot files that came over the connection, on the host that leads the VM: open files without a
+// name, which engines reach through /proc. So nothing is to be removed, whatever ends this
+// process; and every run sends them anew.
 
 import { closeSync, mkdtempSync, openSync, rmdirSync, unlinkSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";

@@ -49,9 +49,9 @@ export function payloadOf(path: string): Payload {
 }
 
 /**
- * One line for sh, without single quotes (reach.ts). A folder from which nothing may be run (noexec)
- * is found by an empty file: to run it succeeds, or the kernel does not permit it. Copies that were
- * not used for a month go when another comes.
+ * One line for sh, without single quotes (reach.ts). A folder from which nothing may be run
+ * (noexec) is found by an empty file: to run it succeeds, or the kernel does not permit it. Copies
+ * that were not used for a month go when another comes.
  */
 export function bootstrapScript({ hash, bytes }: Payload): string {
   const script = `
@@ -77,11 +77,13 @@ export function bootstrapScript({ hash, bytes }: Payload): string {
       say have; touch "$c/${hash}";
     else
       say need;
-      mkdir -p "$c/${hash}" && t=$(mktemp "$c/${hash}/part.XXXXXX") || exit 1;
+      t=$(mktemp "$c/part.XXXXXX") || exit 1;
       trap "rm -f \\"$t\\"" EXIT; trap "exit 1" HUP INT TERM PIPE;
       head -c ${bytes} >"$t";
-      if same "$t"; then chmod 700 "$t"; mv -f "$t" "$f"; else say damaged; exit 1; fi;
-      find "$c" -mindepth 1 -maxdepth 1 -type d -mtime +30 -exec rm -rf {} +;
+      if same "$t"; then
+        chmod 700 "$t"; mkdir -p "$c/${hash}"; mv -f "$t" "$f";
+      else say damaged; exit 1; fi;
+      find "$c" -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} +;
     fi;
     say run;
     exec "$f" part`;

@@ -40,7 +40,8 @@ export class HostLink {
   private readonly child: Child;
   private readonly hooks: LinkHooks;
   private readonly up = Promise.withResolvers<PartHost>();
-  private readonly tail: string[] = [];
+  /** Lines of stderr that are not told yet: the last ones are the reason of an end. */
+  private held: string[] = [];
   private talk: Talk<FromPart, ToPart> | undefined;
   private noise = "";
   private closed = false;
@@ -156,7 +157,11 @@ export class HostLink {
   }
 
   private line(line: string, payload: Payload | undefined): void {
-    if (this.talk !== undefined) return this.talk.line(line);
+    if (this.talk !== undefined) {
+      // It lives: what it wrote to stderr was not its end.
+      for (const held of this.held.splice(0)) this.hooks.onStderr(held);
+      return this.talk.line(line);
+    }
     // A login shell may say something first.
     if (!line.startsWith(MARK)) {
       this.noise = line;
@@ -183,9 +188,8 @@ export class HostLink {
     const lines = new Lines();
     const take = (line: string) => {
       if (line.trim() === "") return;
-      this.tail.push(line.trim());
-      if (this.tail.length > STDERR_LINES_MAX) this.tail.shift();
-      if (this.talk !== undefined) this.hooks.onStderr(line);
+      this.held.push(line.trim());
+      if (this.held.length > STDERR_LINES_MAX) this.held.shift();
     };
     for await (const chunk of this.child.stderr) for (const line of lines.push(chunk)) take(line);
     take(lines.rest());
@@ -202,10 +206,15 @@ export class HostLink {
 
   /** The process ended before we closed it. */
   private endError(code: number): SsihvError {
-    const words = this.tail.join("\n") || this.noise || `it ended with status ${code}`;
-    const what = this.talk === undefined ? "cannot be used" : "its connection ended";
-    const hint = this.reach && `this must work without a question: ${this.reach.trial}`;
-    return new SsihvError("node_unreachable", `host ${this.name} ${what}: ${words}`, {
+    const words = this.held.join("\n") || this.noise || `status ${code}`;
+    const { name, reach } = this;
+    if (this.talk !== undefined) {
+      return new SsihvError("node_unreachable", `host ${name}: its connection ended: ${words}`, {
+        hint: "is that host up, and the network between? dmesg there tells of killed processes",
+      });
+    }
+    const hint = reach && `this must work without a question: ${reach.trial}`;
+    return new SsihvError("node_unreachable", `host ${name} cannot be used: ${words}`, {
       ...(hint && { hint }),
     });
   }

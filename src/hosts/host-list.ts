@@ -1,5 +1,5 @@
-// The hosts of `ssihv run --hosts`, as the user writes them: names that ssh knows, each with what is
-// to differ from what ssh's own configuration says, and the address that the other hosts use.
+// The hosts of `ssihv run --hosts`, as the user writes them: names that ssh knows, each with what
+// is to differ from what ssh's own configuration says, and the address that the other hosts use.
 
 import { hostname } from "node:os";
 

@@ -1,9 +1,9 @@
-// A VM over several hosts as the command that starts it has it: a link to each host (host-link.ts),
-// of which the first leads and the others join, and the VM's key, which crosses these links alone.
-// For `ssihv run` it is what the Vm of this host is without --hosts.
-// Invariants: the lead decides the outcome, unless it is lost; by the time `run` resolves every part
-// has ended, or its host has been unreachable for a while; what fails before the VM begins throws
-// from `prepare`, with every host that has a problem named and nothing left on any.
+// A VM over several hosts as the command that starts it has it: a link to each host
+// (host-link.ts), of which the first leads and the others join, and the VM's key, which crosses
+// these links alone. For `ssihv run` it is what the Vm of this host is without --hosts.
+// Invariants: the lead decides the outcome, unless it is lost; by the time `run` resolves every
+// part has ended, or its host has been unreachable for a while; what fails before the VM begins
+// throws from `prepare`, with every host that has a problem named and nothing left on any.
 
 import { randomBytes } from "node:crypto";
 import { networkInterfaces } from "node:os";
@@ -68,6 +68,8 @@ export class HostsVm {
   private readonly latest = new Map<number, EngineSummary>();
   private hooks: VmHooks | undefined;
   private typed: (() => void) | undefined;
+  /** The lead has a VM, which speaks for itself. */
+  private begun = false;
   private running = false;
   private over = false;
   private vmName: string;
@@ -203,7 +205,8 @@ export class HostsVm {
       this.request.onNotice(message);
       return [];
     }
-    const hint = `on ${name}: ${first?.fix ?? ""} (ssihv check there tells all; --accept-unfit tries)`;
+    const more = "ssihv check there tells all; --accept-unfit tries";
+    const hint = `on ${name}: ${first?.fix ?? ""} (${more})`;
     return [new SsihvError("host_unfit", message, { hint })];
   }
 
@@ -228,7 +231,8 @@ export class HostsVm {
     for (const { node, link, place, memoryOnly } of this.members.slice(1)) {
       const { address } = place;
       const lane = address === undefined ? {} : { laneHost: address };
-      link.send({ type: "join", lead: listen, key, node, memoryOnly, ...lane });
+      const order = { lead: listen, key, node, memoryOnly, hostName: place.name };
+      link.send({ type: "join", ...order, ...lane });
     }
   }
 
@@ -262,6 +266,7 @@ export class HostsVm {
         for (const warning of message.warnings) {
           this.notice(0, `host ${member.place.name}: ${warning}`);
         }
+        this.begun = true;
         return this.named.resolve(message.vm);
       case "event":
         return this.onEvent(message.event);
@@ -284,9 +289,7 @@ export class HostsVm {
     // Nobody is to type anything: the hosts join by themselves.
     if (event.event === "waiting") return;
     if (event.event === "summary") this.latest.set(event.summary.node, event.summary);
-    const name = event.event === "joined" ? this.members[event.node]?.place.name : undefined;
-    const told = name === undefined ? event : { ...event, host: name };
-    this.whenRunning((hooks) => hooks.onEvent(told as VmEvent));
+    this.whenRunning((hooks) => hooks.onEvent(event));
   }
 
   private async onConsole(member: Member, chunk: Uint8Array): Promise<void> {
@@ -300,7 +303,7 @@ export class HostsVm {
     for (const summary of summaries) this.latest.set(summary.node, summary);
     // Of a host that had joined, the lead tells.
     if (member.node !== 0 && (member.joined || outcome.kind === "stopped")) return;
-    this.end(outcome.kind === "failed" ? failedOn(member.place, outcome.error) : outcome);
+    this.end(outcome.kind === "failed" ? this.failedOn(member, outcome.error) : outcome);
   }
 
   private onLost(member: Member, error: SsihvError): void {
@@ -308,6 +311,18 @@ export class HostsVm {
     // A host that had joined takes itself out of the VM, and the lead tells what becomes of it.
     if (member.node !== 0 && member.joined) this.notice(member.node, error.message);
     else this.end({ kind: "failed", error });
+  }
+
+  private failedOn({ node, place }: Member, error: SsihvError): VmOutcome {
+    // A VM that runs speaks for itself, but it does not know whose its address is.
+    const its = node === 0 && this.begun && error.code !== "address_invalid";
+    if (its) return { kind: "failed", error };
+    // A host that did not reach the lead: what to type there is not the user's to type.
+    const hint = node !== 0 && error.code === "node_unreachable" ? NO_WAY : error.hint;
+    const told = new SsihvError(error.code, `host ${place.name}: ${error.message}`, {
+      ...(hint !== undefined && { hint }),
+    });
+    return { kind: "failed", error: told };
   }
 
   private notice(node: number, text: string): void {
@@ -342,12 +357,9 @@ const REQUESTED: VmOutcome = {
   registers: undefined,
 };
 
-function failedOn({ name }: HostPlace, error: SsihvError): VmOutcome {
-  const told = new SsihvError(error.code, `host ${name}: ${error.message}`, {
-    ...(error.hint !== undefined && { hint: error.hint }),
-  });
-  return { kind: "failed", error: told };
-}
+const NO_WAY =
+  "is a firewall between, or has the first host another address for the others? " +
+  "say it: --hosts a=10.0.0.1,b";
 
 /** Every host with a problem in one error; the first decides its code. */
 function together(problems: readonly SsihvError[]): SsihvError {

@@ -1,9 +1,9 @@
-// What `ssihv run --hosts` and the part of its VM on a host (`ssihv part`) say to each other: JSON,
-// one message a line, over the part's stdin and stdout. Both run the same file (bootstrap.ts
+// What `ssihv run --hosts` and the part of its VM on a host (`ssihv part`) say to each other:
+// JSON, one message a line, over the part's stdin and stdout. Both run the same file (bootstrap.ts
 // compares its hash), so a message is told by its type and otherwise believed.
-// Order: the part tells of its host; files, then `lead` or `join`; from then on what happens, until
-// `ended`. Console bytes cross one chunk at a time each way, and are answered, so that a slow reader
-// holds back the guest and a slow guest its writer.
+// Order: the part tells of its host; files, then `lead` or `join`; from then on what happens,
+// until `ended`. Console bytes cross one chunk at a time each way, and are answered, so that a
+// slow reader holds back the guest and a slow guest its writer.
 
 import type { EngineSummary } from "../engine/messages.ts";
 import type { HostCheck } from "../node/host-check.ts";
@@ -26,6 +26,8 @@ export interface LeadOrder {
 
 export interface JoinOrder {
   readonly type: "join";
+  /** What the user calls this host. */
+  readonly hostName: string;
   readonly lead: HostPort;
   readonly key: string;
   readonly node: number;

@@ -1,7 +1,7 @@
-// The part of a VM on a host, for `ssihv run --hosts` elsewhere: leads the VM or joins it, by the Vm
-// and JoinSession of `ssihv run` and `ssihv join`, as the messages on stdin say.
-// Invariants: when the conversation ends, so does the part, and its engines with it: no VM outlives
-// the command that started it. Nothing but messages is written to stdout.
+// The part of a VM on a host, for `ssihv run --hosts` elsewhere: leads the VM or joins it, by the
+// Vm and JoinSession of `ssihv run` and `ssihv join`, as the messages on stdin say.
+// Invariants: when the conversation ends, so does the part, and its engines with it: no VM
+// outlives the command that started it. Nothing but messages is written to stdout.
 
 import { SsihvError } from "../base/errors.ts";
 import type { EngineSummary } from "../engine/messages.ts";
@@ -226,7 +226,14 @@ export class HostPart {
     };
   }
 
-  private async join({ lead, key, node, memoryOnly, laneHost }: JoinOrder): Promise<Running> {
+  private async join({
+    lead,
+    key,
+    node,
+    memoryOnly,
+    laneHost,
+    hostName,
+  }: JoinOrder): Promise<Running> {
     const { send, createPage, engineCommand, facts } = this.deps;
     const admin = new JoinAdmin();
     const say = (text: string) => send({ type: "notice", text });
@@ -236,8 +243,7 @@ export class HostPart {
         key: Buffer.from(key, "hex"),
         waitMs: JOIN_MS,
         ...(laneHost !== undefined && { laneHost }),
-        memoryOnly,
-        node,
+        ...{ memoryOnly, node, hostName },
       },
       {
         createPage,

@@ -1,6 +1,6 @@
 // A way to start a process on a host with its stdin and stdout here: the one thing that differs
-// between hosts reached by ssh and nodes of a Slurm allocation. The way itself is the user's own: his
-// ssh, with his configuration, agent and jump hosts.
+// between hosts reached by ssh and nodes of a Slurm allocation. The way itself is the user's own:
+// his ssh, with his configuration, agent and jump hosts.
 
 import { SsihvError } from "../base/errors.ts";
 import type { HostSpec } from "./host-list.ts";

@@ -1,5 +1,5 @@
-// One end of the conversation between `ssihv run --hosts` and a part: lines to messages, and signs of
-// life. Ends once, with the reason: when its stream does, when the other side is silent for too
+// One end of the conversation between `ssihv run --hosts` and a part: lines to messages, and signs
+// of life. Ends once, with the reason: when its stream does, when the other side is silent for too
 // long, or when what it says is no message.
 
 import { ALIVE_MS, SILENCE_MS } from "./part-messages.ts";
