@@ -51,7 +51,7 @@ async function part(this: CliContext): Promise<void> {
     env: process.env,
     send: (message) => talk.send(message),
   });
-  for (const signal of ENDING) process.on(signal, () => lost(`it was ended there by ${signal}`));
+  for (const signal of ENDING) process.on(signal, () => here.signalled(signal));
   process.on("SIGUSR1", () => here.message({ type: "dump" }));
   process.on("exit", () => here.killAll());
   void listen(talk).then(() => lost(CUT));

@@ -7,6 +7,7 @@ import { payloadOf } from "../hosts/bootstrap.ts";
 import { type HostSpec, isThisHost, refuseTwice } from "../hosts/host-list.ts";
 import { type HostPlace, HostsVm } from "../hosts/hosts-vm.ts";
 import { splitWords, sshReach } from "../hosts/reach.ts";
+import { slurmNodes } from "../hosts/slurm.ts";
 import { ownCommand } from "../node/engine-process.ts";
 import type { VmPlan } from "../node/vm.ts";
 import { memoryWords, planVm, type VmRequest } from "../node/vm-request.ts";
@@ -17,13 +18,17 @@ import { RunOutput } from "./run-output.ts";
 import { RunSession } from "./run-session.ts";
 
 export const HOSTS_HELP = `Over hosts by ssh: --hosts a,root@b:2222,c runs a node on each, the first
-leads. ssh is yours (configuration, agent, jump hosts) and must not ask: ssh -o BatchMode=yes b true.
+leads. ssh is yours (configuration, agent, jump hosts) and must not ask: try ssh -o BatchMode=yes b.
 localhost is this host, without ssh. This ssihv is copied to ~/.cache/ssihv/HASH where it is absent,
 all hosts are checked before anything starts, kernel and initrd are sent to the first and kept in no
-file, and the VM's key is made anew and is in no argument, environment or log. The VM ends everywhere
-when this command does, however, or when the connection to a host is lost. The hosts need TCP between
-each other, on 16 ports from 7700 on (the first 16 that are free), at the addresses at which ssh
-reached them: a=10.0.0.1,b=10.0.0.2 names others, --listen the lead's with its port.`;
+file, and the VM's key is made anew and is in no argument, environment or log. The VM ends on all
+hosts when this command does, however, or when the connection to one is lost. The hosts need TCP
+between each other, on 16 ports from 7700 on (the first 16 that are free), at the addresses at which
+ssh reached them: a=10.0.0.1,b=10.0.0.2 names others, --listen the lead's with its port.
+
+In a Slurm allocation, --hosts slurm: its nodes are the hosts, the last of them (--memory-nodes N)
+lend memory, srun is the way there, and scancel ends the VM.
+  salloc -N2 ssihv run --hosts slurm --kernel bzImage --cpus 4 --memory 8G`;
 
 /** What only means something on this host. */
 const NOT_WITH_HOSTS = {
@@ -46,20 +51,17 @@ export function refuseWithoutHosts(flags: RunFlags): void {
   });
 }
 
-function checkFlags(
-  flags: RunFlags,
-  hosts: readonly HostSpec[],
-  config: ClusterConfig | undefined,
-) {
+function refuseFlags(flags: RunFlags): void {
   for (const [key, hint] of Object.entries(NOT_WITH_HOSTS)) {
     if (flags[key as keyof typeof NOT_WITH_HOSTS] === undefined) continue;
     throw new SsihvError("flag_invalid", `${flagName(key)} with --hosts`, { hint });
   }
-  const lending = flags.memoryHosts ?? [];
-  refuseTwice([...hosts, ...lending], "--memory-hosts");
-  const nodes = flags.nodes ?? config?.nodes.length ?? hosts.length;
+}
+
+function checkCounts(flags: RunFlags, { compute, lending }: Places, config?: ClusterConfig): void {
+  const nodes = flags.nodes ?? config?.nodes.length ?? compute.length;
   const memoryNodes = flags.memoryNodes ?? config?.vm.memoryNodes ?? lending.length;
-  refuseCount("--hosts", hosts.length, nodes);
+  refuseCount("--hosts", compute.length, nodes);
   refuseCount("--memory-hosts", lending.length, memoryNodes);
 }
 
@@ -81,33 +83,54 @@ export function planForHosts(
 }
 
 /** `listen`: a stand-in where the lead is to find out, so that what needs a door is planned. */
-function requestFor(
-  flags: RunFlags,
-  hosts: readonly HostSpec[],
-  config: ClusterConfig | undefined,
-): VmRequest {
-  const lending = flags.memoryHosts?.length ?? 0;
+function requestFor(flags: RunFlags, places: Places, config?: ClusterConfig): VmRequest {
+  const hosts = places.compute.length;
+  const lending = places.lending.length;
   const { listen = { host: "0.0.0.0", port: 7700 }, ...others } = flags;
-  const shaped = config === undefined ? { ...others, nodes: hosts.length } : others;
+  const shaped = config === undefined ? { ...others, nodes: hosts } : others;
   const request = runRequest({ ...shaped, memoryNodes: lending }, config);
-  if (hosts.length + lending === 1) return request;
+  if (hosts + lending === 1) return request;
   return { ...request, door: { listen, key: new Uint8Array(32), keyFile: "" } };
 }
 
-function placesOf(
+function sshPlace(spec: HostSpec, ssh: readonly string[]): HostPlace {
+  const { name, address } = spec;
+  return {
+    name,
+    ...(address !== undefined && { address }),
+    ...(!isThisHost(spec) && { reach: sshReach(spec, ssh) }),
+  };
+}
+
+/** Where the VM is to be: those that run vCPUs, and those that lend memory. */
+interface Places {
+  readonly compute: readonly HostPlace[];
+  readonly lending: readonly HostPlace[];
+}
+
+async function placesOf(
+  flags: RunFlags,
   hosts: readonly HostSpec[],
-  ssh: readonly string[],
-): readonly [HostPlace, ...HostPlace[]] {
-  const [first, ...others] = hosts.map((spec): HostPlace => {
-    const { name, address } = spec;
-    return {
-      name,
-      ...(address !== undefined && { address }),
-      ...(!isThisHost(spec) && { reach: sshReach(spec, ssh) }),
-    };
-  });
-  if (first === undefined) throw new SsihvError("flag_invalid", "--hosts names no host");
-  return [first, ...others];
+  config: ClusterConfig | undefined,
+): Promise<Places> {
+  if (hosts.length === 1 && hosts[0]?.name === "slurm") {
+    if (flags.memoryHosts !== undefined) {
+      throw new SsihvError("flag_invalid", "--memory-hosts with --hosts slurm", {
+        hint: "--memory-nodes N: the last N nodes of the allocation lend memory",
+      });
+    }
+    const all = await slurmNodes(process.env);
+    const lending = flags.memoryNodes ?? config?.vm.memoryNodes ?? 0;
+    const compute = Math.max(all.length - lending, 1);
+    return { compute: all.slice(0, compute), lending: all.slice(compute) };
+  }
+  const lending = flags.memoryHosts ?? [];
+  refuseTwice([...hosts, ...lending], "--memory-hosts");
+  const ssh = flags.ssh ?? splitWords(process.env["SSIHV_SSH"] || "ssh", "SSIHV_SSH");
+  return {
+    compute: hosts.map((spec) => sshPlace(spec, ssh)),
+    lending: lending.map((spec) => sshPlace(spec, ssh)),
+  };
 }
 
 /** The file that this program is: what other hosts are to run, byte by byte. */
@@ -127,15 +150,18 @@ export async function runOnHosts(
   hosts: readonly HostSpec[],
   config: ClusterConfig | undefined,
 ): Promise<number> {
-  checkFlags(flags, hosts, config);
-  const plan = planForHosts(requestFor(flags, hosts, config), context.host.facts());
-  const ssh = flags.ssh ?? splitWords(process.env["SSIHV_SSH"] || "ssh", "SSIHV_SSH");
+  refuseFlags(flags);
+  const places = await placesOf(flags, hosts, config);
+  checkCounts(flags, places, config);
+  const [first, ...others] = [...places.compute, ...places.lending];
+  if (first === undefined) throw new SsihvError("flag_invalid", "--hosts names no host");
+  const plan = planForHosts(requestFor(flags, places, config), context.host.facts());
   const output = outputFor(context, flags, plan.name);
   const memory = memoryWords(plan);
   if (memory !== undefined) output.say(`VM ${plan.name}: ${memory}`);
   const progress = new CopyProgress(output);
   const vm = await HostsVm.prepare({
-    hosts: placesOf([...hosts, ...(flags.memoryHosts ?? [])], ssh),
+    hosts: [first, ...others],
     plan,
     ...(flags.listen !== undefined && { listen: flags.listen }),
     nameChosen: flags.name !== undefined || config?.cluster !== undefined,

@@ -50,8 +50,9 @@ export function payloadOf(path: string): Payload {
 
 /**
  * One line for sh, without single quotes (reach.ts). A folder from which nothing may be run
- * (noexec) is found by an empty file: to run it succeeds, or the kernel does not permit it. Copies
- * that were not used for a month go when another comes.
+ * (noexec) is found by an empty file: to run it succeeds, or the kernel does not permit it. Hosts
+ * may share a home: a whole copy that another one took meanwhile stays, since what already runs
+ * from it starts its engines by that name. Copies unused for a month go when another comes.
  */
 export function bootstrapScript({ hash, bytes }: Payload): string {
   const script = `
@@ -81,7 +82,8 @@ export function bootstrapScript({ hash, bytes }: Payload): string {
       trap "rm -f \\"$t\\"" EXIT; trap "exit 1" HUP INT TERM PIPE;
       head -c ${bytes} >"$t";
       if same "$t"; then
-        chmod 700 "$t"; mkdir -p "$c/${hash}"; mv -f "$t" "$f";
+        chmod 700 "$t"; mkdir -p "$c/${hash}";
+        ln "$t" "$f" 2>/dev/null || same "$f" || mv -f "$t" "$f";
       else say damaged; exit 1; fi;
       find "$c" -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} +;
     fi;

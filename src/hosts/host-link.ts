@@ -65,7 +65,7 @@ export class HostLink {
   }
 
   static there(name: string, reach: Reach, payload: Payload, hooks: LinkHooks): HostLink {
-    const child = start(name, reach.command(bootstrapScript(payload)), process.env);
+    const child = start(name, reach.command(bootstrapScript(payload)), reach.env ?? process.env);
     const link = new HostLink(name, reach, child, hooks);
     void link.read(payload);
     return link;
@@ -237,7 +237,7 @@ function withoutSsh(): Record<string, string | undefined> {
 function start(
   name: string,
   command: readonly string[],
-  env: Record<string, string | undefined>,
+  env: Readonly<Record<string, string | undefined>>,
 ): Child {
   try {
     return Bun.spawn([...command], {

@@ -315,7 +315,7 @@ export class HostsVm {
 
   private failedOn({ node, place }: Member, error: SsihvError): VmOutcome {
     // A VM that runs speaks for itself, but it does not know whose its address is.
-    const its = node === 0 && this.begun && error.code !== "address_invalid";
+    const its = node === 0 && this.begun && !NOT_THE_VMS.has(error.code);
     if (its) return { kind: "failed", error };
     // A host that did not reach the lead: what to type there is not the user's to type.
     const hint = node !== 0 && error.code === "node_unreachable" ? NO_WAY : error.hint;
@@ -356,6 +356,9 @@ const REQUESTED: VmOutcome = {
   detail: undefined,
   registers: undefined,
 };
+
+/** What a lead's host has to say, not its VM. */
+const NOT_THE_VMS = new Set<string>(["address_invalid", "engine_dead"]);
 
 const NO_WAY =
   "is a firewall between, or has the first host another address for the others? " +

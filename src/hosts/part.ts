@@ -59,6 +59,7 @@ export class HostPart {
   private given: readonly (readonly [own: string, given: string])[] = [];
   /** Nobody takes the console any more. */
   private cut = false;
+  private signal: SsihvError | undefined;
   /** Why nothing is to go on. */
   private stopped: string | undefined;
 
@@ -98,6 +99,16 @@ export class HostPart {
       case "alive":
         return;
     }
+  }
+
+  /** Who runs this host ends it: whatever the VM makes of that, it is no end in order. */
+  signalled(signal: NodeJS.Signals): void {
+    const why = `ssihv was ended there by ${signal}`;
+    this.signal ??= new SsihvError("engine_dead", why, {
+      hint: "by hand, by the host's shutdown, or by its batch system (scancel, a time limit)?",
+    });
+    if (!this.begun) this.failed(this.signal);
+    this.stop(why);
   }
 
   /** The conversation is over: nobody is there for whom to go on. */
@@ -151,7 +162,9 @@ export class HostPart {
   private async watch(running: Running): Promise<void> {
     this.running = running;
     if (this.stopped !== undefined) running.stop(this.stopped);
-    const outcome = await running.ended;
+    const ended = await running.ended;
+    const outcome =
+      this.signal === undefined ? ended : ({ kind: "failed", error: this.signal } as const);
     const told = this.inUsersWords(encodeOutcome(outcome));
     this.deps.send({ type: "ended", outcome: told, summaries: running.summaries() });
     this.over.resolve();

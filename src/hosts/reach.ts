@@ -10,6 +10,8 @@ export interface Reach {
   readonly trial: string;
   /** The address at which other hosts reach this one, where the way there tells it. */
   readonly address?: string;
+  /** Absent: this process's own. */
+  readonly env?: Readonly<Record<string, string | undefined>>;
   /**
    * The local command whose stdin and stdout are those of `script`, one line for sh without single
    * quotes. When its stdin ends, so does that of the script.

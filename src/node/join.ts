@@ -284,7 +284,7 @@ export class JoinSession implements VmObserved {
       const failed: FromEngine = {
         type: "failed",
         code,
-        message: `host ${hostname()}: ${message}`,
+        message: `host ${this.options.hostName ?? hostname()}: ${message}`,
         ...(hint !== undefined && { hint }),
       };
       this.tell({ type: "engine", message: failed });
