@@ -272,6 +272,15 @@ function vmRoutes({ vms }: ApiParts) {
       ...one,
       detail: { summary: "one VM" },
     })
+    .put(
+      "/v1/vms/:name",
+      ({ params, body }) => vms.change(params.name, body as Static<typeof VmSpec>),
+      {
+        ...one,
+        body: VmSpec,
+        detail: { summary: "change what a VM is to be; not while it runs" },
+      },
+    )
     .get("/v1/vms/:name/engines", ({ params }) => vms.ask(params.name, { op: "show" }), {
       ...{ params: schema.ByName, response: { ...refusals, ...invalid } },
       detail: { summary: "numbers of a running VM's engines, as of now" },

@@ -339,6 +339,23 @@ describe("a VM over two hosts", () => {
     back.lead("ended", { kind: "stopped", reason: "requested", text: "stopped" });
     await until(() => back.orders.at(-1)?.type === "forget");
   });
+
+  test("changes while it does not run, and not its name", async () => {
+    const { place, lead } = await started();
+    const bigger = { ...two, cmdline: "quiet" };
+    expect(await place.call("PUT", "/v1/vms/demo", bigger, 409)).toMatchObject({
+      error: { code: "vm_busy", message: "VM demo is waiting: it cannot be changed" },
+    });
+    expect((await place.vm()).spec).toEqual(two);
+    lead.lead("ended", { kind: "stopped", reason: "requested", text: "stopped" });
+    const { last } = await place.vmIs("stopped");
+    await place.call("PUT", "/v1/vms/demo", bigger, 200);
+    expect(await place.vm()).toMatchObject({ spec: bigger, state: "stopped", last });
+    await place.call("PUT", "/v1/vms/demo", { ...two, name: "other" }, 422);
+    await place.call("PUT", "/v1/vms/demo", { ...two, cacheBytes: 4096 }, 422);
+    await place.call("PUT", "/v1/vms/none", { ...two, name: "none" }, 404);
+    expect((await place.vm()).spec).toMatchObject(bigger);
+  });
 });
 
 describe("who may do what", () => {

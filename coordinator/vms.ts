@@ -73,6 +73,31 @@ export class Vms implements HostsWatcher {
     });
   }
 
+  /** What a VM that does not run is to be from now on; its ports and its last end stay. */
+  change(name: string, spec: VmSpec): Promise<Vm> {
+    return this.inTurn(async () => {
+      const stored = await this.store.get("vm", name);
+      if (stored === undefined) throw unknown(name);
+      if (spec.name !== name) {
+        throw new SsihvError("request_invalid", `VM ${name} cannot be called ${spec.name}`, {
+          hint: "destroy it, and create one of that name",
+        });
+      }
+      if (stored.value.run !== undefined) {
+        const state = this.view(stored.value).state;
+        throw new SsihvError("vm_busy", `VM ${name} is ${state}: it cannot be changed`, {
+          hint: `ssihv vm stop ${name} first`,
+        });
+      }
+      demandsOf(spec);
+      checkMatrices(spec);
+      const record: VmRecord = { ...stored.value, spec };
+      await this.store.apply(put("vm", name, record, stored.revision));
+      this.events.tell("vm_changed", { vm: name });
+      return this.view(record);
+    });
+  }
+
   /** Returns when all its hosts have accepted; it runs when its state says so. */
   async start(name: string): Promise<Vm> {
     const { record, run } = await this.inTurn(() => this.promise(name));

@@ -97,6 +97,10 @@ export class ApiClient {
     return this.json("POST", "/v1/vms", spec);
   }
 
+  change(spec: VmSpec): Promise<Vm> {
+    return this.json("PUT", vmPath(spec.name), spec);
+  }
+
   start(name: string): Promise<Vm> {
     return this.json("POST", `${vmPath(name)}/start`);
   }

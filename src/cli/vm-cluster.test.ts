@@ -189,6 +189,53 @@ test("what fails is told by whoever ordered it, with its status", async () => {
   expect(JSON.parse((await ssihv("vm", "list", "--json")).out)).toEqual([]);
 }, 60_000);
 
+test("a file is applied: created, changed at rest, told where it runs, left alone", async () => {
+  const path = join(base, "cluster.yaml");
+  const write = (web: string, db: string) => {
+    const shape = "nodes: [{ cpus: 1, memory: 128M }], kernel: /etc/passwd";
+    const vms = [`name: web, ${shape}, ${web}`, `name: db, ${shape}, ${db}`];
+    writeFileSync(path, `cluster: c\nvms:\n${vms.map((vm) => `  - { ${vm} }\n`).join("")}`);
+  };
+  const apply = (...flags: string[]) => ssihv("cluster", "apply", "-f", path, ...flags);
+  const names = async () => {
+    const vms = JSON.parse((await ssihv("vm", "list", "--json")).out) as { name: string }[];
+    return vms.map(({ name }) => name);
+  };
+  write("cmdline: say=web", "cmdline: say=db");
+  const dry = await apply("--dry-run");
+  expect(dry.out).toContain("create   web (1 node(s), 1 vCPU(s), 128 MiB)\n");
+  expect(dry.out).toContain("nothing was changed (--dry-run)\n");
+  expect([dry.code, await names()]).toEqual([0, []]);
+  expect((await apply()).code).toBe(0);
+  expect(await names()).toEqual(["db", "web"]);
+  const again = await apply("--json");
+  expect(JSON.parse(again.out).changes.map(({ action }: { action: string }) => action)).toEqual([
+    "same",
+    "same",
+  ]);
+
+  // One runs, of which nothing is changed, while another is at rest: neither is.
+  expect((await ssihv("vm", "start", "web")).code).toBe(0);
+  write("cmdline: say=other", "cmdline: say=more");
+  const blocked = await apply();
+  expect(blocked.code).toBe(2);
+  expect(blocked.out).toContain("blocked  web (running)\n           cmdline: ");
+  expect(blocked.err).toContain(
+    `${path}:3:5: VM web is running, so this cannot be changed: cmdline`,
+  );
+  expect((await apply("--dry-run")).out).toContain('"say=db" -> "say=more"');
+  write("cmdline: say=web", "cmdline: say=more");
+  const started = await apply("--start");
+  expect(started.code).toBe(0);
+  expect(started.out).toContain("same     web (running)\nchange   db (stopped)\n");
+  expect(started.err).toContain("VM db: running");
+  write("cmdline: say=web", "node_memory: 2M, memory_nodes: 1");
+  expect((await apply()).err).toContain(`ssihv: ${path}:4:5: VM db: `);
+  for (const name of ["web", "db"]) {
+    expect((await ssihv("vm", "destroy", name, "--force")).code).toBe(0);
+  }
+}, 60_000);
+
 test("two agents of one state, and a host that has joined already, are refused", async () => {
   const again = await ssihv("node", "--state", join(base, "host-a"));
   expect([again.code, again.err]).toEqual([2, expect.stringContaining("runs already")]);
