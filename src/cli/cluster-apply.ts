@@ -22,12 +22,12 @@ interface ApplyFlags extends WaitFlags {
 }
 
 /** Puts where the VM is declared before what was wrong with it. */
-async function at<T>({ at: place, spec }: DeclaredVm, act: () => T | Promise<T>): Promise<T> {
+async function at<T>({ at: place }: DeclaredVm, act: () => T | Promise<T>): Promise<T> {
   try {
     return await act();
   } catch (error) {
     if (!(error instanceof SsihvError)) throw error;
-    throw new SsihvError(error.code, `${place}: VM ${spec.name}: ${error.message}`, {
+    throw new SsihvError(error.code, `${place}: ${error.message}`, {
       ...(error.hint !== undefined && { hint: error.hint }),
       cause: error.cause,
     });

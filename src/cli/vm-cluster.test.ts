@@ -230,7 +230,7 @@ test("a file is applied: created, changed at rest, told where it runs, left alon
   expect(started.out).toContain("same     web (running)\nchange   db (stopped)\n");
   expect(started.err).toContain("VM db: running");
   write("cmdline: say=web", "node_memory: 2M, memory_nodes: 1");
-  expect((await apply()).err).toContain(`ssihv: ${path}:4:5: VM db: `);
+  expect((await apply()).err).toContain(`ssihv: ${path}:4:5: `);
   for (const name of ["web", "db"]) {
     expect((await ssihv("vm", "destroy", name, "--force")).code).toBe(0);
   }

@@ -54,6 +54,10 @@ test("takes the program once, runs it each time, and replaces one that differs",
   writeFileSync(copy, `${PROGRAM}exit 1\n`);
   expect((await bootstrap(home, PROGRAM)).said).toEqual(copied);
   expect(await Bun.file(copy).text()).toBe(PROGRAM);
+  expect(readdirSync(join(home, ".cache/ssihv"), { recursive: true }).sort()).toEqual([
+    payload.hash,
+    `${payload.hash}/ssihv`,
+  ]);
 });
 
 test("a copy that ends early or is another is removed and not run", async () => {

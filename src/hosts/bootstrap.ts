@@ -84,6 +84,7 @@ export function bootstrapScript({ hash, bytes }: Payload): string {
       if same "$t"; then
         chmod 700 "$t"; mkdir -p "$c/${hash}";
         ln "$t" "$f" 2>/dev/null || same "$f" || mv -f "$t" "$f";
+        rm -f "$t";
       else say damaged; exit 1; fi;
       find "$c" -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} +;
     fi;

@@ -30,6 +30,8 @@ const CLOSE_MS = 10_000;
 /** A kernel's piece of a file: JSON of it stays small. */
 const FILE_CHUNK = 192 << 10;
 const STDERR_LINES_MAX = 20;
+/** For what belongs to an error on stdout. */
+const STDERR_MS = 500;
 
 type Child = Bun.Subprocess<"pipe", "pipe", "pipe">;
 
@@ -148,6 +150,8 @@ export class HostLink {
         for (const line of lines.push(chunk)) this.line(line, payload);
       }
     } catch (error) {
+      // The script's programs tell on stderr why, such as a full disk.
+      await Promise.race([stderr, Bun.sleep(STDERR_MS)]);
       this.lost(this.named(error));
     }
     await stderr;
@@ -199,7 +203,8 @@ export class HostLink {
     if (!(error instanceof SsihvError)) {
       return new SsihvError("node_unreachable", `host ${this.name}: ${String(error)}`);
     }
-    return new SsihvError(error.code, `host ${this.name}: ${error.message}`, {
+    const words = [error.message, ...this.held].join("\n");
+    return new SsihvError(error.code, `host ${this.name}: ${words}`, {
       ...(error.hint !== undefined && { hint: error.hint }),
     });
   }

@@ -58,6 +58,7 @@ export class SshHosts implements AsyncDisposable {
       return all
         .filter((entry) => !entry.isDirectory())
         .map((entry) => join(entry.parentPath, entry.name))
+        .filter((path) => !path.endsWith("/.bashrc"))
         .filter((path) => !/\/\.cache\/ssihv\/[0-9a-f]{64}\/ssihv$/.test(path));
     });
   }
@@ -117,6 +118,8 @@ export class SshHosts implements AsyncDisposable {
     const tmp = join(this.folder, name, "tmp");
     const runtime = join(this.folder, name, "run");
     for (const folder of [home, tmp]) mkdirSync(folder, { recursive: true });
+    // As users have it; bash reads it for sshd, too.
+    writeFileSync(join(home, ".bashrc"), "echo welcome\n");
     const config = join(this.folder, name, "sshd_config");
     const at = { ListenAddress: `${address}:${port}`, HostKey: join(this.folder, "key-host") };
     const settings = {
