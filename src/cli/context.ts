@@ -15,8 +15,6 @@ export interface HostAccess {
   readonly kvmOpenError: () => string | undefined;
   /** Replaces the executable that `engine` children run. */
   readonly engineCommand?: readonly string[];
-  /** Replaces the file that `run --hosts` brings to hosts. */
-  readonly payload?: string;
   /** Main of the hidden `engine` command. */
   readonly runEngine: (memoryOnly: boolean) => Promise<void>;
 }

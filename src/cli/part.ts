@@ -11,7 +11,7 @@ import type { CliContext } from "./context.ts";
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
 const CUT = "its connection with the command that started the VM ended";
 
-/** Ours alone, since `process.stdout` of a test is none; resolves when nothing waits any more. */
+/** Our stdout, which must be written out before we go. */
 class Out {
   private last: Promise<void> = Promise.resolve();
   private readonly broken: () => void;
@@ -36,6 +36,7 @@ class Out {
 
 async function part(this: CliContext): Promise<void> {
   const { host } = this;
+  const createPage = await host.sharedPages();
   const lost = (why: string) => here.lost(why);
   const out = new Out(() => lost(CUT));
   const talk: Talk<ToPart, FromPart> = new Talk((line) => out.write(line), {
@@ -46,7 +47,7 @@ async function part(this: CliContext): Promise<void> {
   const here: HostPart = new HostPart({
     facts: host.facts,
     probe: host.probe,
-    createPage: await host.sharedPages(),
+    createPage,
     ...(command !== undefined && { engineCommand: command }),
     env: process.env,
     send: (message) => talk.send(message),

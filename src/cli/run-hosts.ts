@@ -135,9 +135,7 @@ async function placesOf(
 }
 
 /** The file that this program is: what other hosts are to run, byte by byte. */
-function ownFile(context: CliContext): string {
-  const { payload } = context.host;
-  if (payload !== undefined) return payload;
+function ownFile(): string {
   // Also when the file that it was started from has been replaced since.
   if (isOneFile()) return "/proc/self/exe";
   throw new SsihvError("flag_invalid", "--hosts from the source tree: there is no file to copy", {
@@ -168,7 +166,7 @@ export async function runOnHosts(
     nameChosen: flags.name !== undefined || config?.cluster !== undefined,
     acceptUnfit: flags.acceptUnfit === true,
     ownPart: ownPart(),
-    payload: () => payloadOf(ownFile(context)),
+    payload: () => payloadOf(ownFile()),
     onCopying: (host, bytes, total) => progress.copying(host, bytes, total),
     onNotice: (text) => output.say(text),
   });

@@ -166,12 +166,13 @@ export class HostLink {
       for (const held of this.held.splice(0)) this.hooks.onStderr(held);
       return this.talk.line(line);
     }
-    // A login shell may say something first.
-    if (!line.startsWith(MARK)) {
+    // A login shell may say something first, without the end of a line even.
+    const at = line.indexOf(MARK);
+    if (at < 0) {
       this.noise = line;
       return;
     }
-    const said = heard(line);
+    const said = heard(line.slice(at));
     if (said === "need" && payload !== undefined) void this.copy(payload);
     if (said === "run") this.begin();
   }

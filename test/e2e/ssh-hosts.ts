@@ -119,7 +119,7 @@ export class SshHosts implements AsyncDisposable {
     const runtime = join(this.folder, name, "run");
     for (const folder of [home, tmp]) mkdirSync(folder, { recursive: true });
     // As users have it; bash reads it for sshd, too.
-    writeFileSync(join(home, ".bashrc"), "echo welcome\n");
+    writeFileSync(join(home, ".bashrc"), "echo welcome; printf 'to this host: '\n");
     const config = join(this.folder, name, "sshd_config");
     const at = { ListenAddress: `${address}:${port}`, HostKey: join(this.folder, "key-host") };
     const settings = {
