@@ -1,5 +1,6 @@
 // `ssihv run --hosts`: what it refuses before it reaches for any host, and VMs whose hosts are all
-// this one, as parts of their own over fake engines. Hosts behind ssh are in test/e2e/hosts.test.ts.
+// this one, as parts of their own over fake engines. Hosts behind ssh are in
+// test/e2e/hosts.test.ts.
 
 import { expect, test } from "bun:test";
 import { hostname } from "node:os";

@@ -6,17 +6,20 @@ import { appendFileSync, readdirSync, readFileSync, statSync, writeFileSync } fr
 import { expectCooked, inShell } from "../pseudo-terminal.ts";
 import { key, Listener, powerOff, REMOTE } from "./running-vm.ts";
 import { SshHosts } from "./ssh-hosts.ts";
-import { binary, type Finished, hasKvm, removeRuntimeFolder, run } from "./support.ts";
+import { binary, type Finished, hasKvm, isRoot, removeRuntimeFolder, run } from "./support.ts";
 import { asm, increment, say, writeGuest } from "./tiny-guest.ts";
+
+/** sshd is root's, and serves root. */
+const able = isRoot && hasKvm();
 
 let hosts: SshHosts;
 
 beforeAll(async () => {
-  hosts = await SshHosts.start("a", "b");
+  if (isRoot) hosts = await SshHosts.start("a", "b");
 }, 120_000);
 
 afterAll(async () => {
-  await hosts[Symbol.asyncDispose]();
+  await hosts?.[Symbol.asyncDispose]();
   removeRuntimeFolder();
 });
 
@@ -71,7 +74,7 @@ function shownSecrets(): Set<string> {
   return found;
 }
 
-describe.skipIf(!hasKvm())("ssihv run --hosts (needs /dev/kvm)", () => {
+describe.skipIf(!able)("ssihv run --hosts (needs root and /dev/kvm)", () => {
   test("brings ssihv to both, boots over them, and leaves its copy alone", async () => {
     const guest = kernel("off", increment(REMOTE), say("hello"), powerOff);
     const first = await runOver("a,b", guest);
@@ -145,7 +148,7 @@ function eachOf(pages: number): number[] {
   return [0xb8, 0, 0, 0, 2, 0xb9, ...count, 0xfe, 0, 0x05, 0, 0x10, 0, 0, 0xff, 0xc9, 0x75, 0xf5];
 }
 
-describe.skipIf(!hasKvm())("nothing is left (needs /dev/kvm)", () => {
+describe.skipIf(!able)("nothing is left (needs root and /dev/kvm)", () => {
   test("after Ctrl-A X, with the terminal as before", async () => {
     const guest = kernel("typed", increment(REMOTE), say("hello"), asm.waitFor(0x3fd, 0x80));
     const terminal = inShell(words(guest, "a,b"));
@@ -209,7 +212,7 @@ async function cutWhileCopying(): Promise<void> {
   throw new Error("no copy was seen under way");
 }
 
-describe("hosts that cannot be used", () => {
+describe.skipIf(!isRoot)("hosts that cannot be used (needs root)", () => {
   test("all are named with the reason, and nothing is left on the others", async () => {
     const guest = kernel("none", powerOff);
     writeFileSync(`${hosts.folder}/config-2`, "Host away\n  HostName 127.0.0.4\n  Port 1\n");
