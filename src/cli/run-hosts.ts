@@ -17,15 +17,16 @@ import { type RunFlags, runRequest } from "./run-options.ts";
 import { RunOutput } from "./run-output.ts";
 import { RunSession } from "./run-session.ts";
 
-export const HOSTS_HELP = `Over hosts by ssh: --hosts a,root@b:2222,c runs a node on each, the first
-leads. ssh is yours (configuration, agent, jump hosts) and must not ask: try ssh -o BatchMode=yes b.
-localhost, or its own name, is this host, without ssh. This ssihv is copied to ~/.cache/ssihv/HASH
-where it is absent, all hosts are checked before anything starts, kernel and initrd are sent to the
-first and kept in no file, and the VM's key is made anew and is in no argument, environment or log.
-The VM ends on all hosts when this command does, however, when it is not heard for 30 s, or when the
-connection to a host is lost. The hosts need TCP between each other, on 16 ports from 7700 on (the
-first 16 that are free), at the addresses at which ssh reached them: a=10.0.0.1,b=10.0.0.2 names
-others, --listen the lead's with its port.
+export const HOSTS_HELP = `\
+Over hosts by ssh: --hosts a,root@b:2222,c runs a node on each, the first leads. ssh is yours
+(configuration, agent, jump hosts) and must not ask: try ssh -o BatchMode=yes b. localhost, or its
+own name, is this host, without ssh. This ssihv is copied to ~/.cache/ssihv/HASH where it is absent,
+all hosts are checked before anything starts, kernel and initrd are sent to the first and kept in no
+file, and the VM's key is made anew and is in no argument, environment or log. The VM ends on all
+hosts when this command does, however, when it is not heard for 30 s, or when the connection to a
+host is lost. The hosts need TCP between each other, on 16 ports from 7700 on (the first 16 that are
+free), at the addresses at which ssh reached them: a=10.0.0.1,b=10.0.0.2 names others, --listen the
+lead's with its port.
 
 In a Slurm allocation, --hosts slurm: its nodes are the hosts, the last of them (--memory-nodes N)
 lend memory, srun is the way there, and scancel ends the VM.

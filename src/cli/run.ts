@@ -85,8 +85,9 @@ async function openSession(
   return session;
 }
 
-const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes, all on this host or, with
---listen, on this host and those that join it. The guest's serial console is on stdin and stdout;
+const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes: all on this host; with
+--listen, on this host and those that join it; with --hosts, on hosts that it reaches by ssh or
+within a Slurm allocation. The guest's serial console is on stdin and stdout;
 everything ssihv says goes to stderr.
 
 Examples:
