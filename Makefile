@@ -22,7 +22,7 @@ bun_flags := --compile --minify --sourcemap=linked --bytecode --format=esm \
 	--no-compile-autoload-bunfig --no-compile-autoload-dotenv
 
 setup_inputs := tools/setup.sh tools/bun/package-lock.json tools/zig-requirements.txt \
-	package.json bun.lock
+	tools/fuzz-requirements.txt package.json bun.lock
 zig_sources := $(shell find zig -name '*.zig' ! -name '.*' ! -name 'test*' ! -name 'gen_*')
 ts_sources := $(shell find $(wildcard src acpi coordinator) -type f ! -name '*.test.ts')
 

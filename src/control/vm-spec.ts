@@ -12,7 +12,10 @@ export const Name = Type.String({
   description: "a-z, 0-9 and '-', at most 63 characters",
 });
 
-const Path = Type.String({ minLength: 1, maxLength: 4096 });
+/** Of the host that leads the VM: a relative one means nothing there. */
+const Path = Type.String({ pattern: "^/[^\\u0000]*$", maxLength: 4096 });
+/** A node's RAM is made of these, and of two at least (src/vmm/memory-map.ts). */
+const RAM_BLOCK_BYTES = 2 << 20;
 /** Bytes; a JSON number holds 8 PiB exactly. */
 const Bytes = Type.Integer({ minimum: 1, maximum: 2 ** 52 });
 const Milliseconds = Type.Integer({ minimum: 0, maximum: 3_600_000 });
@@ -20,7 +23,10 @@ const Milliseconds = Type.Integer({ minimum: 0, maximum: 3_600_000 });
 export const NodeSpec = Type.Object(
   {
     cpus: Type.Integer({ minimum: 1, maximum: 64 }),
-    memoryBytes: Bytes,
+    memoryBytes: Type.Integer({
+      ...{ minimum: 2 * RAM_BLOCK_BYTES, maximum: 2 ** 52, multipleOf: RAM_BLOCK_BYTES },
+      description: "guest RAM that it is home of; at least 16 MiB on the first node",
+    }),
     host: Type.Optional(
       Type.String({ ...Name, description: "the host that it must be on; absent: any that fits" }),
     ),
@@ -40,7 +46,7 @@ export const VmSpec = Type.Object(
     nodes: Type.Array(NodeSpec, { minItems: 1, maxItems: 8 }),
     kernel: Type.String({ ...Path, description: "on the host of the first node" }),
     initrd: Type.Optional(Path),
-    cmdline: Type.Optional(Type.String({ maxLength: 2047 })),
+    cmdline: Type.Optional(Type.String({ pattern: "^[^\\u0000]*$", maxLength: 2047 })),
     reboot: Type.Optional(Type.Boolean()),
     pageTables: Type.Optional(literals(["auto", "strict", "replicated"])),
     clockDilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
@@ -53,9 +59,15 @@ export const VmSpec = Type.Object(
     memoryNodeMemoryBytes: Type.Optional(Bytes),
     cacheBytes: Type.Optional(Bytes),
     copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+    balloonBytes: Type.Optional(
+      Type.Integer({
+        ...{ minimum: 0, maximum: 2 ** 52 },
+        description: "gives the VM a balloon, which takes so much from the guest at first",
+      }),
+    ),
     memoryLatencyNs: Type.Optional(Matrix),
     memoryBandwidthMBps: Type.Optional(Matrix),
   },
-  { additionalProperties: false },
+  { additionalProperties: false, $id: "VmSpec" },
 );
 export type VmSpec = Static<typeof VmSpec>;
