@@ -86,9 +86,12 @@ format: .tools/setup-build.stamp
 	$(BUN) node_modules/@biomejs/biome/bin/biome check --write
 	$(ZIG) fmt zig
 
-##> gen        refresh src/native/abi.gen.ts
+##> gen        refresh src/native/abi.gen.ts and docs/API.md
 .PHONY: gen
 gen: build/abi.gen.ts
+	@mkdir -p build
+	@$(BUN) tools/api-doc.ts > build/API.md
+	@cmp -s build/API.md docs/API.md || { echo 'docs/API.md: refreshed'; cp build/API.md docs/; }
 
 ##> clean      remove what was built, end and remove what labs left behind
 .PHONY: clean

@@ -51,8 +51,20 @@ const DESCRIPTION =
   "Hosts, VMs and events of an SSI-HV cluster. Over TLS with a certificate of the cluster's CA " +
   "(roles operator and read-only), or over the coordinator's Unix socket.";
 
-/** `app`: an Elysia application, whose routes are all there. */
+/** The framework changes schemas when it first uses them: they are described before, once. */
+let described: Pick<OpenApi, "paths" | "components"> | undefined;
+
+/** `app`: an Elysia application, whose routes are all there. They are the same in each. */
 export function describeApi(app: unknown, version: string): OpenApi {
+  described ??= describeRoutes(app);
+  return {
+    openapi: "3.1.0",
+    info: { title: "SSI-HV coordinator", version, description: DESCRIPTION },
+    ...described,
+  };
+}
+
+function describeRoutes(app: unknown): Pick<OpenApi, "paths" | "components"> {
   const { paths } = toOpenAPISchema(app as Parameters<typeof toOpenAPISchema>[0]);
   const schemas: Record<string, Json> = {};
   const operations = Object.entries(paths as OpenApi["paths"]).map(([path, methods]) => {
@@ -63,8 +75,6 @@ export function describeApi(app: unknown, version: string): OpenApi {
     return [path, Object.fromEntries(complete)];
   });
   return {
-    openapi: "3.1.0",
-    info: { title: "SSI-HV coordinator", version, description: DESCRIPTION },
     paths: Object.fromEntries(operations),
     components: { schemas: Object.fromEntries(Object.entries(schemas).sort()) },
   };

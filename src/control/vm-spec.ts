@@ -19,6 +19,7 @@ const RAM_BLOCK_BYTES = 2 << 20;
 /** Bytes; a JSON number holds 8 PiB exactly. */
 const Bytes = Type.Integer({ minimum: 1, maximum: 2 ** 52 });
 const Milliseconds = Type.Integer({ minimum: 0, maximum: 3_600_000 });
+const Microseconds = Type.Integer({ minimum: 0, maximum: 1_000_000 });
 
 export const NodeSpec = Type.Object(
   {
@@ -31,7 +32,7 @@ export const NodeSpec = Type.Object(
       Type.String({ ...Name, description: "the host that it must be on; absent: any that fits" }),
     ),
   },
-  { additionalProperties: false },
+  { additionalProperties: false, $id: "NodeSpec" },
 );
 
 /** As the guest is told of its memory: [node of the CPU][node of the memory]. */
@@ -45,20 +46,50 @@ export const VmSpec = Type.Object(
     name: Name,
     nodes: Type.Array(NodeSpec, { minItems: 1, maxItems: 8 }),
     kernel: Type.String({ ...Path, description: "on the host of the first node" }),
-    initrd: Type.Optional(Path),
-    cmdline: Type.Optional(Type.String({ pattern: "^[^\\u0000]*$", maxLength: 2047 })),
-    reboot: Type.Optional(Type.Boolean()),
+    initrd: Type.Optional(Type.String({ ...Path, description: "on the host of the first node" })),
+    cmdline: Type.Optional(
+      Type.String({
+        ...{ pattern: "^[^\\u0000]*$", maxLength: 2047 },
+        description: "kernel options, after the defaults",
+      }),
+    ),
+    reboot: Type.Optional(
+      Type.Boolean({ description: "start again when the guest resets [true]; else that ends it" }),
+    ),
     pageTables: Type.Optional(literals(["auto", "strict", "replicated"])),
-    clockDilation: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
-    peerTimeoutMs: Type.Optional(Milliseconds),
-    stallFreezeMs: Type.Optional(Milliseconds),
-    holdUsMax: Type.Optional(Type.Integer({ minimum: 0, maximum: 1_000_000 })),
-    pollUsMax: Type.Optional(Type.Integer({ minimum: 0, maximum: 1_000_000 })),
-    memoryNodes: Type.Optional(Type.Integer({ minimum: 0, maximum: 7 })),
-    nodeMemoryBytes: Type.Optional(Bytes),
-    memoryNodeMemoryBytes: Type.Optional(Bytes),
-    cacheBytes: Type.Optional(Bytes),
-    copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+    clockDilation: Type.Optional(
+      Type.Integer({
+        ...{ minimum: 1, maximum: 1000 },
+        description: "real seconds in a second of the guest [1]",
+      }),
+    ),
+    peerTimeoutMs: Type.Optional(
+      Type.Integer({ ...Milliseconds, description: "a node that is not heard so long is dead" }),
+    ),
+    stallFreezeMs: Type.Optional(
+      Type.Integer({ ...Milliseconds, description: "one that stalls so long freezes the VM" }),
+    ),
+    holdUsMax: Type.Optional(
+      Type.Integer({ ...Microseconds, description: "a page stays so long once it came" }),
+    ),
+    pollUsMax: Type.Optional(
+      Type.Integer({ ...Microseconds, description: "an engine polls so long before it sleeps" }),
+    ),
+    memoryNodes: Type.Optional(
+      Type.Integer({ minimum: 0, maximum: 7, description: "nodes that only lend memory [0]" }),
+    ),
+    nodeMemoryBytes: Type.Optional(
+      Type.Integer({ ...Bytes, description: "what each host with vCPUs gives" }),
+    ),
+    memoryNodeMemoryBytes: Type.Optional(
+      Type.Integer({ ...Bytes, description: "what each memory node lends" }),
+    ),
+    cacheBytes: Type.Optional(
+      Type.Integer({ ...Bytes, description: "of a node's memory: for pages of other nodes" }),
+    ),
+    copies: Type.Optional(
+      Type.Integer({ minimum: 1, maximum: 2, description: "memory nodes with each page [1]" }),
+    ),
     balloonBytes: Type.Optional(
       Type.Integer({
         ...{ minimum: 0, maximum: 2 ** 52 },
