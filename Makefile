@@ -86,12 +86,14 @@ format: .tools/setup-build.stamp
 	$(BUN) node_modules/@biomejs/biome/bin/biome check --write
 	$(ZIG) fmt zig
 
-##> gen        refresh src/native/abi.gen.ts and docs/API.md
+##> gen        refresh src/native/abi.gen.ts, docs/API.md and docs/METRICS.md
 .PHONY: gen
 gen: build/abi.gen.ts
 	@mkdir -p build
 	@$(BUN) tools/api-doc.ts > build/API.md
-	@cmp -s build/API.md docs/API.md || { echo 'docs/API.md: refreshed'; cp build/API.md docs/; }
+	@$(BUN) tools/metrics-doc.ts > build/METRICS.md
+	@for doc in API.md METRICS.md; do cmp -s build/$$doc docs/$$doc || \
+		{ echo "docs/$$doc: refreshed"; cp build/$$doc docs/; }; done
 
 ##> clean      remove what was built, end and remove what labs left behind
 .PHONY: clean

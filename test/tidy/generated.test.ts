@@ -3,6 +3,7 @@
 import { expect, test } from "bun:test";
 import { readdirSync } from "node:fs";
 import { apiDoc, openApi } from "../../tools/api-doc.ts";
+import { metricsDoc } from "../../tools/metrics-doc.ts";
 import { checkout } from "./sources.ts";
 
 const run = (command: string[]) => Bun.spawnSync(command, { cwd: checkout });
@@ -15,6 +16,10 @@ function committed(path: string): Promise<string> {
 
 test("docs/API.md is what tools/api-doc.ts prints: make gen", async () => {
   expect(await committed("docs/API.md")).toBe(apiDoc(await openApi()));
+});
+
+test("docs/METRICS.md is what tools/metrics-doc.ts prints: make gen", async () => {
+  expect(await committed("docs/METRICS.md")).toBe(await metricsDoc());
 });
 
 test("src/native/abi.gen.ts is what zig/gen_abi.zig prints", async () => {
