@@ -217,7 +217,7 @@ function hostRoutes({ hosts, vms }: ApiParts) {
       },
       {
         params: schema.ByName,
-        response: { 204: NOTHING, ...fails(400, 403, 404) },
+        response: { 204: NOTHING, ...fails(400, 403, 404, 503) },
         detail: {
           operationId: "removeHost",
           summary: "take a host out of the cluster; what runs there is not touched",
@@ -245,7 +245,7 @@ function tokenRoutes({ tokens }: ApiParts) {
       {
         parse: "json",
         body: schema.TokenRequest,
-        response: { 201: schema.Token, ...fails(400, 403, 409), ...TOO_LARGE },
+        response: { 201: schema.Token, ...fails(400, 403, 409, 503), ...TOO_LARGE },
         detail: {
           operationId: "createToken",
           summary: "make a token that lets one host join, once",
@@ -260,7 +260,7 @@ function tokenRoutes({ tokens }: ApiParts) {
       },
       {
         params: Type.Object({ id: Type.String({ pattern: "^[0-9a-f]{16}$" }) }),
-        response: { 204: NOTHING, ...fails(400, 403, 404) },
+        response: { 204: NOTHING, ...fails(400, 403, 404, 503) },
         detail: { operationId: "revokeToken", summary: "make a token invalid" },
       },
     );
@@ -283,7 +283,7 @@ function vmRoutes({ vms }: ApiParts) {
       {
         parse: "json",
         body: VmSpec,
-        response: { 201: schema.Vm, ...fails(400, 403, 409, 422), ...TOO_LARGE },
+        response: { 201: schema.Vm, ...fails(400, 403, 409, 422, 503), ...TOO_LARGE },
         detail: { operationId: "createVm", summary: "put a VM on record; it does not start" },
       },
     )
@@ -317,7 +317,7 @@ function vmRoutes({ vms }: ApiParts) {
       {
         params,
         query: schema.Forced,
-        response: { 204: NOTHING, ...fails(400, 403, 404, 409) },
+        response: { 204: NOTHING, ...fails(400, 403, 404, 409, 503) },
         detail: {
           operationId: "destroyVm",
           summary: "remove a VM from the record; force: also one that runs",

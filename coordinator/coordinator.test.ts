@@ -15,6 +15,7 @@ import type { Host, Token, Vm } from "./api-schemas.ts";
 import { Coordinator } from "./coordinator.ts";
 import { FakeAgent } from "./fake-agent.fixture.ts";
 import type { OpenApi } from "./openapi.ts";
+import { SqliteStore } from "./sqlite-store.ts";
 
 const base = mkdtempSync(join(tmpdir(), "ssihv-coordinator-test-"));
 afterAll(() => rmSync(base, { recursive: true, force: true }));
@@ -458,6 +459,20 @@ describe("the API", () => {
     const large = await post(`"${"a".repeat(1 << 20)}"`);
     expect([large.status, await large.text()]).toEqual([413, ""]);
     expect((await post("{")).status).toBe(400);
+  });
+
+  test("a VM that an older build took is shown as it is", async () => {
+    const place = await Place.start();
+    await place.coordinator.close();
+    const store = new SqliteStore(join(place.folder, "state", "state.sqlite"));
+    const old = { ...spec([{ cpus: 1, memoryBytes: 3 }]), kernel: "vmlinuz" };
+    const value = { spec: old, slot: 0, createdAt: "2026-01-01T00:00:00Z" };
+    await store.apply([{ kind: "vm", id: "demo", value }]);
+    store.close();
+    place.coordinator = await run(place.folder);
+    expect(await place.call("GET", "/v1/vms", undefined, 200)).toMatchObject([{ spec: old }]);
+    await place.call("POST", "/v1/vms/demo/start", undefined, 422);
+    await place.call("DELETE", "/v1/vms/demo", undefined, 204);
   });
 
   test("describes itself: every path is in the OpenAPI document, with its answers", async () => {

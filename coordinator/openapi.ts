@@ -1,7 +1,7 @@
 // The OpenAPI document of the API: what the framework's plugin makes of routes and schemas, with
 // what it leaves out. Named schemas ($id) are told once and referred to; an answer without a body
 // has no content; every status says what it means. The document is all that clients, the fuzzer
-// and docs/API.md (tools/gen-api-doc.ts) know of the API.
+// and docs/API.md (tools/api-doc.ts) know of the API.
 
 import { toOpenAPISchema } from "@elysiajs/openapi/openapi";
 
@@ -51,6 +51,9 @@ const DESCRIPTION =
   "Hosts, VMs and events of an SSI-HV cluster. Over TLS with a certificate of the cluster's CA " +
   "(roles operator and read-only), or over the coordinator's Unix socket.";
 
+/** On a schema that takes anything, since it was checked before: the name of what it is. */
+export const SAME_AS = "x-same-as";
+
 /** The framework changes schemas when it first uses them: they are described before, once. */
 let described: Pick<OpenApi, "paths" | "components"> | undefined;
 
@@ -93,7 +96,8 @@ function answersOf({ responses }: Operation): Operation["responses"] {
 function named(value: unknown, schemas: Record<string, Json>): unknown {
   if (Array.isArray(value)) return value.map((each) => named(each, schemas));
   if (typeof value !== "object" || value === null) return value;
-  const { $id, anyOf, ...rest } = value as Json;
+  const { $id, anyOf, [SAME_AS]: same, ...rest } = value as Json;
+  if (typeof same === "string") return { $ref: `#/components/schemas/${same}` };
   const entries = Object.entries(rest).map(([key, each]) => [key, named(each, schemas)]);
   const plain: Json = { ...Object.fromEntries(entries), ...choice(anyOf, schemas) };
   if (typeof $id !== "string") return plain;
