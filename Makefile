@@ -22,7 +22,7 @@ bun_flags := --compile --minify --sourcemap=linked --bytecode --format=esm \
 	--no-compile-autoload-bunfig --no-compile-autoload-dotenv
 
 setup_inputs := tools/setup.sh tools/bun/package-lock.json tools/zig-requirements.txt \
-	package.json bun.lock
+	tools/fuzz-requirements.txt package.json bun.lock
 zig_sources := $(shell find zig -name '*.zig' ! -name '.*' ! -name 'test*' ! -name 'gen_*')
 ts_sources := $(shell find $(wildcard src acpi coordinator) -type f ! -name '*.test.ts')
 
@@ -86,9 +86,14 @@ format: .tools/setup-build.stamp
 	$(BUN) node_modules/@biomejs/biome/bin/biome check --write
 	$(ZIG) fmt zig
 
-##> gen        refresh src/native/abi.gen.ts
+##> gen        refresh src/native/abi.gen.ts, docs/API.md and docs/METRICS.md
 .PHONY: gen
 gen: build/abi.gen.ts
+	@mkdir -p build
+	@$(BUN) tools/api-doc.ts > build/API.md
+	@$(BUN) tools/metrics-doc.ts > build/METRICS.md
+	@for doc in API.md METRICS.md; do cmp -s build/$$doc docs/$$doc || \
+		{ echo "docs/$$doc: refreshed"; cp build/$$doc docs/; }; done
 
 ##> clean      remove what was built, end and remove what labs left behind
 .PHONY: clean

@@ -6,6 +6,7 @@ import { dirname, join } from "node:path";
 
 import type { ApiError, Host, Place, Status, Token, Vm } from "../../coordinator/api-schemas.ts";
 import { isErrorCode, SsihvError } from "../base/errors.ts";
+import type { BalloonAnswer, StatsAnswer } from "../control/vm-answers.ts";
 import type { VmSpec } from "../control/vm-spec.ts";
 import { formatAddress } from "../node/join-address.ts";
 import type { PagesShown, VmShown } from "../node/vm-view.ts";
@@ -116,6 +117,15 @@ export class ApiClient {
   /** Numbers of a running VM's engines. */
   engines(name: string): Promise<VmShown> {
     return this.json("GET", `${vmPath(name)}/engines`);
+  }
+
+  /** Every counter of a running VM's engines. */
+  stats(name: string): Promise<StatsAnswer> {
+    return this.json("GET", `${vmPath(name)}/stats`);
+  }
+
+  balloon(name: string, bytes: number): Promise<BalloonAnswer> {
+    return this.json("PUT", `${vmPath(name)}/balloon`, { bytes });
   }
 
   pages(name: string, gpa: number, count: number): Promise<PagesShown> {

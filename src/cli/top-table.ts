@@ -50,7 +50,8 @@ export function compare(before: readonly Look[], after: readonly Look[]): VmShow
 
 const HEAD = [
   ...["VM", "NODE", "HOST", "VCPUS", "EXITS/S", "FAULTS/S", "REMOTE/S", "MEDIAN-US", "P99-US"],
-  ...["STALLED-%", "OLDEST-MS", "SENT-MB/S", "RECV-MB/S", "EVICTED/S", "CACHE-MIB", "LENT-MIB"],
+  ...["STALLED-%", "OLDEST-MS", "SENT-MB/S", "RECV-MB/S", "UNACKED-KB", "RECONNECTS"],
+  ...["EVICTED/S", "CACHE-MIB", "LENT-MIB"],
 ];
 const RIGHT = new Set(HEAD.filter((name) => name !== "VM" && name !== "HOST"));
 
@@ -75,6 +76,8 @@ function rateCells(rates: NodeRates | null): string[] {
     (rates.oldestFaultUs / 1000).toFixed(1),
     megabytes(rates.sentBytes),
     megabytes(rates.receivedBytes),
+    whole(rates.unackedBytes / 1000),
+    whole(rates.reconnects),
     whole(rates.evictedPages),
     mib(rates.cacheBytes),
     mib(rates.lentBytes),

@@ -129,6 +129,18 @@ test("from a file to a VM that runs, its console, and its end", async () => {
   const pages = await ssihv("vm", "pages", "--gpa", "0x1000", "--json");
   expect(JSON.parse(pages.out)).toMatchObject({ vm: "demo", pages: [{ gpa: 4096, home: 0 }] });
 
+  const top = await ssihv("top", "--interval", "100ms", "--count", "1");
+  expect(top.out).toMatch(/^VM +NODE +HOST .*\ndemo +0 +host-[ab] +1 .*\n +1 +host-[ab] +1 /);
+  const rates = JSON.parse((await ssihv("top", "demo", "--count", "1", "--json")).out);
+  expect(rates).toMatchObject([{ name: "demo", state: "running", nodes: [{}, {}] }]);
+  const hosts = rates[0].nodes.map(({ host }: { host: string }) => host).sort();
+  expect(hosts).toEqual(["host-a", "host-b"]);
+  expect((await ssihv("top", "--local", "--count", "1")).out).toMatch(/\ndemo .*\ndemo\/1 /s);
+  const balloon = await ssihv("vm", "balloon", "demo", "64M");
+  expect(balloon.out).toStartWith("balloon: 0 of 64 MiB");
+  const large = await ssihv("vm", "balloon", "demo", "1G");
+  expect([large.code, large.err]).toEqual([2, expect.stringContaining("a balloon of 1024 MiB")]);
+
   const first = spawn(["vm", "console", "demo"]);
   const typing = new Screen(first);
   await typing.shows("hello");
@@ -155,6 +167,9 @@ test("from a file to a VM that runs, its console, and its end", async () => {
   expect(await looking.stdout.text()).toContain("typed next");
   const none = await ssihv("vm", "console", "demo");
   expect([none.code, none.err]).toEqual([2, expect.stringContaining("it has no console")]);
+  expect((await ssihv("top", "--count", "1")).out).toBe("no VM runs\n");
+  const idle = await ssihv("top", "demo");
+  expect([idle.code, idle.err]).toEqual([2, expect.stringContaining("VM demo does not run")]);
   expect(await ssihv("vm", "destroy", "demo")).toEqual({ code: 0, out: "", err: "" });
   expect((await ssihv("vm", "show", "demo")).code).toBe(2);
 }, 60_000);

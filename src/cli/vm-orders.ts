@@ -183,7 +183,7 @@ export const createCommand = buildCommand<CreateFlags, [], CliContext>({
 
 More keys, with the meaning and the defaults of cluster-config.yaml and ssihv run: reboot,
 page_tables, clock_dilation, peer_timeout, stall_freeze, hold_max, poll_max; memory_nodes,
-node_memory, memory_node_memory, cache, copies; memory_latency, memory_bandwidth.
+node_memory, memory_node_memory, cache, copies; balloon; memory_latency, memory_bandwidth.
 
 Examples:
   ssihv vm create -f vm.yaml

@@ -27,7 +27,6 @@ const VmSchema = Type.Object(
   {
     kernel: Type.Optional(Text),
     ...VM_SETTINGS,
-    balloon: Type.Optional(Text),
   },
   { additionalProperties: false },
 );
@@ -102,7 +101,6 @@ const EXPECTED = {
   kernel: "a path",
   initrd: "a path",
   cache: 'a size with its unit such as "64M"',
-  balloon: 'a size with its unit such as "512M", or "0"',
 };
 
 export const CLUSTER_WORDS: SchemaWords = {

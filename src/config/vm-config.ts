@@ -4,9 +4,10 @@
 
 import { type Static, Type } from "@sinclair/typebox";
 
+import { SsihvError } from "../base/errors.ts";
 import { parseDurationUs } from "./duration.ts";
 import { readCosts } from "./memory-costs.ts";
-import { parseSize } from "./size.ts";
+import { parseSize, parseSizeOrNone } from "./size.ts";
 import { NAME_EXPECTED, Name, SETTINGS_EXPECTED, Text, VM_SETTINGS } from "./vm-settings.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
 import type { Path } from "./yaml-source.ts";
@@ -70,6 +71,7 @@ export interface VmConfigRead {
   memoryNodeMemoryBytes?: number;
   cacheBytes?: number;
   copies?: number;
+  balloonBytes?: number;
   memoryLatencyNs?: number[][];
   memoryBandwidthMBps?: number[][];
 }
@@ -96,13 +98,11 @@ class Values {
     this.reader = reader;
   }
 
-  size(key: TextKey): number | undefined {
+  size(key: TextKey, parse: typeof parseSize = parseSize): number | undefined {
     const text = this.raw[key];
     return text === undefined
       ? undefined
-      : Number(
-          this.reader.at([...this.at, key], text, (value, what) => parseSize(value, what), 0n),
-        );
+      : Number(this.reader.at([...this.at, key], text, (value, what) => parse(value, what), 0n));
   }
 
   us(key: TextKey): number | undefined {
@@ -137,13 +137,20 @@ function mutable(rows: readonly (readonly number[])[] | undefined): number[][] |
   return rows?.map((row) => [...row]);
 }
 
+/** Guest RAM is made of large pages (src/vmm/memory-map.ts). */
+const RAM_BLOCK_BYTES = 2n << 20n;
+
+function parseRam(value: string, what: string): bigint {
+  const bytes = parseSize(value, what);
+  if (bytes % RAM_BLOCK_BYTES === 0n) return bytes;
+  throw new SsihvError("config_invalid", `${what}: ${value} is not a multiple of 2M`);
+}
+
 function readNodes(raw: readonly RawNode[], at: Path, reader: Reader): VmConfigRead["nodes"] {
   const hosts = new Map<string, number>();
   return raw.map(({ cpus, memory, host }, i) => {
     const path = [...at, i, "memory"];
-    const memoryBytes = Number(
-      reader.at(path, memory, (value, what) => parseSize(value, what), 1n),
-    );
+    const memoryBytes = Number(reader.at(path, memory, parseRam, RAM_BLOCK_BYTES));
     const other = host === undefined ? undefined : hosts.get(host);
     if (other !== undefined) {
       const where = [...at, i, "host"];
@@ -180,6 +187,7 @@ export function readVm(raw: Raw, at: VmPaths, reader: Reader): VmConfigRead {
       memoryNodeMemoryBytes: values.size("memory_node_memory"),
       cacheBytes: values.size("cache"),
       copies: raw.copies,
+      balloonBytes: values.size("balloon", parseSizeOrNone),
       memoryLatencyNs: mutable(memoryCosts?.latencyNs),
       memoryBandwidthMBps: mutable(memoryCosts?.bandwidthMBps),
     }),

@@ -477,7 +477,7 @@ function plainMemory(plan: EnginePlan): SsihvError {
 
 function noBalloon(plan: EnginePlan): SsihvError {
   return new SsihvError("request_invalid", `VM ${plan.name} has no balloon`, {
-    hint: "start it with --balloon 0, or with the size that the balloon is to have at first",
+    hint: 'start it with --balloon 0, or balloon: "0" in its file, or the size it is to have',
   });
 }
 
