@@ -10,10 +10,14 @@ import { VmSpec } from "../src/control/vm-spec.ts";
 import { CONTENT_TYPE } from "../src/telemetry/exposition.ts";
 import * as schema from "./api-schemas.ts";
 import type { Consoles } from "./consoles.ts";
+import { BROWSER_HEADERS, dashboardFile } from "./dashboard/files.ts";
+import { otherOrigin } from "./dashboard/same-origin.ts";
 import type { ClusterEvent, Events } from "./events.ts";
 import type { Hosts, HostView } from "./hosts.ts";
 import { bodyOf, statusOf } from "./http-errors.ts";
 import { clusterMetrics } from "./metrics.ts";
+import * as numberSchema from "./number-schemas.ts";
+import type { Numbers } from "./numbers.ts";
 import type { Tokens } from "./tokens.ts";
 import type { Vms } from "./vms.ts";
 
@@ -23,6 +27,7 @@ export interface ApiParts {
   readonly tokens: Tokens;
   readonly events: Events;
   readonly consoles: Consoles;
+  readonly numbers: Numbers;
   readonly version: string;
   readonly startedAt: string;
   certificateExpires(): Date;
@@ -57,14 +62,24 @@ export function buildApi(parts: ApiParts, role: ApiRole): Handler {
     .use(hostRoutes(parts))
     .use(tokenRoutes(parts))
     .use(vmRoutes(parts))
+    .use(numberRoutes(parts))
     .use(consoleRoutes(parts));
-  // Elysia finds the path by a shortcut that fails for host names of up to three characters.
-  return (request) => {
+  return async (request) => {
+    const other = otherOrigin(request);
+    if (other !== undefined) return refuseOrigin(other);
     const { pathname, search } = new URL(request.url);
-    return Promise.resolve(
-      app.handle(new Request(`http://coordinator${pathname}${search}`, request)),
-    );
+    const file = READING.has(request.method) ? await dashboardFile(pathname) : undefined;
+    // Elysia finds the path by a shortcut that fails for host names of up to three characters.
+    return file ?? app.handle(new Request(`http://coordinator${pathname}${search}`, request));
   };
+}
+
+/** Its user's certificate is not another site's to use. */
+function refuseOrigin(why: string): Response {
+  const error = new SsihvError("role_forbidden", why, {
+    hint: "only pages of the coordinator itself may ask it; programs that are no browsers may, too",
+  });
+  return Response.json(bodyOf(error), { status: statusOf(error), headers: BROWSER_HEADERS });
 }
 
 function about({ version }: ApiParts) {
@@ -246,6 +261,19 @@ function tokenRoutes({ tokens }: ApiParts) {
         detail: { summary: "make a token invalid" },
       },
     );
+}
+
+function numberRoutes({ numbers }: ApiParts) {
+  return new Elysia()
+    .get("/v1/numbers", () => numbers.all(), {
+      response: { 200: Type.Array(numberSchema.VmNumbers) },
+      detail: { summary: "all counters of the engines of the VMs that run, as of now" },
+    })
+    .get("/v1/vms/:name/heat", ({ params }) => numbers.heat(params.name), {
+      params: schema.ByName,
+      response: { 200: numberSchema.Heat, ...refusals, ...invalid },
+      detail: { summary: "remote faults of a running VM by block of its memory" },
+    });
 }
 
 function vmRoutes({ vms }: ApiParts) {

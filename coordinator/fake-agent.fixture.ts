@@ -26,6 +26,10 @@ export class FakeAgent {
   memoryBytes = 8 * 2 ** 30;
   cpus = 4;
   verdict: "fit" | "unfit" = "fit";
+  /** What it says of itself. */
+  build = "test";
+  laneHost = "127.0.0.1";
+  problems: string[] = [];
   ended: string | undefined;
   channel: LineChannel | undefined;
   private readonly admitted: Admitted;
@@ -63,10 +67,12 @@ export class FakeAgent {
     this.tell({
       type: "hello",
       protocol: AGENT_PROTOCOL,
-      build: "test",
-      laneHost: "127.0.0.1",
+      ...{ build: this.build, laneHost: this.laneHost },
       capacity: { cpus: this.cpus, memoryBytes: this.memoryBytes },
-      check: { verdict: this.verdict, problems: this.verdict === "fit" ? [] : ["KVM: missing"] },
+      check: {
+        verdict: this.verdict,
+        problems: this.verdict === "fit" ? this.problems : ["KVM: missing"],
+      },
       runsVcpus: this.verdict === "fit",
       parts: [...this.parts.values()],
     });

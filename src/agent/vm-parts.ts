@@ -12,7 +12,7 @@ import type { HostFacts } from "../node/host-facts.ts";
 import { JoinSession } from "../node/join.ts";
 import { Vm, type VmDeps } from "../node/vm.ts";
 import { checkMemory, planVm, type VmRequest } from "../node/vm-request.ts";
-import { showPages, showVm } from "../node/vm-view.ts";
+import { heatOfVm, sampleVm, showPages, showVm } from "../node/vm-view.ts";
 import { ConsoleHistory } from "./console-history.ts";
 import { endedOf, PartRecord } from "./part.ts";
 
@@ -143,8 +143,16 @@ export class LeadPart {
   }
 
   ask(question: AgentQuestion): Promise<object> {
-    if (question.op === "show") return showVm(this.vm);
-    return showPages(this.vm, question.gpa, question.count);
+    switch (question.op) {
+      case "show":
+        return showVm(this.vm);
+      case "stats":
+        return sampleVm(this.vm);
+      case "heat":
+        return heatOfVm(this.vm);
+      case "pages":
+        return showPages(this.vm, question.gpa, question.count);
+    }
   }
 
   private async watch(admin: AdminServer, deps: PartsDeps): Promise<void> {

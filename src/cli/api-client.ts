@@ -134,6 +134,23 @@ export class ApiClient {
     await this.call("POST", `${vmPath(name)}/console`, { writer, data });
   }
 
+  /** An answer as it comes, an error's too; whoever asks ends it. */
+  async read(
+    path: string,
+    options: { readonly lastEventId?: string; readonly signal: AbortSignal },
+  ): Promise<Response> {
+    const { lastEventId, signal } = options;
+    try {
+      return await fetch(`${this.base}${path}`, {
+        ...this.options,
+        ...(lastEventId !== undefined && { headers: { "last-event-id": lastEventId } }),
+        ...{ signal, timeout: false },
+      });
+    } catch (cause) {
+      throw unreachable(this.where, cause);
+    }
+  }
+
   private async json<T>(method: string, path: string, body?: unknown): Promise<T> {
     return (await (await this.call(method, path, body)).json()) as T;
   }

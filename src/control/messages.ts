@@ -10,7 +10,7 @@ import { SsihvError } from "../base/errors.ts";
 import { literals } from "./literals.ts";
 import { Name, VmSpec } from "./vm-spec.ts";
 
-export const AGENT_PROTOCOL = 1;
+export const AGENT_PROTOCOL = 2;
 
 const Text = Type.String({ maxLength: 8192 });
 const Word = Type.String({ maxLength: 255 });
@@ -131,7 +131,7 @@ export const ToAgent = Type.Union([
   Type.Object({
     ...order("ask"),
     question: Type.Union([
-      Type.Object({ op: Type.Literal("show") }),
+      Type.Object({ op: literals(["show", "stats", "heat"]) }),
       Type.Object({ op: Type.Literal("pages"), gpa: Count, count: Count }),
     ]),
   }),
