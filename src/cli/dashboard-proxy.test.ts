@@ -70,7 +70,7 @@ describe("the way in", () => {
     ]);
   });
 
-  test("a name that was pointed here, and other sites, are refused with the cookie, too", async () => {
+  test("other names of this host, and other sites, are refused with the cookie, too", async () => {
     const at = start();
     const cookie = await entered(at);
     const { port } = at.proxy;
@@ -128,7 +128,7 @@ describe("what can be seen", () => {
     expect(header("x-content-type-options")).toBe("nosniff");
   });
 
-  test("a coordinator that does not answer is told; one that goes away ends its answer", async () => {
+  test("a coordinator that does not answer is told; one that goes away ends it", async () => {
     const gone = new SsihvError("coordinator_unreachable", "the coordinator does not answer");
     const at = start(() => Promise.reject(gone));
     const silent = await at.get("/v1/status", { cookie: await entered(at) });
@@ -153,7 +153,8 @@ describe("what can be seen", () => {
 
   test("a port that is taken is said", () => {
     const { proxy } = start();
-    expect(() => DashboardProxy.open({ read: async () => new Response() }, proxy.port)).toThrow(
+    const upstream = { read: async () => new Response() };
+    expect(() => DashboardProxy.open(upstream, proxy.port)).toThrow(
       `cannot listen on 127.0.0.1:${proxy.port}`,
     );
   });

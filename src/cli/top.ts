@@ -3,7 +3,7 @@
 import { buildCommand } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
-import { askStats, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
+import { askHeat, askStats, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
 import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
@@ -28,8 +28,9 @@ const CLEAR = "\x1b[2J";
 async function lookAt(vm: RunningVm): Promise<Look> {
   const at = () => performance.now();
   try {
-    const sample = vm.listing === null ? null : await askStats(vm);
-    return { label: vm.label, at: at(), sample };
+    if (vm.listing === null) return { label: vm.label, at: at(), sample: null };
+    const [sample, heat] = await Promise.all([askStats(vm), askHeat(vm)]);
+    return { label: vm.label, at: at(), sample, heat };
   } catch (error) {
     // It ended meanwhile, or is stuck: the next look tells which.
     if (error instanceof SsihvError) return { label: vm.label, at: at(), sample: null };
@@ -75,8 +76,9 @@ export const topCommand = buildCommand<TopFlags, [name?: string], CliContext>({
     fullDescription: `Shows each node's exits, faults, remote faults with their median and p99 time,
 the share of its vCPUs' time lost to them, the age of the oldest fault in flight, what it sends and
 receives, what is evicted, and how much of other nodes' memory lies there: all since the line
-before. The command that leads a VM knows all its nodes; a host that joined knows its own. Ctrl-C
-ends it.
+before. Below are the blocks of guest memory (2 MiB, more where a VM has more than 8 GiB) with the
+most remote faults meanwhile, the home of each, and which nodes had them. The command that leads a
+VM knows all its nodes; a host that joined knows its own. Ctrl-C ends it.
 
 Examples:
   ssihv top
@@ -117,7 +119,7 @@ Exit status: 0 shown, 2 wrong flags or no such VM, 10 the VM named did not answe
         kind: "boolean",
         default: false,
         withNegated: false,
-        brief: "a line of JSON each time: [{name, state, nodes: [{node, rates: {..}}]}]",
+        brief: "a line of JSON each time: [{name, state, nodes: [..], hotBlocks: [..]}]",
       },
     },
   },
