@@ -101,7 +101,7 @@ export class DashboardProxy {
     const { pathname, search, searchParams } = new URL(request.url);
     if (pathname === "/open") return this.open(searchParams.get("key") ?? "");
     if (!this.isKnown(request)) {
-      return plain(UNAUTHORIZED, "Open the link that ssihv dashboard prints; each works once.");
+      return plain(UNAUTHORIZED, "Open the link that ssihv dashboard prints; it works once.");
     }
     const file = await dashboardFile(pathname);
     if (file !== undefined) return file;
@@ -113,7 +113,7 @@ export class DashboardProxy {
 
   private open(given: string): Response {
     if (this.key === undefined || !isSame(given, this.key)) {
-      return plain(UNAUTHORIZED, "This link was used, or is another's: ssihv dashboard makes one.");
+      return plain(UNAUTHORIZED, "This link was used already: start ssihv dashboard again.");
     }
     this.key = undefined;
     // Not a redirect: where a link on another site led here, a Strict cookie would not follow it.

@@ -5,7 +5,6 @@ import { buildCommand } from "@stricli/core";
 import { ApiClient, type ApiFlags } from "./api-client.ts";
 import { API_FLAGS, API_HELP } from "./api-flags.ts";
 import type { CliContext } from "./context.ts";
-import { printable } from "./report.ts";
 import { wholeNumber } from "./run-options.ts";
 
 interface DashboardFlags extends ApiFlags {
@@ -22,18 +21,13 @@ async function dashboard(this: CliContext, flags: DashboardFlags): Promise<void>
   const { DashboardProxy } = await import("./dashboard-proxy.ts");
   const proxy = DashboardProxy.open(api, flags.port);
   stdout.write(`${proxy.link()}\n`);
-  const interactive = process.stdin.isTTY === true;
-  const more = interactive ? "; Enter prints another link" : "";
-  stderr.write(`ssihv: the link opens the dashboard once; Ctrl-C ends it${more}\n`);
+  stderr.write("ssihv: the link opens the dashboard in one browser, once; Ctrl-C ends it\n");
   const ended = Promise.withResolvers<NodeJS.Signals>();
   for (const signal of ENDING) process.on(signal, ended.resolve);
-  const another = () => stdout.write(`${proxy.link()}\n`);
-  if (interactive) process.stdin.on("data", another);
   const signal = await ended.promise;
   for (const each of ENDING) process.off(each, ended.resolve);
-  if (interactive) process.stdin.off("data", another).pause();
   proxy.close();
-  stderr.write(printable(`ssihv: dashboard: ended by ${signal}`).concat("\n"));
+  stderr.write(`ssihv: dashboard: ended by ${signal}\n`);
 }
 
 export const dashboardCommand = buildCommand<DashboardFlags, [], CliContext>({

@@ -142,7 +142,7 @@ export class HeatMap {
       const y = Math.floor(block / columns) * rowHeight(cell);
       if (block % columns === 0) {
         context.fillStyle = colour("--muted");
-        context.fillText(address(found.gpa), 0, y + cell / 2);
+        context.fillText(address(found.gpa), 0, y + (rowHeight(cell) - 1) / 2);
       }
       context.fillStyle = colour(`--heat-${heatStep(this.total[block] ?? 0)}`);
       context.fillRect(x, y, cell - GAP, cell - GAP);
