@@ -52,11 +52,9 @@ export class DashboardProxy {
     this.server = Bun.serve({
       hostname: ADDRESS,
       port,
-      fetch: (request, server) => {
-        // Events may be rare.
-        server.timeout(request, 0);
-        return this.answer(request);
-      },
+      // Events may be rare. (Bun's `timeout` of one request holds until its second write only.)
+      idleTimeout: 0,
+      fetch: (request) => this.answer(request),
       error: (error) => failure(error),
     });
   }
