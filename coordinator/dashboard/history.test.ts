@@ -56,6 +56,8 @@ test("another run of a VM has no part in the history of the one before", () => {
   expect(history.of("demo", "monday")).toBe(first);
   expect(history.of("demo", "tuesday")).not.toBe(first);
   const second = history.of("demo", "tuesday");
+  // It has ended: what was before its end is still there.
+  expect(history.of("demo", null)).toBe(second);
   history.keep(new Set());
   expect(history.of("demo", "tuesday")).not.toBe(second);
 });

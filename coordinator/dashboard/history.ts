@@ -96,10 +96,13 @@ export class VmHistory {
 export class History {
   private readonly vms = new Map<string, VmHistory>();
 
-  /** `run`: since when it runs, which tells one run from the next. */
+  /**
+   * `run`: since when it runs, which tells one run from the next. A VM that does not run keeps what
+   * is known of its last run: how it came to its end is what one looks for then.
+   */
   of(vm: string, run: string | null): VmHistory {
     const found = this.vms.get(vm);
-    if (found?.run === run) return found;
+    if (found !== undefined && (run === null || found.run === run)) return found;
     const fresh = new VmHistory(run);
     this.vms.set(vm, fresh);
     return fresh;

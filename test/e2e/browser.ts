@@ -222,6 +222,15 @@ export class Page {
     });
   }
 
+  /** As if its window were covered, or came to the front again. */
+  async show(visible: boolean): Promise<void> {
+    const state = visible ? "visible" : "hidden";
+    await this.evaluate(
+      `Object.defineProperty(document, "visibilityState", { value: "${state}", configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"))`,
+    );
+  }
+
   /** The whole page, as far down as it goes. */
   async picture(path: string): Promise<void> {
     const { data } = (await this.send("Page.captureScreenshot", {

@@ -189,7 +189,26 @@ describe.skipIf(!hasKvm() || !hasBrowser)(
       expect(await page.evaluate(`document.querySelector("#summary").textContent`)).toContain(
         "VMs1 of 3 running",
       );
+      // How it was before its end can still be seen, and why it ended.
+      await page.evaluate(`location.hash = "vm=quiet"`);
+      await page.until(`document.querySelector("#vm-head").textContent === "VM quiet: stopped"`);
+      expect(await page.evaluate(`document.querySelector("#latency .note").textContent`)).toMatch(
+        /^1 remote faults: median/,
+      );
+      const { last } = await cluster.call<Vm>("GET", "/v1/vms/quiet");
+      expect(await page.evaluate(`document.querySelector("#vm-body .note").textContent`)).toBe(
+        `requested: ${last?.text}`,
+      );
       expect(page.complaints).toEqual([]);
+
+      // Hidden, it asks nothing.
+      await page.show(false);
+      await Bun.sleep(500);
+      const asked = page.requests.length;
+      await Bun.sleep(2500);
+      expect(page.requests.length).toBe(asked);
+      await page.show(true);
+      await page.until(`${cell("vms", "busy", 1)} === "running"`);
 
       // Without the coordinator the page says so, and since when; with it it goes on.
       await cluster.coordinator.kill();

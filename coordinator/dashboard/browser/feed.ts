@@ -72,17 +72,26 @@ export class Feed {
   private async poll(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       let pause = PERIOD_MS;
-      try {
-        const snapshot = await this.look(signal);
-        if (signal.aborted) return;
-        this.hooks.onSnapshot(snapshot);
-        if (!this.following) void this.follow(signal);
-      } catch (error) {
-        if (signal.aborted) return;
-        this.hooks.onFailure(wordsOf(error));
+      const snapshot = await this.look(signal).catch((error: unknown) => wordsOf(error));
+      if (signal.aborted) return;
+      if (typeof snapshot === "string") {
+        this.hooks.onFailure(snapshot);
         pause = AGAIN_MS;
+      } else {
+        this.show(snapshot);
+        if (!this.following) void this.follow(signal);
       }
       await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+  }
+
+  private show(snapshot: Snapshot): void {
+    try {
+      this.hooks.onSnapshot(snapshot);
+    } catch (error) {
+      // A defect of the page: for its console, and not to be taken for a silent coordinator.
+      reportError(error);
+      this.hooks.onFailure("this page has a defect, which the browser's console tells");
     }
   }
 

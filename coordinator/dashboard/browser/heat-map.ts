@@ -87,6 +87,7 @@ export class HeatMap {
 
   private words(): string {
     const { ranges, blockBytes, counts } = this.view;
+    if (ranges.length === 0) return "nothing is known of its memory";
     if (this.grid.blocks === 0) return "this VM has no pager: all of its memory is on one node";
     if (this.looked === undefined) {
       const size = bytes(blockBytes);

@@ -51,6 +51,7 @@ export class LineChart {
   private readonly legend = el("ul", { class: "legend" });
   private series: readonly Series[] = [];
   private now = 0;
+  private edge = "";
   private pointer: number | undefined;
 
   constructor(title: string, write: (value: number) => string) {
@@ -69,9 +70,10 @@ export class LineChart {
     });
   }
 
-  /** `now`: the time at the right edge. */
-  update(now: number, series: readonly Series[]): void {
+  /** `now`: the time at the right edge, which is called `edge`. */
+  update(now: number, edge: string, series: readonly Series[]): void {
     this.now = now;
+    this.edge = edge;
     this.series = series;
     this.draw();
   }
@@ -102,7 +104,7 @@ export class LineChart {
     });
     parts.push(
       svg("text", { x: plot.left, y: HEIGHT - 2 }, `-${span / 60_000} min`),
-      svg("text", { x: plot.right, y: HEIGHT - 2, "text-anchor": "end" }, "now"),
+      svg("text", { x: plot.right, y: HEIGHT - 2, "text-anchor": "end" }, this.edge),
     );
     for (const { points, index } of this.series) {
       const line = points.map(({ at, value }) =>

@@ -17,15 +17,21 @@ const events = new EventLog();
 byId("hosts").append(hosts.root);
 byId("vms").append(vms.root);
 
+let current: string | undefined;
 let newest: Snapshot | undefined;
 let liveAt: Date | undefined;
 
-/** What the address names; else the first that runs. */
+/** What the address names; else what was looked at, also when it ends; else the first that runs. */
 function lookedAt(): string | undefined {
   const named = new URLSearchParams(location.hash.slice(1)).get("vm");
   const known = newest?.vms ?? [];
-  const found = known.find(({ name }) => name === named);
-  return (found ?? known.find(({ state }) => state === "running") ?? known[0])?.name;
+  const found =
+    known.find(({ name }) => name === named) ??
+    known.find(({ name }) => name === current) ??
+    known.find(({ state }) => state === "running") ??
+    known[0];
+  current = found?.name;
+  return current;
 }
 
 function remember({ vms: list, numbers }: Snapshot): void {
@@ -39,7 +45,7 @@ function remember({ vms: list, numbers }: Snapshot): void {
 function draw(snapshot: Snapshot): void {
   const now = Date.now();
   const { status, hosts: hostList, vms: vmList, numbers, heat } = snapshot;
-  const current = lookedAt();
+  const looked = lookedAt();
   summary.update(status, now);
   hosts.update(hostList.map((host) => ({ host, vms: vmList, now })));
   vms.update(
@@ -47,16 +53,16 @@ function draw(snapshot: Snapshot): void {
       vm,
       numbers: numbers.find(({ name }) => name === vm.name),
       history: history.of(vm.name, vm.since),
-      isCurrent: vm.name === current,
+      isCurrent: vm.name === looked,
       now,
     })),
   );
-  const vm = vmList.find(({ name }) => name === current);
+  const vm = vmList.find(({ name }) => name === looked);
   vmSection.update(
     vm,
-    numbers.find(({ name }) => name === current),
+    numbers.find(({ name }) => name === looked),
     vm === undefined ? undefined : history.of(vm.name, vm.since),
-    heat?.vm === current ? heat : undefined,
+    heat?.vm === looked ? heat : undefined,
   );
 }
 

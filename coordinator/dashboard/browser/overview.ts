@@ -123,7 +123,8 @@ const STATE_TONES: Readonly<Record<string, Tone>> = {
   stopped: "muted",
 };
 
-function newest({ history }: VmRow): Rates[] {
+function newest({ history, numbers }: VmRow): Rates[] {
+  if (numbers === undefined) return [];
   return [...history.nodes.values()].flatMap(({ newest }) => newest?.rates ?? []);
 }
 

@@ -149,7 +149,7 @@ export class VmSection {
   private readonly head = byId("vm-head");
   private readonly nodes = new DataTable<NodeRow>({
     label: "Nodes of the VM",
-    empty: "its engines have not answered yet",
+    empty: "none of its engines answers",
     key: ({ sample }) => String(sample.node),
     columns: WORK_COLUMNS,
   });
@@ -220,23 +220,26 @@ export class VmSection {
       silent === null ? [] : [`node ${node}: ${silent}`],
     );
     if (numbers?.silent != null) silent.push(numbers.silent);
+    if (vm.since === null && vm.last !== null) silent.push(`${vm.last.reason}: ${vm.last.text}`);
     setText(this.silent, silent.join("; "));
     this.silent.hidden = silent.length === 0;
     this.histories = [...(history?.nodes ?? [])].map(([index, of]) => ({ index, history: of }));
-    this.drawLines();
-    this.addHeat(`${vm.name} ${vm.since}`, heat, numbers?.at);
+    this.drawLines(vm.since === null ? "its end" : "now");
+    this.addHeat(vm, heat, numbers?.at);
     this.drawWindow();
   }
 
-  private addHeat(run: string, heat: Heat | undefined, at: number | undefined): void {
-    if (this.heat?.run !== run) this.heat = undefined;
+  private addHeat(vm: Vm, heat: Heat | undefined, at: number | undefined): void {
+    const run = `${vm.name} ${vm.since}`;
+    const isOver = vm.since === null && this.heat?.last.vm === vm.name;
+    if (this.heat?.run !== run && !isOver) this.heat = undefined;
     if (heat === undefined || at === undefined) return;
     const history = this.heat?.history ?? new HeatHistory(60_000);
     history.add(at, new Map(heat.nodes.flatMap(({ node, heat: of }) => (of ? [[node, of]] : []))));
     this.heat = { run, history, last: heat };
   }
 
-  private drawLines(): void {
+  private drawLines(edge: string): void {
     const computing = this.histories.filter(({ history }) => {
       return (history.newest?.stats.vcpus.length ?? 0) > 0;
     });
@@ -252,18 +255,22 @@ export class VmSection {
       }));
     this.faults.update(
       now,
+      edge,
       series(({ remoteFaults }) => remoteFaults),
     );
     this.stalled.update(
       now,
+      edge,
       series(({ stalledShare }) => stalledShare),
     );
     this.latency.update(
       now,
+      edge,
       series(({ faultUsP99 }) => faultUsP99),
     );
     this.moved.update(
       now,
+      edge,
       series(({ pagesIn }) => pagesIn),
     );
   }
