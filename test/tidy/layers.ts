@@ -98,8 +98,8 @@ export const typescriptLayers: readonly Layer[] = [
     ]),
   },
   // What the dashboard's page and its tests share: pure.
-  ...["format.ts", "history.ts", "histogram-view.ts"].map((file) => ({
-    at: `coordinator/dashboard/${file}`,
+  ...["drawing", "format", "history", "histogram-view"].map((name) => ({
+    at: `coordinator/dashboard/${name}.ts`,
     mayImport: ["coordinator/dashboard", "src/telemetry"],
   })),
   {

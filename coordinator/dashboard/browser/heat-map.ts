@@ -4,6 +4,7 @@
 // words, the table beside tells the hottest.
 
 import { blockAt, blockCount, type RamPart, sumHeat } from "../../../src/telemetry/heat.ts";
+import { HEAT_STEPS, heatStep } from "../drawing.ts";
 import { address, bytes, whole } from "../format.ts";
 import { el, setText } from "./dom.ts";
 
@@ -14,7 +15,6 @@ export interface HeatView {
   readonly counts: ReadonlyMap<number, readonly number[]>;
 }
 
-const STEPS = ["0", "1", "10", "100", "1k", "10k"];
 const CELL_MAX = 18;
 const GAP = 1;
 const STRIP = 2;
@@ -32,11 +32,6 @@ function rowHeight(cell: number): number {
   return Math.max(cell + STRIP, LABEL_HEIGHT);
 }
 
-/** Of the colours: a step for each decade. */
-export function heatStep(faults: number): number {
-  return faults <= 0 ? 0 : Math.min(STEPS.length - 1, 1 + Math.floor(Math.log10(faults)));
-}
-
 export class HeatMap {
   readonly root: HTMLElement;
   private readonly canvas = el("canvas", { tabindex: 0, role: "img" });
@@ -48,7 +43,7 @@ export class HeatMap {
 
   constructor() {
     const legend = el("ul", { class: "legend", "aria-label": "remote faults in a block" });
-    STEPS.forEach((step, i) => {
+    HEAT_STEPS.forEach((step, i) => {
       const item = el("li", {}, i === 0 ? step : `≥ ${step}`);
       item.style.setProperty("--swatch", `var(--heat-${i})`);
       legend.append(item);

@@ -1,6 +1,7 @@
 // Lines over the last minutes, one a node, drawn as SVG at the size of their box. The caption has
 // the newest values as text, or those at the pointer.
 
+import { niceMax, pathOf } from "../drawing.ts";
 import { clock, NONE } from "../format.ts";
 import { REMEMBERED } from "../history.ts";
 import { el, nodeColour, setText, svg } from "./dom.ts";
@@ -18,30 +19,6 @@ const HEIGHT = 96;
 /** Samples of a sparkline. */
 const SPARK_MIN = 30;
 const MARGIN = { left: 46, right: 6, top: 6, bottom: 14 };
-
-/** The next of 1, 2, 5, 10, 20, ... */
-export function niceMax(value: number): number {
-  if (value <= 0) return 1;
-  const power = 10 ** Math.floor(Math.log10(value));
-  const step = [1, 2, 5, 10].find((each) => each * power >= value) ?? 10;
-  return step * power;
-}
-
-/** `M` begins anew after each gap. */
-export function pathOf(points: readonly (readonly [number, number] | null)[]): string {
-  let down = false;
-  return points
-    .flatMap((point) => {
-      if (point === null) {
-        down = false;
-        return [];
-      }
-      const command = down ? "L" : "M";
-      down = true;
-      return [`${command}${point[0].toFixed(1)} ${point[1].toFixed(1)}`];
-    })
-    .join("");
-}
 
 export class LineChart {
   readonly root: HTMLElement;

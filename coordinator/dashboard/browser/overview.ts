@@ -97,7 +97,7 @@ export function hostsTable(): DataTable<HostRow> {
         text: ({ host }) => (host.state === "silent" ? NONE : host.runsVcpus ? "vCPUs" : "memory"),
       },
       { head: "Nodes", hint: "VM/node", text: ({ host, vms }) => placesOn(host.name, vms) },
-      { head: "Address", css: "short", text: ({ host }) => host.laneHost ?? NONE },
+      { head: "Address", short: true, text: ({ host }) => host.laneHost ?? NONE },
       {
         head: "Note",
         wide: true,
@@ -181,6 +181,7 @@ const VM_COLUMNS: readonly Column<VmRow>[] = [
   {
     head: "Places",
     hint: "host of each node",
+    short: true,
     text: ({ vm }) => vm.places.map(({ host }) => host).join(" ") || NONE,
   },
 ];

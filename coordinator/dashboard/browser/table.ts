@@ -20,6 +20,8 @@ export interface Column<T> {
   /** Numbers stand to the right. */
   readonly number?: boolean;
   readonly css?: string;
+  /** As much as has room in a narrow column, the rest on a rest of the pointer. */
+  readonly short?: boolean;
   /** Words of any length: two lines of them, all on a click. */
   readonly wide?: boolean;
   text(row: T): string;
@@ -93,10 +95,10 @@ export class DataTable<T> {
   }
 
   private newRow(): HTMLTableRowElement {
-    const cells = this.columns.map(({ number, css, link, share, wide }) => {
+    const cells = this.columns.map(({ number, css, link, share, short, wide }) => {
       const classes = [
         ...[number === true && "number", css, share !== undefined && "share"],
-        wide === true && "wide",
+        ...[short === true && "short", wide === true && "wide"],
       ];
       const cell = el("td", { class: classes.filter(Boolean).join(" ") || undefined });
       if (link !== undefined) cell.append(el("a"));
@@ -123,7 +125,7 @@ export class DataTable<T> {
         setAttribute(inner, "href", column.link(data));
       }
       setText(inner ?? cell, column.text(data));
-      if (column.wide === true) setAttribute(cell, "title", column.text(data) || undefined);
+      if (column.wide || column.short) setAttribute(cell, "title", column.text(data) || undefined);
       setAttribute(cell, "data-tone", column.tone?.(data));
       const share = column.share?.(data);
       if (column.share !== undefined) {

@@ -20,6 +20,8 @@ const WINDOWS: readonly (readonly [string, number | null])[] = [
   ["since start", null],
 ];
 const HOT_BLOCKS = 8;
+/** Of a block: those with the most faults. */
+const HOT_NODES = 4;
 
 interface NodeRow {
   readonly sample: NodeSample;
@@ -40,6 +42,8 @@ function ofCounter(field: string, write: (value: number) => string) {
   };
 }
 
+/** A time of remote faults, where there were any. */
+const waited = (us: number) => (us === 0 ? NONE : micros(us));
 const nanos = (ns: number) => micros(ns / 1000);
 const pages = (count: number) => bytes(count * PAGE_BYTES);
 
@@ -77,12 +81,12 @@ const WORK_COLUMNS: readonly Column<NodeRow>[] = [
   number(
     "Median",
     "of remote faults in the last second",
-    ofRates((r) => r.faultUsMedian, micros),
+    ofRates((r) => r.faultUsMedian, waited),
   ),
   number(
     "p99",
     "of remote faults in the last second",
-    ofRates((r) => r.faultUsP99, micros),
+    ofRates((r) => r.faultUsP99, waited),
   ),
   number(
     "Stalled",
@@ -140,6 +144,19 @@ const MEMORY_COLUMNS: readonly Column<NodeRow>[] = [
   number("Cuts", "lanes that were connected again", ofCounter("lane_reconnects", whole)),
 ];
 
+type Line = readonly [
+  title: string,
+  write: (value: number) => string,
+  of: (rates: Rates) => number | null,
+];
+
+const LINES: readonly Line[] = [
+  ["Remote faults/s", rate, ({ remoteFaults }) => remoteFaults],
+  ["Stalled", percent, ({ stalledShare }) => stalledShare],
+  ["p99 of remote faults", micros, ({ faultUsP99 }) => faultUsP99 || null],
+  ["Pages in/s", rate, ({ pagesIn }) => pagesIn],
+];
+
 interface HotRow extends HotBlock {
   readonly each: string;
 }
@@ -160,10 +177,9 @@ export class VmSection {
     columns: MEMORY_COLUMNS,
   });
   private readonly silent = el("p", { class: "note" });
-  private readonly faults = new LineChart("Remote faults/s", rate);
-  private readonly stalled = new LineChart("Stalled", percent);
-  private readonly latency = new LineChart("p99 of remote faults", micros);
-  private readonly moved = new LineChart("Pages in/s", rate);
+  private readonly lines = LINES.map(([title, write, of]) => {
+    return { chart: new LineChart(title, write), of };
+  });
   private readonly histogram = new HistogramChart();
   private readonly heatMap = new HeatMap();
   private readonly hot = new DataTable<HotRow>({
@@ -174,18 +190,19 @@ export class VmSection {
       { head: "Hot block", css: "mono", text: ({ gpa }) => address(gpa) },
       { head: "Home", number: true, text: ({ home }) => String(home) },
       { head: "Remote faults", number: true, text: ({ faults }) => whole(faults) },
-      { head: "By node", text: ({ each }) => each },
+      { head: "By node", hint: "those with the most", text: ({ each }) => each },
     ],
   });
   private window: number | null = 60;
-  private heat: { readonly run: string; readonly history: HeatHistory; last: Heat } | undefined;
+  private heat:
+    | { readonly run: string; readonly history: HeatHistory; readonly last: Heat }
+    | undefined;
   private histories: readonly { readonly index: number; readonly history: NodeHistory }[] = [];
 
   constructor() {
-    const lines = [this.faults, this.stalled, this.latency, this.moved];
     byId("vm-body").append(
       el("div", { class: "stack" }, this.nodes.root, this.memory.root, this.silent),
-      el("div", { class: "panels lines" }, ...lines.map(({ root }) => root)),
+      el("div", { class: "panels lines" }, ...this.lines.map(({ chart }) => chart.root)),
       el("div", { class: "bar" }, this.windows()),
       el(
         "div",
@@ -244,8 +261,8 @@ export class VmSection {
       return (history.newest?.stats.vcpus.length ?? 0) > 0;
     });
     const now = Math.max(0, ...this.histories.map(({ history }) => history.newest?.at ?? 0));
-    const series = (of: (rates: Rates) => number) =>
-      computing.map(({ index, history }) => ({
+    for (const { chart, of } of this.lines) {
+      const series = computing.map(({ index, history }) => ({
         label: `node ${index}`,
         index,
         points: history.samples.map(({ at, rates }) => ({
@@ -253,26 +270,8 @@ export class VmSection {
           value: rates === null ? null : of(rates),
         })),
       }));
-    this.faults.update(
-      now,
-      edge,
-      series(({ remoteFaults }) => remoteFaults),
-    );
-    this.stalled.update(
-      now,
-      edge,
-      series(({ stalledShare }) => stalledShare),
-    );
-    this.latency.update(
-      now,
-      edge,
-      series(({ faultUsP99 }) => faultUsP99),
-    );
-    this.moved.update(
-      now,
-      edge,
-      series(({ pagesIn }) => pagesIn),
-    );
+      chart.update(now, edge, series);
+    }
   }
 
   private drawWindow(): void {
@@ -289,8 +288,10 @@ export class VmSection {
     const total = sumHeat([...counts.values()]);
     this.hot.update(
       hottest(ranges, blockBytes ?? 0, total, HOT_BLOCKS).map((block) => {
-        const each = [...counts].map(([node, list]) => `${node}: ${whole(list[block.block] ?? 0)}`);
-        return { ...block, each: each.join(", ") };
+        const each = [...counts].map(([node, list]) => [node, list[block.block] ?? 0] as const);
+        const most = each.filter(([, count]) => count > 0).sort(([, a], [, b]) => b - a);
+        const words = most.slice(0, HOT_NODES).map(([node, count]) => `${node}: ${whole(count)}`);
+        return { ...block, each: words.join(", ") };
       }),
     );
   }
