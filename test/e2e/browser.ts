@@ -225,8 +225,9 @@ export class Page {
   /** As if its window were covered, or came to the front again. */
   async show(visible: boolean): Promise<void> {
     const state = visible ? "visible" : "hidden";
+    const property = `{ value: "${state}", configurable: true }`;
     await this.evaluate(
-      `Object.defineProperty(document, "visibilityState", { value: "${state}", configurable: true });
+      `Object.defineProperty(document, "visibilityState", ${property});
       document.dispatchEvent(new Event("visibilitychange"))`,
     );
   }
