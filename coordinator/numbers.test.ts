@@ -66,6 +66,17 @@ describe("the numbers of all VMs", () => {
     expect((await numbers.all())[1]?.silent).toBeNull();
   });
 
+  test("a reader who comes while an agent is at it gets that answer, too", async () => {
+    const held = Promise.withResolvers<unknown>();
+    const of = vms({ a: "running" }, () => held.promise);
+    const numbers = new Numbers(of, { patienceMs: 60_000, freshMs: -1 });
+    const readers = [numbers.all(), numbers.all()];
+    await Bun.sleep(1);
+    held.resolve(SAMPLE);
+    for (const all of await Promise.all(readers)) expect(all[0]?.nodes).toEqual(SAMPLE.nodes);
+    expect(of.asked.length).toBe(1);
+  });
+
   test("what no agent of this build says is not told on, a refusal is", async () => {
     const strange = { nodes: [{ ...SAMPLE.nodes[0], vcpus: "<script>" }] };
     const of = vms({ a: "running", b: "running" }, async (vm) => {

@@ -1,8 +1,8 @@
 // The numbers of all running VMs' engines, for whoever watches the cluster. Agents are asked when
 // somebody looks, and never by the coordinator's own clock: without a reader there is no cost, and
 // readers at the same moment share one answer.
-// Invariants: an agent that does not answer delays nobody beyond the limit, and is not asked again
-// while it owes an answer; what an agent answers is checked before it is told.
+// Invariants: an agent that does not answer delays nobody beyond the limit, counted from when it
+// was asked, and is not asked again while it owes an answer; what it answers is checked first.
 
 import { type Static, type TSchema, Type } from "@sinclair/typebox";
 import { TypeCompiler } from "@sinclair/typebox/compiler";
@@ -44,7 +44,7 @@ function now(): number {
 export class Numbers {
   private readonly vms: Pick<Vms, "list" | "ask">;
   private readonly options: NumbersOptions;
-  private readonly open = new Map<string, Promise<unknown>>();
+  private readonly open = new Map<string, { readonly at: number; answer: Promise<unknown> }>();
   private newest: { readonly until: number; readonly all: Promise<VmNumbers[]> } | undefined;
 
   constructor(vms: Pick<Vms, "list" | "ask">, options = USUAL) {
@@ -82,19 +82,29 @@ export class Numbers {
   }
 
   private async ask(name: string): Promise<unknown> {
-    const seconds = (this.options.patienceMs / 1000).toFixed(1);
-    const late = new SsihvError("vm_silent", `its agent did not answer within ${seconds} s`);
-    if (this.open.has(name)) throw late;
-    const asked = this.vms.ask(name, { op: "stats" });
-    this.open.set(name, asked);
-    const done = () => this.open.delete(name);
-    asked.then(done, done);
+    const { patienceMs } = this.options;
+    const { at, answer } = this.open.get(name) ?? this.askAnew(name);
     const timeout = Promise.withResolvers<never>();
-    const timer = setTimeout(() => timeout.reject(late), this.options.patienceMs);
+    const timer = setTimeout(
+      () => {
+        const seconds = (patienceMs / 1000).toFixed(1);
+        const words = `its agent did not answer within ${seconds} s`;
+        timeout.reject(new SsihvError("vm_silent", words));
+      },
+      Math.max(0, at + patienceMs - now()),
+    );
     try {
-      return await Promise.race([asked, timeout.promise]);
+      return await Promise.race([answer, timeout.promise]);
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  private askAnew(name: string) {
+    const asked = { at: now(), answer: this.vms.ask(name, { op: "stats" }) };
+    this.open.set(name, asked);
+    const done = () => this.open.delete(name);
+    asked.answer.then(done, done);
+    return asked;
   }
 }

@@ -21,7 +21,8 @@ export interface Rates extends NodeRates {
 export interface Sample {
   /** On the coordinator's clock, ms. */
   readonly at: number;
-  readonly stats: NodeStats;
+  /** Remote faults by bucket, since the engine started. */
+  readonly latency: readonly number[];
   /** Since the sample before; null: there is none, or it is too old. */
   readonly rates: Rates | null;
 }
@@ -41,6 +42,8 @@ function rates(before: NodeStats, after: NodeStats, seconds: number): Rates {
 
 export class NodeHistory {
   readonly samples: Sample[] = [];
+  /** Of the newest sample: of those before, only what is drawn is kept. */
+  stats: NodeStats | undefined;
 
   add(at: number, stats: NodeStats): void {
     const last = this.samples.at(-1);
@@ -49,12 +52,13 @@ export class NodeHistory {
     else if (last?.at === at) return;
     const before = this.samples.at(-1);
     const gap = before === undefined ? 0 : at - before.at;
-    const known = before !== undefined && gap <= GAP_MS;
+    const was = before === undefined || gap > GAP_MS ? undefined : this.stats;
     this.samples.push({
       at,
-      stats,
-      rates: known ? rates(before.stats, stats, gap / 1000) : null,
+      latency: stats.faultLatency.buckets,
+      rates: was === undefined ? null : rates(was, stats, gap / 1000),
     });
+    this.stats = stats;
     const oldest = at - REMEMBERED * 1000;
     while ((this.samples[0]?.at ?? at) < oldest) this.samples.shift();
   }
@@ -67,11 +71,11 @@ export class NodeHistory {
   latency(seconds: number | null): number[] {
     const newest = this.newest;
     if (newest === undefined) return [];
-    const { buckets } = newest.stats.faultLatency;
+    const buckets = newest.latency;
     if (seconds === null) return [...buckets];
     const from = newest.at - seconds * 1000;
     const first = this.samples.find(({ at }) => at >= from) ?? newest;
-    const was = first.stats.faultLatency.buckets;
+    const was = first.latency;
     const isNew = buckets.some((count, i) => count < (was[i] ?? 0));
     return buckets.map((count, i) => (isNew ? count : count - (was[i] ?? 0)));
   }

@@ -67,7 +67,8 @@ Examples:
   ssihv run --hosts a,b --kernel bzImage          the same by ssh, in one command
   ssihv certs init                                a CA for the cluster
   ssihv vm show                                   how is the VM that runs here?
-  ssihv top                                       what do its nodes do?`,
+  ssihv top                                       what do its nodes do?
+  ssihv dashboard                                 the cluster in a web browser`,
     hideRoute: { engine: true, part: true },
   },
 });

@@ -258,7 +258,7 @@ export class VmSection {
 
   private drawLines(edge: string): void {
     const computing = this.histories.filter(({ history }) => {
-      return (history.newest?.stats.vcpus.length ?? 0) > 0;
+      return (history.stats?.vcpus.length ?? 0) > 0;
     });
     const now = Math.max(0, ...this.histories.map(({ history }) => history.newest?.at ?? 0));
     for (const { chart, of } of this.lines) {
