@@ -76,6 +76,7 @@ export class Browser implements AsyncDisposable {
         `--user-data-dir=${folder}`,
       ],
       ...["--no-first-run", "--disable-background-networking", "--hide-scrollbars"],
+      "--disable-dev-shm-usage",
     ];
     const child = Bun.spawn([program, ...flags, "about:blank"], {
       env: { ...process.env, HOME: folder },
