@@ -6,6 +6,8 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { childrenOf, isAlive } from "./cluster-processes.ts";
+
 /** chromium-headless-shell (tools/packages.txt) is the engine of chromium without its windows. */
 const program = Bun.which("chromium-headless-shell");
 export const hasBrowser: boolean = program !== null;
@@ -13,6 +15,8 @@ export const hasBrowser: boolean = program !== null;
 /** A slow machine's start. */
 const START_MS = 60_000;
 const PATIENCE_MS = 30_000;
+/** It has nothing to save. */
+const END_MS = 10_000;
 
 interface Message {
   readonly id?: number;
@@ -114,10 +118,18 @@ export class Browser implements AsyncDisposable {
     return await answer.promise;
   }
 
+  /** Nothing of it is left: what was started is a script, whose end would not be the browser's. */
   async [Symbol.asyncDispose](): Promise<void> {
-    this.socket.close();
-    this.child.kill();
+    const [browser] = childrenOf(this.child.pid);
+    // It closes the connection instead of an answer.
+    void this.send("Browser.close").catch(() => undefined);
+    const timer = setTimeout(() => {
+      if (browser !== undefined) process.kill(browser, "SIGKILL");
+    }, END_MS);
     await this.child.exited;
+    clearTimeout(timer);
+    if (browser === undefined || isAlive(browser)) throw new Error("the browser goes on");
+    this.socket.close();
     rmSync(this.folder, { recursive: true, force: true });
   }
 
