@@ -38,7 +38,7 @@ test: .tools/setup-test.stamp dist/ssihv
 
 ##> check      the fast part: types, lint, layers, sizes, generated files, unit tests
 .PHONY: check
-check: .tools/setup-build.stamp build/libssihv.so
+check: .tools/setup-build.stamp build/libssihv.so build/dashboard.js.txt
 	@$(BUN) tools/test.ts --suite check
 
 ##> lab        run CMD='...' in HOSTS=n emulated hosts (more: ARGS='...', see ARGS=--help)
@@ -143,7 +143,13 @@ build/commit: FORCE
 	@sh tools/commit.sh > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
-dist/ssihv: build/libssihv.so build/abi.gen.ts build/commit package.json bun.lock $(ts_sources)
+# The dashboard's script, for browsers. As text: that is how the executable has it.
+build/dashboard.js.txt: package.json bun.lock $(ts_sources) | .tools/setup-build.stamp
+	@mkdir -p build
+	$(BUN) build --target browser --minify coordinator/dashboard/browser/main.ts --outfile $@
+
+dist/ssihv: build/libssihv.so build/abi.gen.ts build/dashboard.js.txt build/commit \
+	package.json bun.lock $(ts_sources)
 	@mkdir -p dist
 	$(BUN) build $(bun_flags) --define SSIHV_COMMIT="\"$$(cat build/commit)\"" \
 		src/main.ts --outfile $@

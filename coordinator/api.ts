@@ -10,10 +10,14 @@ import { VmSpec } from "../src/control/vm-spec.ts";
 import { CONTENT_TYPE } from "../src/telemetry/exposition.ts";
 import * as schema from "./api-schemas.ts";
 import type { Consoles } from "./consoles.ts";
+import { BROWSER_HEADERS, dashboardFile } from "./dashboard/files.ts";
+import { otherOrigin } from "./dashboard/same-origin.ts";
 import type { ClusterEvent, Events } from "./events.ts";
 import type { Hosts, HostView } from "./hosts.ts";
 import { bodyOf, statusOf } from "./http-errors.ts";
 import { clusterMetrics } from "./metrics.ts";
+import { VmNumbers } from "./number-schemas.ts";
+import type { Numbers } from "./numbers.ts";
 import { describeApi } from "./openapi.ts";
 import { MethodRefused, methodsOf, requestError } from "./request-errors.ts";
 import type { Tokens } from "./tokens.ts";
@@ -25,6 +29,7 @@ export interface ApiParts {
   readonly tokens: Tokens;
   readonly events: Events;
   readonly consoles: Consoles;
+  readonly numbers: Numbers;
   readonly version: string;
   readonly startedAt: string;
   certificateExpires(): Date;
@@ -80,17 +85,27 @@ export function buildApi(parts: ApiParts, role: ApiRole): Handler {
     .use(tokenRoutes(parts))
     .use(vmRoutes(parts))
     .use(runningRoutes(parts))
+    .use(numberRoutes(parts))
     .use(consoleRoutes(parts));
   const document = describeApi(app, parts.version);
   app.get("/openapi.json", () => document);
   const allowed = methodsOf(app.routes);
-  // Elysia finds the path by a shortcut that fails for host names of up to three characters.
-  return (request) => {
+  return async (request) => {
+    const other = otherOrigin(request);
+    if (other !== undefined) return refuseOrigin(other);
     const { pathname, search } = new URL(request.url);
-    return Promise.resolve(
-      app.handle(new Request(`http://coordinator${pathname}${search}`, request)),
-    );
+    const file = READING.has(request.method) ? await dashboardFile(pathname) : undefined;
+    // Elysia finds the path by a shortcut that fails for host names of up to three characters.
+    return file ?? app.handle(new Request(`http://coordinator${pathname}${search}`, request));
   };
+}
+
+/** Its user's certificate is not another site's to use. */
+function refuseOrigin(why: string): Response {
+  const error = new SsihvError("role_forbidden", why, {
+    hint: "only pages of the coordinator itself may ask it; programs that are no browsers may, too",
+  });
+  return Response.json(bodyOf(error), { status: statusOf(error), headers: BROWSER_HEADERS });
 }
 
 async function withUsed(vms: Vms, host: HostView) {
@@ -266,6 +281,16 @@ function tokenRoutes({ tokens }: ApiParts) {
     );
 }
 
+function numberRoutes({ numbers }: ApiParts) {
+  return new Elysia().get("/v1/numbers", () => numbers.all(), {
+    response: { 200: Type.Array(VmNumbers) },
+    detail: {
+      operationId: "getNumbers",
+      summary: "every counter of the engines of all VMs that run, as of now",
+    },
+  });
+}
+
 function vmRoutes({ vms }: ApiParts) {
   const params = schema.ByName;
   return new Elysia()
@@ -359,6 +384,14 @@ function runningRoutes({ vms }: ApiParts) {
       detail: {
         operationId: "getStats",
         summary: "every counter of a running VM's engines; rates are differences of two answers",
+      },
+    })
+    .get("/v1/vms/:name/heat", ({ params }) => vms.ask(params.name, { op: "heat" }), {
+      params,
+      response: { 200: answer.HeatAnswer, ...asked },
+      detail: {
+        operationId: "getHeat",
+        summary: "remote faults of a running VM by block of its memory",
       },
     })
     .get(

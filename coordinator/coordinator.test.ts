@@ -408,6 +408,29 @@ describe("who may do what", () => {
     expect(fetch(url, { tls: { rejectUnauthorized: false } })).rejects.toThrow();
   });
 
+  test("a browser with a certificate gets the page, another site's page nothing", async () => {
+    const place = await Place.start();
+    const url = `https://127.0.0.1:${place.coordinator.apiPort}`;
+    const page = await fetch(`${url}/`, { tls: as("viewer") });
+    expect(page.headers.get("content-security-policy")).toContain("frame-ancestors 'none'");
+    const files = /(?:src|href)="(\/[^"]+)"/g;
+    for (const [, path] of (await page.text()).matchAll(files)) {
+      expect([path, (await fetch(url + path, { tls: as("viewer") })).status]).toEqual([path, 200]);
+    }
+    // What a form on any web site can make a browser send with its user's certificate.
+    const forged = { origin: "https://evil.example", "content-type": "text/plain" };
+    for (const headers of [forged, { "sec-fetch-site": "cross-site" }]) {
+      const answer = await fetch(`${url}/v1/vms/demo/stop`, {
+        ...{ method: "POST", headers, tls: as("admin") },
+      });
+      expect([answer.status, await answer.json()]).toMatchObject([
+        403,
+        { error: { code: "role_forbidden" } },
+      ]);
+    }
+    await expect(fetch(`${url}/`, { tls: { rejectUnauthorized: false } })).rejects.toThrow();
+  });
+
   test("the local socket and the state are their user's alone", async () => {
     const { folder } = await Place.start();
     const mode = (...path: string[]) => (statSync(join(folder, ...path)).mode & 0o777).toString(8);
@@ -498,11 +521,12 @@ describe("the API", () => {
     const { openapi, paths } = document;
     expect(openapi).toMatch(/^3\.1\./);
     expect(Object.keys(paths).sort()).toEqual([
-      ...["/metrics", "/v1/events", "/v1/hosts", "/v1/hosts/{name}", "/v1/status", "/v1/tokens"],
+      ...["/metrics", "/v1/events", "/v1/hosts", "/v1/hosts/{name}", "/v1/numbers"],
+      ...["/v1/status", "/v1/tokens"],
       ...["/v1/tokens/{id}", "/v1/vms", "/v1/vms/{name}", "/v1/vms/{name}/balloon"],
       ...["/v1/vms/{name}/console"],
-      ...["/v1/vms/{name}/engines", "/v1/vms/{name}/pages", "/v1/vms/{name}/start"],
-      ...["/v1/vms/{name}/stats", "/v1/vms/{name}/stop"],
+      ...["/v1/vms/{name}/engines", "/v1/vms/{name}/heat", "/v1/vms/{name}/pages"],
+      ...["/v1/vms/{name}/start", "/v1/vms/{name}/stats", "/v1/vms/{name}/stop"],
     ]);
     const operations = Object.values(paths).flatMap((methods) => Object.values(methods));
     const ids = operations.map(({ operationId }) => operationId);

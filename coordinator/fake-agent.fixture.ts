@@ -31,6 +31,10 @@ export class FakeAgent {
   verdict: "fit" | "unfit" = "fit";
   /** Its VMs run when they are led, end when they are stopped, and have a line on their console. */
   playing = false;
+  /** What it says of itself. */
+  build = "test";
+  laneHost = "127.0.0.1";
+  problems: string[] = [];
   ended: string | undefined;
   channel: LineChannel | undefined;
   private readonly admitted: Admitted;
@@ -68,10 +72,12 @@ export class FakeAgent {
     this.tell({
       type: "hello",
       protocol: AGENT_PROTOCOL,
-      build: "test",
-      laneHost: "127.0.0.1",
+      ...{ build: this.build, laneHost: this.laneHost },
       capacity: { cpus: this.cpus, memoryBytes: this.memoryBytes },
-      check: { verdict: this.verdict, problems: this.verdict === "fit" ? [] : ["KVM: missing"] },
+      check: {
+        verdict: this.verdict,
+        problems: this.verdict === "fit" ? this.problems : ["KVM: missing"],
+      },
       runsVcpus: this.verdict === "fit",
       parts: [...this.parts.values()],
     });
@@ -154,6 +160,8 @@ export class FakeAgent {
         return { ...head, uptimeSeconds: 1, nodes: [{ ...silent, pid: null }] };
       case "stats":
         return { ...head, nodes: [silent] };
+      case "heat":
+        return { vm, ranges: [], nodes: [{ node: 0, heat: null, silent: silent.silent }] };
       case "balloon":
         return { target: question.bytes, actual: 0, inflated: 0, reported: 0 };
       case "pages":

@@ -33,7 +33,7 @@ const BODIES: Readonly<Record<string, unknown>> = {
 };
 
 const GROUPS: readonly (readonly [title: string, begins: RegExp])[] = [
-  ["The cluster", /^\/(v1\/status|metrics|v1\/events)/],
+  ["The cluster", /^\/(v1\/status|metrics|v1\/events|v1\/numbers)/],
   ["Hosts", /^\/v1\/hosts/],
   ["Tokens", /^\/v1\/tokens/],
   ["VMs", /^\/v1\/vms/],

@@ -12,7 +12,7 @@ import type { HostFacts } from "../node/host-facts.ts";
 import { JoinSession } from "../node/join.ts";
 import { Vm, type VmDeps } from "../node/vm.ts";
 import { checkMemory, planVm, type VmRequest } from "../node/vm-request.ts";
-import { sampleVm, setBalloon, showPages, showVm } from "../node/vm-view.ts";
+import { heatOfVm, sampleVm, setBalloon, showPages, showVm } from "../node/vm-view.ts";
 import { ConsoleHistory } from "./console-history.ts";
 import { endedOf, PartRecord } from "./part.ts";
 
@@ -150,6 +150,8 @@ export class LeadPart {
         return showVm(this.vm);
       case "stats":
         return sampleVm(this.vm);
+      case "heat":
+        return heatOfVm(this.vm);
       case "pages":
         return showPages(this.vm, question.gpa, question.count);
       case "balloon":

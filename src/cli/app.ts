@@ -20,6 +20,7 @@ import { clusterCommands } from "./cluster.ts";
 import { completionCommand, proposalLines } from "./completion.ts";
 import type { CliContext, HostAccess } from "./context.ts";
 import { coordinatorCommand } from "./coordinator.ts";
+import { dashboardCommand } from "./dashboard.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { joinCommand } from "./join.ts";
@@ -32,7 +33,7 @@ import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
 type Command =
-  | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node")
+  | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node" | "dashboard")
   | ("certs" | "check" | "acpi" | "completion" | "engine" | "part");
 
 const ROOT = buildRouteMap<Command, CliContext>({
@@ -44,6 +45,7 @@ const ROOT = buildRouteMap<Command, CliContext>({
     cluster: clusterCommands,
     coordinator: coordinatorCommand,
     node: nodeCommand,
+    dashboard: dashboardCommand,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
@@ -65,7 +67,8 @@ Examples:
   ssihv run --hosts a,b --kernel bzImage          the same by ssh, in one command
   ssihv certs init                                a CA for the cluster
   ssihv vm show                                   how is the VM that runs here?
-  ssihv top                                       what do its nodes do?`,
+  ssihv top                                       what do its nodes do?
+  ssihv dashboard                                 the cluster in a web browser`,
     hideRoute: { engine: true, part: true },
   },
 });

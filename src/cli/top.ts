@@ -4,9 +4,10 @@
 import { buildCommand } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
-import type { StatsAnswer } from "../control/vm-answers.ts";
-import { askStats, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
+
+import { askHeat, askStats, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
+import type { HeatShown, VmSample } from "../node/vm-view.ts";
 import type { ApiClient, Vm } from "./api-client.ts";
 import { API_FLAGS } from "./api-flags.ts";
 import type { CliContext } from "./context.ts";
@@ -34,16 +35,20 @@ const CLEAR = "\x1b[2J";
 type Source = (name: string | undefined) => Promise<Look[]>;
 
 async function lookAt(vm: RunningVm): Promise<Look> {
-  const sample = vm.listing === null ? null : await unlessAway(askStats(vm));
-  return { label: vm.label, at: performance.now(), sample };
+  if (vm.listing === null) return { label: vm.label, at: performance.now(), sample: null };
+  return await lookOf(vm.label, Promise.all([askStats(vm), askHeat(vm)]));
 }
 
-/** Null: it ended meanwhile, or is stuck: the next look tells which. */
-async function unlessAway<T>(asked: Promise<T>): Promise<T | null> {
+/** Without a sample: it ended meanwhile, or is stuck: the next look tells which. */
+async function lookOf(
+  label: string,
+  asked: Promise<readonly [VmSample, HeatShown]>,
+): Promise<Look> {
   try {
-    return await asked;
+    const [sample, heat] = await asked;
+    return { label, at: performance.now(), sample, heat };
   } catch (error) {
-    if (error instanceof SsihvError) return null;
+    if (error instanceof SsihvError) return { label, at: performance.now(), sample: null };
     throw error;
   }
 }
@@ -54,13 +59,14 @@ const ofThisHost: Source = async (name) => {
 };
 
 /** The lead calls its own host null: here that would be another. */
-function onHosts({ places }: Vm, sample: StatsAnswer | null): StatsAnswer | null {
-  if (sample === null) return null;
+function onHosts({ places }: Vm, look: Look): Look {
+  if (look.sample === null) return look;
   const hostOf = new Map(places.map(({ node, host }) => [node, host]));
-  return {
-    ...sample,
-    nodes: sample.nodes.map((node) => ({ ...node, host: hostOf.get(node.node) ?? node.host })),
-  };
+  const nodes = look.sample.nodes.map((node) => ({
+    ...node,
+    host: hostOf.get(node.node) ?? node.host,
+  }));
+  return { ...look, sample: { ...look.sample, nodes } };
 }
 
 function ofCluster(api: ApiClient): Source {
@@ -69,9 +75,9 @@ function ofCluster(api: ApiClient): Source {
     const looks = vms.map(async (vm): Promise<Look | undefined> => {
       // Only one that was asked for by name is told as not running.
       if (vm.since === null && name === undefined) return undefined;
-      const asked = api.stats(vm.name);
-      const sample = vm.since === null ? await asked : await unlessAway(asked);
-      return { label: vm.name, at: performance.now(), sample: onHosts(vm, sample) };
+      const asked = Promise.all([api.stats(vm.name), api.heat(vm.name)]);
+      if (vm.since === null) await asked;
+      return onHosts(vm, await lookOf(vm.name, asked));
     });
     return (await Promise.all(looks)).filter((look) => look !== undefined);
   };
@@ -133,8 +139,9 @@ export const topCommand = buildCommand<TopFlags, [name?: string], CliContext>({
 the share of its vCPUs' time lost to them (remote stall), the age of the oldest fault in flight; of
 its links what it sends and receives, what peers have yet to take, and how often a connection was
 made again; what is evicted, and how much of other nodes' memory lies there: all since the line
-before. With --local, the command that leads a VM knows all its nodes; a host that joined knows its
-own. Ctrl-C ends it.
+before. Below are the blocks of guest memory (2 MiB, more where a VM has more than 8 GiB) with the
+most remote faults meanwhile, the home of each, and which nodes had them. With --local, the command
+that leads a VM knows all its nodes; a host that joined knows its own. Ctrl-C ends it.
 
 Examples:
   ssihv top
@@ -179,7 +186,7 @@ answer.`,
         kind: "boolean",
         default: false,
         withNegated: false,
-        brief: "a line of JSON each time: [{name, state, nodes: [{node, rates: {..}}]}]",
+        brief: "a line of JSON each time: [{name, state, nodes: [..], hotBlocks: [..]}]",
       },
     },
   },

@@ -148,7 +148,8 @@ const showCommand = buildCommand<LookFlags, [name?: string], CliContext>({
     fullDescription: `Asks every engine of the VM for its numbers. OLDEST-FAULT-US (in --json
 .stats.oldest_fault_us) is the age of the oldest fault in flight on a node, 0 when there is
 none: when a guest hangs, the node where it grows is where to look. kill -USR1 the VM's command
-then: its engines tell on stderr what is open.
+then: its engines tell on stderr what is open. .stats.hotBlocks are the blocks of guest memory with
+the most remote faults of a node since its engine started.
 
 Examples:
   ssihv vm show                                   the only one that runs

@@ -133,6 +133,7 @@ export const ToAgent = Type.Union([
     question: Type.Union([
       Type.Object({ op: Type.Literal("show") }),
       Type.Object({ op: Type.Literal("stats") }),
+      Type.Object({ op: Type.Literal("heat") }),
       Type.Object({ op: Type.Literal("pages"), gpa: Count, count: Count }),
       Type.Object({ op: Type.Literal("balloon"), bytes: Count }),
     ]),

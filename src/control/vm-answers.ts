@@ -137,9 +137,36 @@ export const PagesAnswer = Type.Object(
   { $id: "VmPages", ...OPEN },
 );
 
+export const HeatAnswer = Type.Object(
+  {
+    vm: Type.String(),
+    ranges: Type.Array(Type.Object({ gpa: Count, bytes: Count, node: Node }), {
+      description: "guest RAM with its homes; blocks number it end to end",
+    }),
+    nodes: Type.Array(
+      Type.Object({
+        node: Node,
+        heat: orNull(
+          Type.Object({
+            blockBytes: Count,
+            faults: Type.Array(Count, {
+              maxItems: 4096,
+              description: "the node's remote faults since its engine started, modulo 2^32",
+            }),
+          }),
+        ),
+        silent: orNull(Words),
+      }),
+    ),
+  },
+  { $id: "VmHeat", ...OPEN },
+);
+export type HeatAnswer = Static<typeof HeatAnswer>;
+
 const ANSWERS = {
   show: TypeCompiler.Compile(EnginesAnswer),
   stats: TypeCompiler.Compile(StatsAnswer),
+  heat: TypeCompiler.Compile(HeatAnswer),
   pages: TypeCompiler.Compile(PagesAnswer),
   balloon: TypeCompiler.Compile(BalloonAnswer),
 } as const;
@@ -148,6 +175,7 @@ export type Answers = { [Op in keyof typeof ANSWERS]: Static<AnswerSchemas[Op]> 
 interface AnswerSchemas {
   readonly show: typeof EnginesAnswer;
   readonly stats: typeof StatsAnswer;
+  readonly heat: typeof HeatAnswer;
   readonly pages: typeof PagesAnswer;
   readonly balloon: typeof BalloonAnswer;
 }

@@ -36,7 +36,7 @@ import {
 import { PageQueries } from "./page-queries.ts";
 import { type Decision, PowerDevices } from "./power.ts";
 import { ResetBarrier } from "./reset.ts";
-import { allCounters, balloonOf, hasBalloon, summarise } from "./summary.ts";
+import { allCounters, balloonOf, hasBalloon, heatOf, summarise } from "./summary.ts";
 
 /** Pages in a report. */
 const HOT_PAGES = 25;
@@ -128,6 +128,7 @@ export class EngineProcess {
       if (question.kind === "stats") {
         return { kind: "stats", stats: allCounters(this.page, this.plan) };
       }
+      if (question.kind === "heat") return { kind: "heat", heat: heatOf(this.page) };
       if (question.kind === "balloon") return this.setBalloon(this.plan, question.bytes);
       if (this.pages === undefined) throw plainMemory(this.plan);
       return { kind: "pages", pages: await this.pages.ask(question.gpa, question.count) };

@@ -30,7 +30,7 @@ export const ECHO: number[] = asm.repeat(1_000_000, [
 const REMOTE = 192 << 20;
 const FIRST_PORT = 21_000;
 /** For the coordinator and its VMs. */
-const PORTS = 3 + 16 * 2;
+const PORTS = 3 + 16 * 3;
 
 export async function until(what: string, holds: () => Promise<boolean> | boolean): Promise<void> {
   const end = Date.now() + 60_000;

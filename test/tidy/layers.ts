@@ -90,11 +90,22 @@ export const typescriptLayers: readonly Layer[] = [
     at: "coordinator",
     mayImport: ["src/base", "src/config", "src/control", "src/tls", "src/vmm", "node:*"].concat([
       "src/telemetry",
+      "build",
       "bun:sqlite",
       "@sinclair/typebox",
       "elysia",
       "@elysiajs/openapi",
     ]),
+  },
+  // What the dashboard's page and its tests share: pure.
+  ...["drawing", "format", "history", "histogram-view"].map((name) => ({
+    at: `coordinator/dashboard/${name}.ts`,
+    mayImport: ["coordinator/dashboard", "src/telemetry"],
+  })),
+  {
+    // Runs in browsers: of everything else only the types, and what is pure.
+    at: "coordinator/dashboard/browser",
+    mayImport: ["coordinator", "src/control", "src/telemetry"],
   },
   {
     at: "src/agent",
