@@ -22,7 +22,7 @@ bun_flags := --compile --minify --sourcemap=linked --bytecode --format=esm \
 	--no-compile-autoload-bunfig --no-compile-autoload-dotenv
 
 setup_inputs := tools/setup.sh tools/bun/package-lock.json tools/zig-requirements.txt \
-	package.json bun.lock
+	tools/fuzz-requirements.txt package.json bun.lock
 zig_sources := $(shell find zig -name '*.zig' ! -name '.*' ! -name 'test*' ! -name 'gen_*')
 ts_sources := $(shell find $(wildcard src acpi coordinator) -type f ! -name '*.test.ts')
 
@@ -38,7 +38,7 @@ test: .tools/setup-test.stamp dist/ssihv
 
 ##> check      the fast part: types, lint, layers, sizes, generated files, unit tests
 .PHONY: check
-check: .tools/setup-build.stamp build/libssihv.so
+check: .tools/setup-build.stamp build/libssihv.so build/dashboard.js.txt
 	@$(BUN) tools/test.ts --suite check
 
 ##> lab        run CMD='...' in HOSTS=n emulated hosts (more: ARGS='...', see ARGS=--help)
@@ -86,9 +86,14 @@ format: .tools/setup-build.stamp
 	$(BUN) node_modules/@biomejs/biome/bin/biome check --write
 	$(ZIG) fmt zig
 
-##> gen        refresh src/native/abi.gen.ts
+##> gen        refresh src/native/abi.gen.ts, docs/API.md and docs/METRICS.md
 .PHONY: gen
 gen: build/abi.gen.ts
+	@mkdir -p build
+	@$(BUN) tools/api-doc.ts > build/API.md
+	@$(BUN) tools/metrics-doc.ts > build/METRICS.md
+	@for doc in API.md METRICS.md; do cmp -s build/$$doc docs/$$doc || \
+		{ echo "docs/$$doc: refreshed"; cp build/$$doc docs/; }; done
 
 ##> clean      remove what was built, end and remove what labs left behind
 .PHONY: clean
@@ -138,7 +143,13 @@ build/commit: FORCE
 	@sh tools/commit.sh > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
-dist/ssihv: build/libssihv.so build/abi.gen.ts build/commit package.json bun.lock $(ts_sources)
+# The dashboard's script, for browsers. As text: that is how the executable has it.
+build/dashboard.js.txt: package.json bun.lock $(ts_sources) | .tools/setup-build.stamp
+	@mkdir -p build
+	$(BUN) build --target browser --minify coordinator/dashboard/browser/main.ts --outfile $@
+
+dist/ssihv: build/libssihv.so build/abi.gen.ts build/dashboard.js.txt build/commit \
+	package.json bun.lock $(ts_sources)
 	@mkdir -p dist
 	$(BUN) build $(bun_flags) --define SSIHV_COMMIT="\"$$(cat build/commit)\"" \
 		src/main.ts --outfile $@

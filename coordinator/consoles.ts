@@ -34,31 +34,35 @@ export class Consoles {
       close = undefined;
       if (this.writers.get(run) === writer) this.writers.delete(run);
     };
+    // Once it is over nothing more may be said to the reader, though some may be on its way.
+    let over = false;
+    const finish = (end: () => void) => {
+      if (over) return;
+      over = true;
+      release();
+      end();
+    };
+    const opened = Promise.withResolvers<ReadableStreamDefaultController<Uint8Array>>();
     const stream = new ReadableStream<Uint8Array>(
-      {
-        start: async (controller) => {
-          try {
-            close = await session.openConsole(run, {
-              onData: (bytes) => {
-                controller.enqueue(bytes);
-                if ((controller.desiredSize ?? 0) > 0) return;
-                controller.error(new Error("this reader is too slow"));
-                release();
-              },
-              onEnd: () => {
-                release();
-                controller.close();
-              },
-            });
-          } catch (error) {
-            release();
-            controller.error(error);
-          }
-        },
-        cancel: release,
-      },
+      { start: opened.resolve, cancel: () => finish(() => undefined) },
       new ByteLengthQueuingStrategy({ highWaterMark: UNREAD_BYTES_MAX }),
     );
+    const controller = await opened.promise;
+    try {
+      close = await session.openConsole(run, {
+        onData: (bytes) => {
+          if (over) return;
+          controller.enqueue(bytes);
+          if ((controller.desiredSize ?? 0) > 0) return;
+          finish(() => controller.error(new Error("this reader is too slow")));
+        },
+        onEnd: () => finish(() => controller.close()),
+      });
+      if (over) release();
+    } catch (error) {
+      release();
+      throw error;
+    }
     return { stream, writer };
   }
 

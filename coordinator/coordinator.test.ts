@@ -14,6 +14,8 @@ import { PkiFolder } from "../src/tls/pki-folder.ts";
 import type { Host, Token, Vm } from "./api-schemas.ts";
 import { Coordinator } from "./coordinator.ts";
 import { FakeAgent } from "./fake-agent.fixture.ts";
+import type { OpenApi } from "./openapi.ts";
+import { SqliteStore } from "./sqlite-store.ts";
 
 const base = mkdtempSync(join(tmpdir(), "ssihv-coordinator-test-"));
 afterAll(() => rmSync(base, { recursive: true, force: true }));
@@ -225,6 +227,23 @@ describe("a VM over two hosts", () => {
     return { place, lead, other, vm };
   }
 
+  test("an agent of another build whose answer is not known is refused", async () => {
+    const { place, lead } = await started();
+    lead.lead("running");
+    lead.answer = { pages: 1 };
+    expect(await place.call("GET", "/v1/vms/demo/engines", undefined, 502)).toMatchObject({
+      error: { code: "peer_refused", hint: "run the same ssihv on all hosts" },
+    });
+  });
+
+  test("a console that its agent does not open is refused before it begins", async () => {
+    const { place, lead } = await started();
+    lead.fault = { code: "vm_unknown", message: "it is not here" };
+    expect(await place.call("GET", "/v1/vms/demo/console?write=true", undefined, 404)).toEqual({
+      error: { code: "vm_unknown", message: expect.stringContaining("it is not here") },
+    });
+  });
+
   test("each host gets its order, with one key for both, which is kept nowhere", async () => {
     const { place, lead, other, vm } = await started();
     expect(vm.state).toBe("waiting");
@@ -339,6 +358,23 @@ describe("a VM over two hosts", () => {
     back.lead("ended", { kind: "stopped", reason: "requested", text: "stopped" });
     await until(() => back.orders.at(-1)?.type === "forget");
   });
+
+  test("changes while it does not run, and not its name", async () => {
+    const { place, lead } = await started();
+    const bigger = { ...two, cmdline: "quiet" };
+    expect(await place.call("PUT", "/v1/vms/demo", bigger, 409)).toMatchObject({
+      error: { code: "vm_busy", message: "VM demo is waiting: it cannot be changed" },
+    });
+    expect((await place.vm()).spec).toEqual(two);
+    lead.lead("ended", { kind: "stopped", reason: "requested", text: "stopped" });
+    const { last } = await place.vmIs("stopped");
+    await place.call("PUT", "/v1/vms/demo", bigger, 200);
+    expect(await place.vm()).toMatchObject({ spec: bigger, state: "stopped", last });
+    await place.call("PUT", "/v1/vms/demo", { ...two, name: "other" }, 400);
+    await place.call("PUT", "/v1/vms/demo", { ...two, cacheBytes: 4096 }, 422);
+    await place.call("PUT", "/v1/vms/none", { ...two, name: "none" }, 404);
+    expect((await place.vm()).spec).toMatchObject(bigger);
+  });
 });
 
 describe("who may do what", () => {
@@ -372,6 +408,29 @@ describe("who may do what", () => {
     expect(fetch(url, { tls: { rejectUnauthorized: false } })).rejects.toThrow();
   });
 
+  test("a browser with a certificate gets the page, another site's page nothing", async () => {
+    const place = await Place.start();
+    const url = `https://127.0.0.1:${place.coordinator.apiPort}`;
+    const page = await fetch(`${url}/`, { tls: as("viewer") });
+    expect(page.headers.get("content-security-policy")).toContain("frame-ancestors 'none'");
+    const files = /(?:src|href)="(\/[^"]+)"/g;
+    for (const [, path] of (await page.text()).matchAll(files)) {
+      expect([path, (await fetch(url + path, { tls: as("viewer") })).status]).toEqual([path, 200]);
+    }
+    // What a form on any web site can make a browser send with its user's certificate.
+    const forged = { origin: "https://evil.example", "content-type": "text/plain" };
+    for (const headers of [forged, { "sec-fetch-site": "cross-site" }]) {
+      const answer = await fetch(`${url}/v1/vms/demo/stop`, {
+        ...{ method: "POST", headers, tls: as("admin") },
+      });
+      expect([answer.status, await answer.json()]).toMatchObject([
+        403,
+        { error: { code: "role_forbidden" } },
+      ]);
+    }
+    await expect(fetch(`${url}/`, { tls: { rejectUnauthorized: false } })).rejects.toThrow();
+  });
+
   test("the local socket and the state are their user's alone", async () => {
     const { folder } = await Place.start();
     const mode = (...path: string[]) => (statSync(join(folder, ...path)).mode & 0o777).toString(8);
@@ -391,22 +450,31 @@ describe("the API", () => {
   test("bad requests get a reason that is short", async () => {
     const place = await Place.start();
     const cases: [string, string, unknown, number, string][] = [
-      ["GET", "/nowhere", undefined, 422, "nothing at this path"],
-      ["POST", "/v1/vms", { name: "demo" }, 422, "/nodes"],
-      ["POST", "/v1/vms", { ...two, colour: "red" }, 422, "/colour"],
-      ["POST", "/v1/vms", { ...two, name: "No Name" }, 422, "/name"],
+      ["GET", "/nowhere", undefined, 404, "nothing at this path"],
+      ["PATCH", "/v1/vms", {}, 405, "does not take PATCH"],
+      ["POST", "/v1/vms", { name: "demo" }, 400, "/nodes"],
+      ["POST", "/v1/vms", { ...two, colour: "red" }, 400, "/colour"],
+      ["POST", "/v1/vms", { ...two, name: "No Name" }, 400, "/name"],
+      ["POST", "/v1/vms", { ...two, kernel: "vmlinuz" }, 400, "/kernel"],
+      ["POST", "/v1/vms", { ...two, memoryNodes: 7 }, 422, "at most 8 in all"],
+      ["POST", "/v1/vms", spec([{ cpus: 1, memoryBytes: 3 }]), 400, "/nodes/0/mem"],
+      ["POST", "/v1/vms", spec([{ cpus: 1, memoryBytes: 4 << 20 }]), 422, "it needs 16 MiB"],
+      ["POST", "/v1/vms", { ...two, balloonBytes: 2 ** 40 }, 422, "a balloon of"],
       ["POST", "/v1/vms", { ...two, cacheBytes: 4096 }, 422, "--cache"],
       ["POST", "/v1/vms", { ...two, memoryLatencyNs: [[1, 2]] }, 422, "2 rows of 2 values"],
-      ["POST", "/v1/vms", { ...two, memoryLatencyNs: [[1, 0]] }, 422, "/memoryLatencyNs/0/1"],
+      ["POST", "/v1/vms", { ...two, memoryLatencyNs: [[1, 0]] }, 400, "/memoryLatencyNs/0/1"],
       ["POST", "/v1/vms", two, 201, ""],
-      ["GET", "/v1/vms/demo/pages?gpa=x", undefined, 422, "/gpa"],
+      ["GET", "/v1/vms/demo/pages?gpa=x", undefined, 400, "/gpa"],
+      ["GET", "/v1/vms/demo/pages?gpa=0&count=1025", undefined, 400, "/count"],
+      ["GET", "/v1/vms/No", undefined, 400, "the path is not as the API has it: /name"],
       ["GET", "/v1/vms/demo/engines", undefined, 409, "does not run"],
       ["POST", "/v1/vms", two, 409, "there is a VM demo already"],
       ["POST", "/v1/vms/demo/start", undefined, 409, "no host has joined"],
       ["GET", "/v1/vms/none", undefined, 404, "there is no VM none"],
       ["POST", "/v1/vms/none/start", undefined, 404, "there is no VM none"],
       ["DELETE", "/v1/hosts/none", undefined, 404, "host none is not of this cluster"],
-      ["POST", "/v1/tokens", { seconds: 0 }, 422, "/seconds"],
+      ["POST", "/v1/tokens", { seconds: 0 }, 400, "/seconds"],
+      ["DELETE", "/v1/tokens/0123456789abcdef", undefined, 404, "there is no token"],
     ];
     for (const [method, path, body, status, words] of cases) {
       const { error } = (await place.call(method, path, body, status)) as {
@@ -418,21 +486,54 @@ describe("the API", () => {
     }
   });
 
+  test("other methods are told which there are; a body has its limit", async () => {
+    const { folder } = await Place.start();
+    const unix = join(folder, "run", "coordinator.api");
+    const patch = await fetch("http://x/v1/vms/demo", { unix, method: "PATCH" });
+    expect([patch.status, patch.headers.get("allow")]).toEqual([405, "GET, HEAD, PUT, DELETE"]);
+    const head = await fetch("http://x/v1/status", { unix, method: "HEAD" });
+    expect([head.status, await head.text()]).toEqual([200, ""]);
+    const headers = { "content-type": "application/json" };
+    const post = (body: string) =>
+      fetch("http://x/v1/vms", { unix, method: "POST", headers, body });
+    const large = await post(`"${"a".repeat(1 << 20)}"`);
+    expect([large.status, await large.text()]).toEqual([413, ""]);
+    expect((await post("{")).status).toBe(400);
+  });
+
+  test("a VM that an older build took is shown as it is", async () => {
+    const place = await Place.start();
+    await place.coordinator.close();
+    const store = new SqliteStore(join(place.folder, "state", "state.sqlite"));
+    const old = { ...spec([{ cpus: 1, memoryBytes: 3 }]), kernel: "vmlinuz" };
+    const value = { spec: old, slot: 0, createdAt: "2026-01-01T00:00:00Z" };
+    await store.apply([{ kind: "vm", id: "demo", value }]);
+    store.close();
+    place.coordinator = await run(place.folder);
+    expect(await place.call("GET", "/v1/vms", undefined, 200)).toMatchObject([{ spec: old }]);
+    await place.call("POST", "/v1/vms/demo/start", undefined, 422);
+    await place.call("DELETE", "/v1/vms/demo", undefined, 204);
+  });
+
   test("describes itself: every path is in the OpenAPI document, with its answers", async () => {
     const place = await Place.start();
-    const { openapi, paths } = (await place.call("GET", "/openapi.json", undefined, 200)) as {
-      openapi: string;
-      paths: Record<string, Record<string, { summary?: string }>>;
-    };
+    const document = (await place.call("GET", "/openapi.json", undefined, 200)) as OpenApi;
+    const { openapi, paths } = document;
     expect(openapi).toMatch(/^3\.1\./);
     expect(Object.keys(paths).sort()).toEqual([
-      ...["/metrics", "/v1/events", "/v1/hosts", "/v1/hosts/{name}", "/v1/status", "/v1/tokens"],
-      ...["/v1/tokens/{id}", "/v1/vms", "/v1/vms/{name}", "/v1/vms/{name}/console"],
-      ...["/v1/vms/{name}/engines", "/v1/vms/{name}/pages"],
-      ...["/v1/vms/{name}/start", "/v1/vms/{name}/stop"],
+      ...["/metrics", "/v1/events", "/v1/hosts", "/v1/hosts/{name}", "/v1/numbers"],
+      ...["/v1/status", "/v1/tokens"],
+      ...["/v1/tokens/{id}", "/v1/vms", "/v1/vms/{name}", "/v1/vms/{name}/balloon"],
+      ...["/v1/vms/{name}/console"],
+      ...["/v1/vms/{name}/engines", "/v1/vms/{name}/heat", "/v1/vms/{name}/pages"],
+      ...["/v1/vms/{name}/start", "/v1/vms/{name}/stats", "/v1/vms/{name}/stop"],
     ]);
-    for (const methods of Object.values(paths)) {
-      for (const { summary } of Object.values(methods)) expect(summary).toBeString();
+    const operations = Object.values(paths).flatMap((methods) => Object.values(methods));
+    const ids = operations.map(({ operationId }) => operationId);
+    expect(new Set(ids).size).toBe(operations.length);
+    for (const { summary, responses } of operations) {
+      expect(summary).toBeString();
+      for (const { description } of Object.values(responses)) expect(description).not.toBe("");
     }
   });
 

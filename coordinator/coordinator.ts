@@ -16,6 +16,7 @@ import { Events } from "./events.ts";
 import { Gateway, type HttpServer, serveUnix } from "./gateway.ts";
 import { Hosts } from "./hosts.ts";
 import { JoinDoor } from "./join-door.ts";
+import { Numbers } from "./numbers.ts";
 import { TypedStore } from "./records.ts";
 import { SqliteStore } from "./sqlite-store.ts";
 import { Tokens } from "./tokens.ts";
@@ -125,6 +126,7 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
   const parts = {
     ...{ hosts, vms, tokens, events, version: options.version },
     consoles: new Consoles(vms),
+    numbers: new Numbers(vms),
     startedAt: new Date().toISOString(),
     certificateExpires: () => credentials.expires,
   };

@@ -5,6 +5,7 @@ import { type Admitted, joinCluster } from "../src/control/join-client.ts";
 import { LineChannel } from "../src/control/line-channel.ts";
 import {
   AGENT_PROTOCOL,
+  type AgentQuestion,
   type Fault,
   type FromAgent,
   type Order,
@@ -21,11 +22,19 @@ export class FakeAgent {
   readonly parts = new Map<string, Part>();
   /** Answers the next orders with this. */
   fault: Fault | undefined;
+  /** Answers questions with this, in place of what fits. */
+  answer: unknown;
   /** Answers wait here while it is set. */
   held: (() => void)[] | undefined;
   memoryBytes = 8 * 2 ** 30;
   cpus = 4;
   verdict: "fit" | "unfit" = "fit";
+  /** Its VMs run when they are led, end when they are stopped, and have a line on their console. */
+  playing = false;
+  /** What it says of itself. */
+  build = "test";
+  laneHost = "127.0.0.1";
+  problems: string[] = [];
   ended: string | undefined;
   channel: LineChannel | undefined;
   private readonly admitted: Admitted;
@@ -63,10 +72,12 @@ export class FakeAgent {
     this.tell({
       type: "hello",
       protocol: AGENT_PROTOCOL,
-      build: "test",
-      laneHost: "127.0.0.1",
+      ...{ build: this.build, laneHost: this.laneHost },
       capacity: { cpus: this.cpus, memoryBytes: this.memoryBytes },
-      check: { verdict: this.verdict, problems: this.verdict === "fit" ? [] : ["KVM: missing"] },
+      check: {
+        verdict: this.verdict,
+        problems: this.verdict === "fit" ? this.problems : ["KVM: missing"],
+      },
       runsVcpus: this.verdict === "fit",
       parts: [...this.parts.values()],
     });
@@ -99,11 +110,11 @@ export class FakeAgent {
     this.orders.push(message);
     if (message.type === "forget") this.parts.delete(message.run);
     if (!("id" in message)) return;
-    if (this.held === undefined) this.answer(message);
-    else this.held.push(() => this.answer(message));
+    if (this.held === undefined) this.obey(message);
+    else this.held.push(() => this.obey(message));
   }
 
-  private answer(message: Order): void {
+  private obey(message: Order): void {
     const { id } = message;
     if (this.fault !== undefined) return this.tell({ type: "reply", id, fault: this.fault });
     if (message.type === "lead") {
@@ -114,7 +125,53 @@ export class FakeAgent {
       const { run, vm, node } = message;
       this.report({ vm, run, node, lead: false, state: "starting" });
     }
-    if (message.type === "ask") return this.tell({ type: "reply", id, answer: message.question });
+    if (message.type === "ask") {
+      const answer = this.answer ?? this.told(message.run, message.question);
+      return this.tell({ type: "reply", id, answer });
+    }
     this.tell({ type: "reply", id });
+    if (this.playing) this.play(message);
+  }
+
+  private play(message: Order): void {
+    const part = this.parts.get(message.run);
+    if (part === undefined) return;
+    if (message.type === "lead") this.report({ ...part, state: "running" });
+    if (message.type === "stop") {
+      const ended = { kind: "stopped", reason: "requested", text: "stopped" } as const;
+      this.report({ ...part, state: "ended", ended });
+    }
+    if (message.type === "console_open") {
+      const { stream } = message;
+      const data = Buffer.from("login: ").toString("base64");
+      this.tell({ type: "console", stream, data });
+      this.tell({ type: "console_end", stream });
+    }
+  }
+
+  /** What it says of a VM that it leads: nothing has happened yet. */
+  private told(run: string, question: AgentQuestion): unknown {
+    const vm = this.parts.get(run)?.vm ?? "";
+    const node = { ...{ node: 0, host: null, vcpus: 1 }, memoryBytes: 0, lentBytes: null };
+    const silent = { ...node, stats: null, silent: "its engine is none" };
+    const head = { ...{ name: vm, state: "running", vcpus: 1 }, memoryBytes: 0 };
+    switch (question.op) {
+      case "show":
+        return { ...head, uptimeSeconds: 1, nodes: [{ ...silent, pid: null }] };
+      case "stats":
+        return { ...head, nodes: [silent] };
+      case "heat":
+        return { vm, ranges: [], nodes: [{ node: 0, heat: null, silent: silent.silent }] };
+      case "balloon":
+        return { target: question.bytes, actual: 0, inflated: 0, reported: 0 };
+      case "pages":
+        return { vm, pages: [this.page(question.gpa)], silent: [] };
+    }
+  }
+
+  private page(gpa: number) {
+    const copy = { node: 0, access: "invalid", version: 0, revokesDeferred: 0 };
+    const entry = { state: "untouched", owner: null, sharers: [], version: 0, transaction: null };
+    return { gpa, home: 0, ...entry, copies: [copy] };
   }
 }

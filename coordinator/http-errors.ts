@@ -6,14 +6,18 @@ import { faultOf } from "../src/control/messages.ts";
 import type { ApiError } from "./api-schemas.ts";
 
 const STATUS: Partial<Record<ErrorCode, number>> = {
-  request_invalid: 422,
-  memory_insufficient: 422,
-  flag_invalid: 422,
+  request_invalid: 400,
+  path_unknown: 404,
+  method_refused: 405,
   role_forbidden: 403,
   vm_unknown: 404,
   host_unknown: 404,
+  token_unknown: 404,
   token_invalid: 403,
+  flag_invalid: 422,
   gpa_invalid: 422,
+  memory_insufficient: 422,
+  topology_invalid: 422,
   memory_plain: 409,
   name_taken: 409,
   vm_busy: 409,
@@ -27,8 +31,21 @@ const STATUS: Partial<Record<ErrorCode, number>> = {
 const REFUSED = 502;
 const DEFECT = 500;
 
+/** What each status means. */
+export const ERROR_STATUSES: Readonly<Record<number, string>> = {
+  400: "the request is not as this document has it",
+  403: "this certificate's role may not do that",
+  404: "there is no such thing",
+  405: "this path takes other methods, which the header Allow names",
+  409: "not as things stand",
+  422: "well-formed, but no VM can be like that",
+  502: "an agent refused, for the reason given",
+  503: "an agent did not answer, or the state cannot be written",
+};
+
 export function statusOf(error: unknown): number {
   if (!(error instanceof SsihvError)) return DEFECT;
+  if (error.code === "defect_found") return DEFECT;
   return STATUS[error.code] ?? REFUSED;
 }
 

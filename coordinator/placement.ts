@@ -5,7 +5,8 @@
 import { SsihvError } from "../src/base/errors.ts";
 import type { Capacity } from "../src/control/messages.ts";
 import type { VmSpec } from "../src/control/vm-spec.ts";
-import { givenBytes, planBudget } from "../src/vmm/memory-budget.ts";
+import { checkBalloon, givenBytes, planBudget } from "../src/vmm/memory-budget.ts";
+import { layoutMemory } from "../src/vmm/memory-map.ts";
 import type { Place } from "./records.ts";
 
 export interface HostRoom {
@@ -37,10 +38,16 @@ const PAGE_BYTES = 4096;
 /** Placements tried before it is given up; eight nodes on eight hosts need far fewer. */
 const STEPS_MAX = 100_000;
 
-/** Throws `memory_insufficient` where its parts do not make a VM. */
+/** Throws `memory_insufficient`, `topology_invalid`: its parts do not make a VM on any hosts. */
 export function demandsOf(spec: VmSpec): Demand[] {
   const { memoryNodes = 0, nodeMemoryBytes, memoryNodeMemoryBytes, cacheBytes, copies = 1 } = spec;
   const guest = spec.nodes.reduce((sum, node) => sum + node.memoryBytes, 0);
+  layoutMemory(
+    spec.nodes.map(({ cpus, memoryBytes }, id) => {
+      return { id, vcpus: cpus, memoryBytes: BigInt(memoryBytes) };
+    }),
+  );
+  checkBalloon(spec.balloonBytes ?? 0, spec.nodes, "balloon: ");
   const budget = planBudget({
     homes: spec.nodes.map(({ memoryBytes, cpus }) => ({ bytes: BigInt(memoryBytes), vcpus: cpus })),
     memoryNodes,

@@ -64,7 +64,11 @@ export class Tokens {
   }
 
   async revoke(id: string): Promise<void> {
-    if ((await this.store.get("token", id)) === undefined) throw invalid();
+    if ((await this.store.get("token", id)) === undefined) {
+      throw new SsihvError("token_unknown", `there is no token ${id}`, {
+        hint: "it was used, or has expired: GET /v1/tokens lists those there are",
+      });
+    }
     await this.store.apply(remove("token", id));
   }
 

@@ -8,6 +8,7 @@ import { randomBytes } from "node:crypto";
 
 import { SsihvError } from "../src/base/errors.ts";
 import type { AgentQuestion, Capacity, Ended, Part } from "../src/control/messages.ts";
+import { type Answers, parseAnswer } from "../src/control/vm-answers.ts";
 import type { VmSpec } from "../src/control/vm-spec.ts";
 import type { AgentSession } from "./agent-session.ts";
 import type { Vm } from "./api-schemas.ts";
@@ -73,6 +74,31 @@ export class Vms implements HostsWatcher {
     });
   }
 
+  /** What a VM that does not run is to be from now on; its ports and its last end stay. */
+  change(name: string, spec: VmSpec): Promise<Vm> {
+    return this.inTurn(async () => {
+      const stored = await this.store.get("vm", name);
+      if (stored === undefined) throw unknown(name);
+      if (spec.name !== name) {
+        throw new SsihvError("request_invalid", `VM ${name} cannot be called ${spec.name}`, {
+          hint: "destroy it, and create one of that name",
+        });
+      }
+      if (stored.value.run !== undefined) {
+        const state = this.view(stored.value).state;
+        throw new SsihvError("vm_busy", `VM ${name} is ${state}: it cannot be changed`, {
+          hint: `ssihv vm stop ${name} first`,
+        });
+      }
+      demandsOf(spec);
+      checkMatrices(spec);
+      const record: VmRecord = { ...stored.value, spec };
+      await this.store.apply(put("vm", name, record, stored.revision));
+      this.events.tell("vm_changed", { vm: name });
+      return this.view(record);
+    });
+  }
+
   /** Returns when all its hosts have accepted; it runs when its state says so. */
   async start(name: string): Promise<Vm> {
     const { record, run } = await this.inTurn(() => this.promise(name));
@@ -128,11 +154,18 @@ export class Vms implements HostsWatcher {
   }
 
   /** Of a VM that runs: what its lead's agent answers. */
-  async ask(name: string, question: AgentQuestion): Promise<unknown> {
+  async ask<Op extends AgentQuestion["op"]>(
+    name: string,
+    question: Extract<AgentQuestion, { op: Op }>,
+  ): Promise<Answers[Op]> {
     const { run } = await this.known(name);
     if (run === undefined) throw notRunning(name, "nothing of it can be looked at");
     const session = await this.hosts.connected(leadOf(run));
-    return await session.order({ type: "ask", run: run.id, question });
+    const told = await session.order({ type: "ask", run: run.id, question });
+    const answer = parseAnswer<Op>(question.op, told);
+    if (answer !== undefined) return answer;
+    const message = `the agent of host ${session.host} answered what this build does not know`;
+    throw new SsihvError("peer_refused", message, { hint: "run the same ssihv on all hosts" });
   }
 
   /** What VMs were promised on a host. */
@@ -372,7 +405,7 @@ function checkMatrices({ nodes, memoryLatencyNs, memoryBandwidthMBps }: VmSpec):
     if (rows === undefined) continue;
     if (rows.length === count && rows.every((row) => row.length === count)) continue;
     const message = `costs of memory: ${count} rows of ${count} values, one for each node`;
-    throw new SsihvError("request_invalid", message);
+    throw new SsihvError("topology_invalid", message);
   }
 }
 

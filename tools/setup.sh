@@ -1,7 +1,8 @@
 #!/bin/sh
 # Brings what the build needs into this checkout: Bun, Zig, npm packages; with `test` also the
-# Debian packages of tools/packages.txt. Everything is pinned and goes to .tools and node_modules;
-# what is there already is not fetched again: a second call is instant and needs no network.
+# Debian packages of tools/packages.txt and the API's fuzzer. Everything is pinned and goes to
+# .tools and node_modules; what is there already is not fetched again: a second call is instant and
+# needs no network.
 # POSIX sh: nothing else can be relied on yet. Usage: tools/setup.sh build|test
 
 set -eu
@@ -145,6 +146,24 @@ get_debian_packages() {
         fetch_failed "apt-get install"
 }
 
+# The API's fuzzer. Its wheels are for one version of Python, that of Debian 12.
+get_fuzzer() {
+    version=$(sed -n 's/^schemathesis==\([0-9.]*\) .*/\1/p' tools/fuzz-requirements.txt)
+    folder=.tools/schemathesis-$version
+    [ ! -d "$folder" ] || return 0
+    is_311='import sys, pip; sys.exit(sys.version_info[:2] != (3, 11))'
+    if ! python3 -c "$is_311" >/dev/null 2>&1; then
+        say "not installed (needs Python 3.11 with pip): schemathesis, which fuzzes the API"
+        return 0
+    fi
+    rm -rf "$folder.part"
+    fetch "schemathesis $version from PyPI: 16 MB to fetch, 68 MB on disk" \
+        python3 -m pip install --no-deps --no-cache-dir --no-input --only-binary :all: \
+        --require-hashes --target "$folder.part" -r tools/fuzz-requirements.txt ||
+        fetch_failed "pip install of schemathesis"
+    mv "$folder.part" "$folder"
+}
+
 purpose=${1:-build}
 case $purpose in
 build | test) ;;
@@ -155,6 +174,9 @@ mkdir -p .tools
 get_bun
 get_zig
 get_packages
-[ "$purpose" = build ] || get_debian_packages
+if [ "$purpose" = test ]; then
+    get_debian_packages
+    get_fuzzer
+fi
 rm -f .tools/fetch.log
 say "ready (Bun $bun_version, Zig $zig_version, $(($(date +%s) - started)) s)"

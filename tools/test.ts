@@ -75,6 +75,10 @@ function allSuites(): Suite[] {
   const slow = ["test/e2e", "test/lab", "test/bench"];
   return [
     status("types", 20, [bun, `${bin}/typescript/bin/tsc`, "--noEmit"]),
+    status("page types", 20, [
+      ...[bun, `${bin}/typescript/bin/tsc`, "--noEmit"],
+      ...["--project", "coordinator/dashboard/browser"],
+    ]),
     status("lint", 20, [bun, `${bin}/@biomejs/biome/bin/biome`, "ci", "--colors=off"]),
     status("zig format", 10, [zig(), "fmt", "--check", "zig"]),
     {

@@ -21,6 +21,8 @@ pub const event_ring_entries: u32 = 512;
 pub const last_words_text_max: u32 = 2048;
 /// Pages that one question to the shard can be about.
 pub const page_records_max: u32 = 64;
+/// Most blocks of guest RAM whose remote faults are counted apart.
+pub const heat_blocks_max: u32 = 4096;
 /// What a pager keeps of each guest page it has dealt with (counted in engine/pager.zig).
 pub const page_state_bytes: u32 = 44;
 pub const shared_magic: u32 = 0x56495353; // "SSIV", little endian
@@ -395,6 +397,16 @@ pub const PageAnswer = extern struct {
     records: [page_records_max]PageRecord,
 };
 
+/// Where this node's remote faults are: those that ended, by block of guest RAM. Block i has the
+/// pages from i * block_pages on, in order of their addresses with the holes between RAM ranges
+/// left out. The sum of all is EngineStats.faults_remote; each count is modulo 2^32.
+pub const Heat = extern struct {
+    block_pages: u32,
+    /// Blocks that there are; 0 on a memory node and where no pager runs.
+    count: u32,
+    faults: [heat_blocks_max]u32,
+};
+
 /// The shared page: one memfd per engine, mapped by the engine and by its parent.
 pub const Shared = extern struct {
     magic: u32,
@@ -410,6 +422,7 @@ pub const Shared = extern struct {
     io_slots: [io_slots_max]IoSlot,
     vcpus: [vcpus_max]VcpuStats,
     pages: PageAnswer,
+    heat: Heat,
 };
 
 /// One range of guest RAM. `node` is the home of its pages.
@@ -683,7 +696,7 @@ pub const records = .{
     CpuDump,      VcpuStats, Histogram,    EngineStats, Shared,      RamRange,  FrameRange,
     EngineConfig, BusRegion, RegisterFile, CpuidEntry,  MsrEntry,    Segment,   DescriptorTable,
     VcpuRecord,   HotPage,   PageRecord,   PageAnswer,  ProbeResult, HostProbe, LinkCost,
-    VirtioDevice,
+    VirtioDevice, Heat,
 };
 
 /// Every enum that TypeScript sees.

@@ -228,6 +228,7 @@ pub const Engine = struct {
         }, handler(span), &self.shared.stats);
         span.* = .init(self, .{ .pager = pager });
         pager.inspection.attach(&self.shared.pages, &self.events);
+        pager.shell.faults.heat = .init(&self.shared.heat, pager.shell.ram.pageCount());
         self.pager = pager;
         self.span = span;
         self.router.remote = Span.sendInterrupt;

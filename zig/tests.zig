@@ -49,6 +49,7 @@ test {
     _ = @import("kvm/host.zig");
     _ = @import("memory/eviction.zig");
     _ = @import("memory/faults.zig");
+    _ = @import("memory/heat.zig");
     _ = @import("memory/frames.zig");
     _ = @import("memory/mailbox.zig");
     _ = @import("memory/pagemap.zig");

@@ -300,7 +300,7 @@ test("what a VM is to be reaches its engines", async () => {
       { cpus: 1, memoryBytes: 192 * MIB },
     ],
     ...{ reboot: false, pageTables: "strict", clockDilation: 3, peerTimeoutMs: 7000 },
-    ...{ holdUsMax: 500, cacheBytes: 80 * MIB },
+    ...{ holdUsMax: 500, cacheBytes: 80 * MIB, balloonBytes: 32 * MIB },
     memoryLatencyNs: [
       [90, 400],
       [400, 90],
@@ -313,6 +313,7 @@ test("what a VM is to be reaches its engines", async () => {
   const plan = JSON.parse(reader.text.split("\n")[0] ?? "");
   expect(plan).toMatchObject({
     ...{ name: "demo", node: 0, kernel, memoryCosts: { latencyNs: spec.memoryLatencyNs } },
+    balloonBytes: 32 * MIB,
     nodes: [
       { id: 0, vcpus: 2, memoryBytes: 128 * MIB, cacheBytes: 80 * MIB },
       { id: 1, vcpus: 1, memoryBytes: 192 * MIB, cacheBytes: 80 * MIB },

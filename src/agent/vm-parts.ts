@@ -14,7 +14,7 @@ import { JoinSession } from "../node/join.ts";
 import type { SandboxMode } from "../node/sandbox.ts";
 import { Vm, type VmDeps } from "../node/vm.ts";
 import { checkMemory, planVm, type VmRequest } from "../node/vm-request.ts";
-import { showPages, showVm } from "../node/vm-view.ts";
+import { heatOfVm, sampleVm, setBalloon, showPages, showVm } from "../node/vm-view.ts";
 import { ConsoleHistory } from "./console-history.ts";
 import { endedOf, PartRecord } from "./part.ts";
 
@@ -48,6 +48,7 @@ const DEFAULTS = {
 /** A VM's request as `ssihv run` would make it from flags. */
 export function requestOf(spec: VmSpec, door: VmRequest["door"]): VmRequest {
   const { nodeMemoryBytes, memoryNodeMemoryBytes, cacheBytes, initrd, pollUsMax } = spec;
+  const { balloonBytes } = spec;
   const dilation = spec.clockDilation ?? DEFAULTS.clockDilation;
   const peerTimeoutMs = spec.peerTimeoutMs ?? DEFAULTS.peerTimeoutMs;
   // As for `ssihv run`: of the guest's time, and well within the peer timeout.
@@ -76,6 +77,7 @@ export function requestOf(spec: VmSpec, door: VmRequest["door"]): VmRequest {
     stallFreezeMs: spec.stallFreezeMs ?? freeze,
     holdUsMax: spec.holdUsMax ?? DEFAULTS.holdUsMax,
     ...(pollUsMax !== undefined && { pollUsMax }),
+    ...(balloonBytes !== undefined && { balloonBytes: BigInt(balloonBytes) }),
     pager: false,
     pinVcpus: false,
     report: false,
@@ -152,8 +154,18 @@ export class LeadPart {
   }
 
   ask(question: AgentQuestion): Promise<object> {
-    if (question.op === "show") return showVm(this.vm);
-    return showPages(this.vm, question.gpa, question.count);
+    switch (question.op) {
+      case "show":
+        return showVm(this.vm);
+      case "stats":
+        return sampleVm(this.vm);
+      case "heat":
+        return heatOfVm(this.vm);
+      case "pages":
+        return showPages(this.vm, question.gpa, question.count);
+      case "balloon":
+        return setBalloon(this.vm, question.bytes);
+    }
   }
 
   private async watch(admin: AdminServer, deps: PartsDeps): Promise<void> {

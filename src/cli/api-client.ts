@@ -6,6 +6,7 @@ import { dirname, join } from "node:path";
 
 import type { ApiError, Host, Place, Status, Token, Vm } from "../../coordinator/api-schemas.ts";
 import { isErrorCode, SsihvError } from "../base/errors.ts";
+import type { BalloonAnswer, HeatAnswer, StatsAnswer } from "../control/vm-answers.ts";
 import type { VmSpec } from "../control/vm-spec.ts";
 import { formatAddress } from "../node/join-address.ts";
 import type { PagesShown, VmShown } from "../node/vm-view.ts";
@@ -97,6 +98,10 @@ export class ApiClient {
     return this.json("POST", "/v1/vms", spec);
   }
 
+  change(spec: VmSpec): Promise<Vm> {
+    return this.json("PUT", vmPath(spec.name), spec);
+  }
+
   start(name: string): Promise<Vm> {
     return this.json("POST", `${vmPath(name)}/start`);
   }
@@ -114,6 +119,19 @@ export class ApiClient {
     return this.json("GET", `${vmPath(name)}/engines`);
   }
 
+  /** Every counter of a running VM's engines. */
+  stats(name: string): Promise<StatsAnswer> {
+    return this.json("GET", `${vmPath(name)}/stats`);
+  }
+
+  heat(name: string): Promise<HeatAnswer> {
+    return this.json("GET", `${vmPath(name)}/heat`);
+  }
+
+  balloon(name: string, bytes: number): Promise<BalloonAnswer> {
+    return this.json("PUT", `${vmPath(name)}/balloon`, { bytes });
+  }
+
   pages(name: string, gpa: number, count: number): Promise<PagesShown> {
     return this.json("GET", `${vmPath(name)}/pages?gpa=${gpa}&count=${count}`);
   }
@@ -128,6 +146,23 @@ export class ApiClient {
   async type(name: string, writer: string, bytes: Uint8Array): Promise<void> {
     const data = Buffer.from(bytes).toString("base64");
     await this.call("POST", `${vmPath(name)}/console`, { writer, data });
+  }
+
+  /** An answer as it comes, an error's too; whoever asks ends it. */
+  async read(
+    path: string,
+    options: { readonly lastEventId?: string; readonly signal: AbortSignal },
+  ): Promise<Response> {
+    const { lastEventId, signal } = options;
+    try {
+      return await fetch(`${this.base}${path}`, {
+        ...this.options,
+        ...(lastEventId !== undefined && { headers: { "last-event-id": lastEventId } }),
+        ...{ signal, timeout: false },
+      });
+    } catch (cause) {
+      throw unreachable(this.where, cause);
+    }
   }
 
   private async json<T>(method: string, path: string, body?: unknown): Promise<T> {

@@ -20,11 +20,13 @@ import { clusterCommands } from "./cluster.ts";
 import { completionCommand, proposalLines } from "./completion.ts";
 import type { CliContext, HostAccess } from "./context.ts";
 import { coordinatorCommand } from "./coordinator.ts";
+import { dashboardCommand } from "./dashboard.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
 import { installCommands, uninstallCommands } from "./install.ts";
 import { joinCommand } from "./join.ts";
 import { nodeCommand } from "./node.ts";
+import { partCommand } from "./part.ts";
 import { formatError } from "./report.ts";
 import { runCommand } from "./run.ts";
 import { topCommand } from "./top.ts";
@@ -32,8 +34,8 @@ import { unknownCommand, usageError } from "./usage-error.ts";
 import { vmCommands } from "./vm.ts";
 
 type Command =
-  | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node")
-  | ("install" | "uninstall" | "certs" | "check" | "acpi" | "completion" | "engine");
+  | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node" | "dashboard")
+  | ("install" | "uninstall" | "certs" | "check" | "acpi" | "completion" | "engine" | "part");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
@@ -46,11 +48,13 @@ const ROOT = buildRouteMap<Command, CliContext>({
     node: nodeCommand,
     install: installCommands,
     uninstall: uninstallCommands,
+    dashboard: dashboardCommand,
     certs: certsCommands,
     check: checkCommand,
     acpi: acpiCommands,
     completion: completionCommand,
     engine: engineCommand,
+    part: partCommand,
   },
   docs: {
     brief: "Joins several x86-64 Linux hosts into one virtual machine.",
@@ -63,11 +67,13 @@ Examples:
   ssihv run --config cluster-config.yaml
   ssihv run --kernel bzImage --nodes 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
+  ssihv run --hosts a,b --kernel bzImage          the same by ssh, in one command
   ssihv certs init                                a CA for the cluster
   ssihv install node --join TOKEN                 this host's agent as a service
   ssihv vm show                                   how is the VM that runs here?
-  ssihv top                                       what do its nodes do?`,
-    hideRoute: { engine: true },
+  ssihv top                                       what do its nodes do?
+  ssihv dashboard                                 the cluster in a web browser`,
+    hideRoute: { engine: true, part: true },
   },
 });
 

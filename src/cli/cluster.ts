@@ -5,6 +5,7 @@ import { buildCommand, buildRouteMap } from "@stricli/core";
 import { SsihvError } from "../base/errors.ts";
 import { ApiClient, type ApiFlags } from "./api-client.ts";
 import { API_FLAGS, API_HELP, API_STATUSES, jsonFlag } from "./api-flags.ts";
+import { applyCommand } from "./cluster-apply.ts";
 import { hostTable, statusText, vmTable } from "./cluster-tables.ts";
 import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
@@ -127,7 +128,14 @@ ${API_STATUSES}`,
   },
 });
 
-export const clusterCommands = buildRouteMap<"status" | "token" | "remove", CliContext>({
-  routes: { status: statusCommand, token: tokenCommand, remove: removeCommand },
+type Command = "status" | "apply" | "token" | "remove";
+
+export const clusterCommands = buildRouteMap<Command, CliContext>({
+  routes: {
+    status: statusCommand,
+    apply: applyCommand,
+    token: tokenCommand,
+    remove: removeCommand,
+  },
   docs: { brief: "the cluster: its hosts and VMs, letting hosts in and out" },
 });

@@ -5,6 +5,7 @@ import { SsihvError } from "../base/errors.ts";
 import type { ClusterConfig } from "../config/cluster-config.ts";
 import { parseDurationUs } from "../config/duration.ts";
 import { parseSize, parseSizeOrNone } from "../config/size.ts";
+import type { HostSpec } from "../hosts/host-list.ts";
 import type { HostPort } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmDoor } from "../node/vm.ts";
@@ -29,6 +30,10 @@ export interface RunFlags extends SandboxFlags {
   readonly metrics?: HostPort;
   readonly keyFile?: string;
   readonly config?: string;
+  readonly hosts?: readonly HostSpec[];
+  readonly memoryHosts?: readonly HostSpec[];
+  readonly ssh?: readonly string[];
+  readonly acceptUnfit?: boolean;
   readonly reboot?: boolean;
   readonly pageTables?: "auto" | "strict" | "replicated";
   readonly clockDilation?: number;

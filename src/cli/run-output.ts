@@ -13,6 +13,7 @@ import {
 import { formatError, printable } from "./report.ts";
 
 export const EVENTS_HELP = `With --json, one JSON object a line on stderr (stdout is the guest's):
+  {"event":"copying","vm":..,"host":..,"bytes":0,"total":..}  --hosts: ssihv is brought there
   {"event":"engine_ready","vm":..,"node":0,"pid":..}   an engine process is up
   {"event":"waiting","vm":..,"missing":1,"command":..} hosts have yet to join, by this command
   {"event":"joined","vm":..,"node":1,"host":..}        a host took this node
@@ -48,6 +49,13 @@ export class RunOutput {
   say(text: string): void {
     if (this.options.json) this.json({ event: "notice", text });
     else this.lines(`ssihv: ${printable(text)}`);
+  }
+
+  /** `run --hosts` brings ssihv to a host. */
+  copying(host: string, bytes: number, total: number): void {
+    const mib = (count: number) => Math.round(count / 2 ** 20);
+    if (this.options.json) this.json({ event: "copying", host, bytes, total });
+    else this.say(`host ${host}: copying ssihv there: ${mib(bytes)} of ${mib(total)} MiB`);
   }
 
   event(event: VmEvent): void {

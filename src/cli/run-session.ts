@@ -5,10 +5,7 @@
 
 import { constants } from "node:os";
 
-import type { AdminServer } from "../node/admin-server.ts";
-import type { VmPlan } from "../node/vm.ts";
-import { Vm, type VmDeps } from "../node/vm.ts";
-import type { VmObserved } from "../node/vm-view.ts";
+import type { Vm, VmHooks } from "../node/vm.ts";
 import { CONSOLE_HELP, type ConsoleCommand, EscapeParser } from "./console-escape.ts";
 import { outcomeStatus } from "./outcome.ts";
 import type { RunOutput } from "./run-output.ts";
@@ -22,13 +19,21 @@ const NEWLINE = 0x0a;
 /** A signal this soon after the first is the same wish. */
 const INSIST_MS = 1000;
 
+/** A VM as a terminal drives it: the Vm of this host, or one over others (src/hosts). */
+export type DrivenVm = Pick<Vm, "run" | "summaries" | "writeConsole" | "togglePause" | "nmi"> &
+  Pick<Vm, "report" | "dump" | "stop" | "killAll">;
+
+interface Closable {
+  close(): void;
+}
+
 /** As a shell reports a command that a signal ended. */
 function signalStatus(signal: Ending): number {
   return 128 + constants.signals[signal];
 }
 
-export class RunSession {
-  private readonly vm: Vm;
+export class RunSession<V extends DrivenVm = DrivenVm> {
+  readonly vm: V;
   private readonly input = new ConsoleInputStream();
   private readonly stdout: ConsoleOutputStream;
   private readonly output: RunOutput;
@@ -36,30 +41,22 @@ export class RunSession {
   private readonly undo: (() => void)[] = [];
   private endedBy: Ending | undefined;
   private endedAt = 0;
-  private readonly admin: AdminServer | undefined;
+  private readonly admin: Closable | undefined;
 
-  constructor(plan: VmPlan, output: RunOutput, deps: VmDeps, admin?: AdminServer) {
+  /** `vmFor`: the VM, which is to tell these hooks; `admin` goes with the VM. */
+  constructor(vmFor: (hooks: VmHooks) => V, output: RunOutput, admin?: Closable) {
     this.output = output;
     this.admin = admin;
     this.stdout = new ConsoleOutputStream(() => this.onSignal("SIGPIPE"));
-    this.vm = new Vm(
-      plan,
-      {
-        onConsole: (chunk) => this.onConsole(chunk),
-        onEvent: (event) => this.output.event(event),
-      },
-      deps,
-    );
-  }
-
-  get observed(): VmObserved {
-    return this.vm;
+    this.vm = vmFor({
+      onConsole: (chunk) => this.onConsole(chunk),
+      onEvent: (event) => this.output.event(event),
+    });
   }
 
   /** Runs the VM to its end; the exit status of the command. */
   async run(): Promise<number> {
     this.listen();
-    this.admin?.serve(this.vm);
     this.input.enterRaw();
     this.input.start((chunk) => this.onInput(chunk));
     const outcome = await this.vm.run();

@@ -4,11 +4,13 @@
 import { buildCommand } from "@stricli/core";
 
 import { loadClusterConfig } from "../config/cluster-config.ts";
+import { parseHosts } from "../hosts/host-list.ts";
+import { splitWords } from "../hosts/reach.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
 import { openAdmin } from "../node/admin-open.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { parseListen } from "../node/join-address.ts";
-import type { VmPlan } from "../node/vm.ts";
+import { Vm, type VmPlan } from "../node/vm.ts";
 import { metricsText } from "../node/vm-metrics.ts";
 import { memoryWords, planVm, warnings } from "../node/vm-request.ts";
 import { MetricsServer } from "../telemetry/metrics-server.ts";
@@ -16,6 +18,7 @@ import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
 import { path, requireKvm, SANDBOX_FLAG, text } from "./flags.ts";
+import { HOSTS_HELP, refuseWithoutHosts, runOnHosts } from "./run-hosts.ts";
 import {
   durationFlag,
   RUN_DEFAULTS,
@@ -30,14 +33,19 @@ import { RunSession } from "./run-session.ts";
 
 async function run(this: CliContext, flags: RunFlags): Promise<void> {
   const config = flags.config === undefined ? undefined : loadClusterConfig(flags.config);
+  if (flags.hosts !== undefined) {
+    this.status = await runOnHosts(this, flags, flags.hosts, config);
+    return;
+  }
+  refuseWithoutHosts(flags);
   const request = runRequest(flags, config);
   const facts = this.host.facts();
   const wanted = planVm(request, facts);
   requireKvm(this.host);
   const { metrics } = flags;
-  let session: RunSession | undefined;
+  let session: RunSession<Vm> | undefined;
   const server =
-    metrics && MetricsServer.open(metrics, () => metricsText(session ? [session.observed] : []));
+    metrics && MetricsServer.open(metrics, () => metricsText(session ? [session.vm] : []));
   try {
     session = await openSession(this, wanted, facts, {
       json: flags.json,
@@ -57,7 +65,7 @@ async function openSession(
   wanted: VmPlan,
   facts: HostFacts,
   told: Pick<RunFlags, "json" | "report" | "sandbox"> & { readonly nameChosen: boolean },
-): Promise<RunSession> {
+): Promise<RunSession<Vm>> {
   const createPage = await context.host.sharedPages();
   const admin = await openAdmin({ vm: wanted.name, chosen: told.nameChosen });
   const plan = { ...wanted, name: admin.server?.vm ?? wanted.name };
@@ -74,11 +82,14 @@ async function openSession(
   const command = context.host.engineCommand;
   const { sandbox } = told;
   const deps = { createPage, sandbox, ...(command !== undefined && { command }) };
-  return new RunSession(plan, output, deps, admin.server);
+  const session = new RunSession((hooks) => new Vm(plan, hooks, deps), output, admin.server);
+  admin.server?.serve(session.vm);
+  return session;
 }
 
-const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes, all on this host or, with
---listen, on this host and those that join it. The guest's serial console is on stdin and stdout;
+const EXAMPLES = `Boots a Linux kernel in a VM of one or more nodes: all on this host; with
+--listen, on this host and those that join it; with --hosts, on hosts that it reaches by ssh or
+within a Slurm allocation. The guest's serial console is on stdin and stdout;
 everything ssihv says goes to stderr.
 
 Examples:
@@ -88,8 +99,11 @@ Examples:
   ssihv run --kernel bzImage --nodes 2 --cpus 2 --listen 10.0.0.1:7700 --key-file vm.key
   ssihv run --kernel bzImage --memory 96G --memory-nodes 2 --copies 2 \\
             --listen 10.0.0.1:7700 --key-file vm.key      one node, two hosts lend memory
+  ssihv run --hosts a,root@b --kernel bzImage --cpus 4 --memory 8G   over two hosts, by ssh
   ssihv run --config cluster-config.yaml --metrics 127.0.0.1:9400
   echo 'poweroff -f' | ssihv run --kernel bzImage --initrd shell.cpio --json 2>events.jsonl
+
+${HOSTS_HELP}
 
 Keys, when stdin is a terminal:
 ${CONSOLE_HELP.replace(/^/gm, "  ")}
@@ -223,6 +237,33 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         optional: true,
         brief: "the key that joining hosts must have: 64 hex characters (openssl rand -hex 32)",
         placeholder: "FILE",
+      },
+      hosts: {
+        kind: "parsed",
+        parse: parseHosts("--hosts"),
+        optional: true,
+        brief: "run over these hosts, a node on each, by ssh; the first leads",
+        placeholder: "HOST,HOST",
+      },
+      memoryHosts: {
+        kind: "parsed",
+        parse: parseHosts("--memory-hosts"),
+        optional: true,
+        brief: "more hosts, which only lend memory",
+        placeholder: "HOST,HOST",
+      },
+      ssh: {
+        kind: "parsed",
+        parse: (value: string) => splitWords(value, "--ssh"),
+        optional: true,
+        brief: "the ssh command of --hosts, with its options [$SSIHV_SSH or ssh]",
+        placeholder: "COMMAND",
+      },
+      acceptUnfit: {
+        kind: "boolean",
+        optional: true,
+        withNegated: false,
+        brief: "try hosts of --hosts that ssihv check finds unfit",
       },
       config: {
         kind: "parsed",

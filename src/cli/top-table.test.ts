@@ -50,3 +50,48 @@ test("a VM that does not run yet says what it does", () => {
   const sample = { name: "w", state: "waiting" as const, nodes: [node(0, 0)] };
   expect(topTable(compare([waiting], [{ label: "w", at: 2, sample }]))).toContain("w (waiting)");
 });
+
+test("the blocks with the most remote faults since the look before", () => {
+  const ranges = [{ gpa: 0, bytes: 2 ** 28, node: 0 }];
+  const heat = (...counts: number[][]) => ({
+    vm: "demo",
+    ranges,
+    nodes: counts.map((faults, node) => {
+      return { node, heat: { blockBytes: 2 ** 21, faults }, silent: null };
+    }),
+  });
+  const nodes = [node(0, 0), node(1, 0)];
+  const before = [{ ...look("demo", 1000, nodes), heat: heat([9, 9], [9]) }];
+  const after = [{ ...look("demo", 3000, nodes), heat: heat([9, 11], [9, 4, 0, 10]) }];
+  const shown = compare(before, after);
+  expect(shown[0]?.hotBlocks).toEqual([
+    {
+      ...{ block: 3, gpa: 3 * 2 ** 21, bytes: 2 ** 21, home: 0, remoteFaults: 5 },
+      nodes: [{ node: 1, remoteFaults: 5 }],
+    },
+    {
+      ...{ block: 1, gpa: 2 ** 21, bytes: 2 ** 21, home: 0, remoteFaults: 3 },
+      nodes: [
+        { node: 0, remoteFaults: 1 },
+        { node: 1, remoteFaults: 2 },
+      ],
+    },
+  ]);
+  const lines = topTable(shown).split("\n").slice(-4);
+  expect(lines.map((line) => line.trim().split(/\s+/))).toEqual([
+    ["VM", "HOT-BLOCK", "HOME", "REMOTE/S", "BY-NODE"],
+    ["demo", "0x600000", "0", "5", "1:5"],
+    ["0x200000", "0", "3", "0:1", "1:2"],
+    [""],
+  ]);
+  // One look tells nothing, and nothing is said where nothing happened.
+  expect(topTable(compare([], after))).not.toContain("HOT-BLOCK");
+  expect(
+    topTable(
+      compare(
+        after,
+        after.map((each) => ({ ...each, at: 4000 })),
+      ),
+    ),
+  ).not.toContain("HOT-BLOCK");
+});

@@ -129,6 +129,18 @@ test("from a file to a VM that runs, its console, and its end", async () => {
   const pages = await ssihv("vm", "pages", "--gpa", "0x1000", "--json");
   expect(JSON.parse(pages.out)).toMatchObject({ vm: "demo", pages: [{ gpa: 4096, home: 0 }] });
 
+  const top = await ssihv("top", "--interval", "100ms", "--count", "1");
+  expect(top.out).toMatch(/^VM +NODE +HOST .*\ndemo +0 +host-[ab] +1 .*\n +1 +host-[ab] +1 /);
+  const rates = JSON.parse((await ssihv("top", "demo", "--count", "1", "--json")).out);
+  expect(rates).toMatchObject([{ name: "demo", state: "running", nodes: [{}, {}] }]);
+  const hosts = rates[0].nodes.map(({ host }: { host: string }) => host).sort();
+  expect(hosts).toEqual(["host-a", "host-b"]);
+  expect((await ssihv("top", "--local", "--count", "1")).out).toMatch(/\ndemo .*\ndemo\/1 /s);
+  const balloon = await ssihv("vm", "balloon", "demo", "64M");
+  expect(balloon.out).toStartWith("balloon: 0 of 64 MiB");
+  const large = await ssihv("vm", "balloon", "demo", "1G");
+  expect([large.code, large.err]).toEqual([2, expect.stringContaining("a balloon of 1024 MiB")]);
+
   const first = spawn(["vm", "console", "demo"]);
   const typing = new Screen(first);
   await typing.shows("hello");
@@ -155,6 +167,9 @@ test("from a file to a VM that runs, its console, and its end", async () => {
   expect(await looking.stdout.text()).toContain("typed next");
   const none = await ssihv("vm", "console", "demo");
   expect([none.code, none.err]).toEqual([2, expect.stringContaining("it has no console")]);
+  expect((await ssihv("top", "--count", "1")).out).toBe("no VM runs\n");
+  const idle = await ssihv("top", "demo");
+  expect([idle.code, idle.err]).toEqual([2, expect.stringContaining("VM demo does not run")]);
   expect(await ssihv("vm", "destroy", "demo")).toEqual({ code: 0, out: "", err: "" });
   expect((await ssihv("vm", "show", "demo")).code).toBe(2);
 }, 60_000);
@@ -187,6 +202,53 @@ test("what fails is told by whoever ordered it, with its status", async () => {
     expect((await ssihv("vm", "destroy", name, "--force")).code).toBe(0);
   }
   expect(JSON.parse((await ssihv("vm", "list", "--json")).out)).toEqual([]);
+}, 60_000);
+
+test("a file is applied: created, changed at rest, told where it runs, left alone", async () => {
+  const path = join(base, "cluster.yaml");
+  const write = (web: string, db: string) => {
+    const shape = "nodes: [{ cpus: 1, memory: 128M }], kernel: /etc/passwd";
+    const vms = [`name: web, ${shape}, ${web}`, `name: db, ${shape}, ${db}`];
+    writeFileSync(path, `cluster: c\nvms:\n${vms.map((vm) => `  - { ${vm} }\n`).join("")}`);
+  };
+  const apply = (...flags: string[]) => ssihv("cluster", "apply", "-f", path, ...flags);
+  const names = async () => {
+    const vms = JSON.parse((await ssihv("vm", "list", "--json")).out) as { name: string }[];
+    return vms.map(({ name }) => name);
+  };
+  write("cmdline: say=web", "cmdline: say=db");
+  const dry = await apply("--dry-run");
+  expect(dry.out).toContain("create   web (1 node(s), 1 vCPU(s), 128 MiB)\n");
+  expect(dry.out).toContain("nothing was changed (--dry-run)\n");
+  expect([dry.code, await names()]).toEqual([0, []]);
+  expect((await apply()).code).toBe(0);
+  expect(await names()).toEqual(["db", "web"]);
+  const again = await apply("--json");
+  expect(JSON.parse(again.out).changes.map(({ action }: { action: string }) => action)).toEqual([
+    "same",
+    "same",
+  ]);
+
+  // One runs, of which nothing is changed, while another is at rest: neither is.
+  expect((await ssihv("vm", "start", "web")).code).toBe(0);
+  write("cmdline: say=other", "cmdline: say=more");
+  const blocked = await apply();
+  expect(blocked.code).toBe(2);
+  expect(blocked.out).toContain("blocked  web (running)\n           cmdline: ");
+  expect(blocked.err).toContain(
+    `${path}:3:5: VM web is running, so this cannot be changed: cmdline`,
+  );
+  expect((await apply("--dry-run")).out).toContain('"say=db" -> "say=more"');
+  write("cmdline: say=web", "cmdline: say=more");
+  const started = await apply("--start");
+  expect(started.code).toBe(0);
+  expect(started.out).toContain("same     web (running)\nchange   db (stopped)\n");
+  expect(started.err).toContain("VM db: running");
+  write("cmdline: say=web", "node_memory: 2M, memory_nodes: 1");
+  expect((await apply()).err).toContain(`ssihv: ${path}:4:5: `);
+  for (const name of ["web", "db"]) {
+    expect((await ssihv("vm", "destroy", name, "--force")).code).toBe(0);
+  }
 }, 60_000);
 
 test("two agents of one state, and a host that has joined already, are refused", async () => {

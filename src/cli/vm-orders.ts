@@ -17,7 +17,7 @@ interface OrderFlags extends ApiFlags {
   readonly json: boolean;
 }
 
-interface WaitFlags extends OrderFlags {
+export interface WaitFlags extends OrderFlags {
   readonly wait: number;
 }
 
@@ -91,7 +91,7 @@ function failed({ name, last }: Vm): SsihvError {
   return new SsihvError(code, message, { hint: `ssihv vm show ${name}` });
 }
 
-async function startAndWait(
+export async function startAndWait(
   context: CliContext,
   flags: WaitFlags,
   api: ApiClient,
@@ -157,7 +157,7 @@ const NAME = {
 const ONE = { kind: "tuple", parameters: [NAME] } as const;
 const VM_JSON = "one JSON object: {name, state, spec, places, last, ..}";
 
-function wait(what: string, most: string) {
+export function wait(what: string, most: string) {
   return {
     kind: "parsed",
     parse: durationFlag("--wait"),
@@ -183,7 +183,7 @@ export const createCommand = buildCommand<CreateFlags, [], CliContext>({
 
 More keys, with the meaning and the defaults of cluster-config.yaml and ssihv run: reboot,
 page_tables, clock_dilation, peer_timeout, stall_freeze, hold_max, poll_max; memory_nodes,
-node_memory, memory_node_memory, cache, copies; memory_latency, memory_bandwidth.
+node_memory, memory_node_memory, cache, copies; balloon; memory_latency, memory_bandwidth.
 
 Examples:
   ssihv vm create -f vm.yaml

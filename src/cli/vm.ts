@@ -7,8 +7,8 @@ import { SsihvError } from "../base/errors.ts";
 import { askPages, askShow, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
 import { PAGES_AT_ONCE_MAX, type PagesShown } from "../node/vm-view.ts";
-import { ApiClient, type ApiFlags, type Vm } from "./api-client.ts";
-import { API_FLAGS, API_HELP, jsonFlag } from "./api-flags.ts";
+import type { ApiClient, Vm } from "./api-client.ts";
+import { API_FLAGS, jsonFlag } from "./api-flags.ts";
 import { vmTable, vmText } from "./cluster-tables.ts";
 import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
@@ -19,11 +19,7 @@ import { consoleCommand } from "./vm-console.ts";
 import { vmNames } from "./vm-names.ts";
 import { createCommand, destroyCommand, startCommand, stopCommand } from "./vm-orders.ts";
 import { listTable, nodesText, pagesText, showText } from "./vm-tables.ts";
-
-interface LookFlags extends ApiFlags {
-  readonly local: boolean;
-  readonly json: boolean;
-}
+import { ask, LOCAL, type LookFlags, nameOf, WHERE_HELP } from "./where.ts";
 
 interface PagesFlags extends LookFlags {
   readonly vm?: string;
@@ -33,16 +29,6 @@ interface PagesFlags extends LookFlags {
 
 const EXIT_STATUSES = `Exit status: 0 answered, 2 wrong flags, no such VM or no such address,
 10 the VM or the coordinator did not answer.`;
-
-const WHERE_HELP = `${API_HELP}
---local, or where there is no coordinator: the VMs of this user on this host, without one.`;
-
-const LOCAL = {
-  kind: "boolean",
-  default: false,
-  withNegated: false,
-  brief: "only this host, without the coordinator",
-} as const;
 
 /** A guest-physical address: 0x and hexadecimal digits, or a decimal number. */
 export function gpaFlag(value: string): number {
@@ -57,41 +43,6 @@ export function gpaFlag(value: string): number {
 function listJson({ path, label, listing, silent }: RunningVm): object {
   const { name, ...rest } = listing ?? { name: label.replace(/\/\d+$/, "") };
   return { name: label, vm: name, ...rest, socket: path, silent };
-}
-
-/** Asks the coordinator where there is one, else this host. */
-async function ask<T>(
-  context: CliContext,
-  flags: LookFlags,
-  cluster: (api: ApiClient) => Promise<T>,
-  local: () => Promise<T>,
-): Promise<T> {
-  const api = flags.local ? undefined : await ApiClient.find(flags);
-  if (api === undefined) return await local();
-  try {
-    return await cluster(api);
-  } catch (error) {
-    // One that was asked for by name is not to be replaced by something else.
-    const named =
-      flags.coordinator !== undefined || (process.env["SSIHV_COORDINATOR"] ?? "") !== "";
-    const away = error instanceof SsihvError && error.code === "coordinator_unreachable";
-    if (named || !away) throw error;
-    const words = `${error.message}; this is what runs on this host`;
-    context.process.stderr.write(`ssihv: ${printable(words)}\n`);
-    return await local();
-  }
-}
-
-/** The name, or that of the only VM there is. */
-async function nameOf(api: ApiClient, name: string | undefined): Promise<string> {
-  if (name !== undefined) return name;
-  const names = (await api.vms()).map((vm) => vm.name);
-  const [only, another] = names;
-  if (only !== undefined && another === undefined) return only;
-  const message = only === undefined ? "there is no VM" : "there is more than one VM";
-  throw new SsihvError("vm_unknown", message, {
-    hint: only === undefined ? "ssihv vm create -f FILE" : `name one: ${names.join(", ")}`,
-  });
 }
 
 async function list(this: CliContext, flags: LookFlags): Promise<void> {
@@ -197,7 +148,8 @@ const showCommand = buildCommand<LookFlags, [name?: string], CliContext>({
     fullDescription: `Asks every engine of the VM for its numbers. OLDEST-FAULT-US (in --json
 .stats.oldest_fault_us) is the age of the oldest fault in flight on a node, 0 when there is
 none: when a guest hangs, the node where it grows is where to look. kill -USR1 the VM's command
-then: its engines tell on stderr what is open.
+then: its engines tell on stderr what is open. .stats.hotBlocks are the blocks of guest memory with
+the most remote faults of a node since its engine started.
 
 Examples:
   ssihv vm show                                   the only one that runs

@@ -37,6 +37,7 @@ test("the example of the source tree parses and shows every setting", async () =
   const text = await Bun.file(EXAMPLE).text();
   const { vm, nodes } = ClusterConfigSchema.properties;
   const keys = [...Object.keys(vm.properties), ...Object.keys(nodes.items.properties)];
+  expect(text).toMatch(/^# vms:$/m);
   for (const key of keys) expect(text).toMatch(new RegExp(`^ *(- |# )?${key}:`, "m"));
 });
 

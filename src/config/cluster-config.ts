@@ -1,6 +1,7 @@
-// cluster-config.yaml: which nodes make up the VM and how it boots. One schema, checked as a whole:
-// every mistake in the file is reported at once, each with file, line and column.
-// Only settings that something reads exist; an unknown key is a mistake, never ignored.
+// cluster-config.yaml: which nodes make up the VM and how it boots, for `ssihv run`; and which VMs
+// a cluster is to have, for `ssihv cluster apply` (declared-vms.ts). One schema, checked as a
+// whole: every mistake in the file is reported at once, each with file, line and column. Only
+// settings that something reads exist; an unknown key is a mistake, never ignored.
 
 import { dirname, resolve } from "node:path";
 import { type Static, Type } from "@sinclair/typebox";
@@ -8,6 +9,7 @@ import { type Static, Type } from "@sinclair/typebox";
 import { parseDurationUs } from "./duration.ts";
 import { type MemoryCostsGiven, readCosts } from "./memory-costs.ts";
 import { parseSize, parseSizeOrNone } from "./size.ts";
+import { VM_KEYS, VM_NODE_KEYS, VmConfigSchema } from "./vm-config.ts";
 import { NAME_EXPECTED, Name, SETTINGS_EXPECTED, Text, VM_SETTINGS } from "./vm-settings.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
 
@@ -25,7 +27,6 @@ const VmSchema = Type.Object(
   {
     kernel: Type.Optional(Text),
     ...VM_SETTINGS,
-    balloon: Type.Optional(Text),
   },
   { additionalProperties: false },
 );
@@ -33,13 +34,15 @@ const VmSchema = Type.Object(
 export const ClusterConfigSchema = Type.Object(
   {
     cluster: Name,
-    nodes: Type.Array(NodeSchema, { minItems: 1, maxItems: 8 }),
+    nodes: Type.Optional(Type.Array(NodeSchema, { minItems: 1, maxItems: 8 })),
     vm: Type.Optional(VmSchema),
+    vms: Type.Optional(Type.Array(VmConfigSchema, { minItems: 1, maxItems: 1024 })),
   },
   { additionalProperties: false, $id: "cluster-config" },
 );
 
 type Raw = Static<typeof ClusterConfigSchema>;
+type RawNodes = NonNullable<Raw["nodes"]>;
 
 export interface NodeConfig {
   readonly name: string;
@@ -83,6 +86,7 @@ const KEYS = {
   "": Object.keys(ClusterConfigSchema.properties),
   nodes: Object.keys(NodeSchema.properties),
   vm: Object.keys(VmSchema.properties),
+  vms: [...new Set([...VM_KEYS, ...VM_NODE_KEYS])],
 };
 
 const EXPECTED = {
@@ -92,16 +96,17 @@ const EXPECTED = {
   nodes: "a list of 1 to 8 nodes",
   address: 'text such as "10.0.0.1:7800"',
   vm: "a mapping of VM settings",
+  vms: "a list of VMs, each as in the file of ssihv vm create",
+  host: NAME_EXPECTED,
   kernel: "a path",
   initrd: "a path",
   cache: 'a size with its unit such as "64M"',
-  balloon: 'a size with its unit such as "512M", or "0"',
 };
 
-const WORDS: SchemaWords = {
+export const CLUSTER_WORDS: SchemaWords = {
   keys: KEYS,
   expected: EXPECTED,
-  whole: "a mapping with cluster, nodes and vm",
+  whole: "a mapping with cluster, nodes and vm, or vms",
   hint: "cluster-config.yaml in the source tree shows every setting with its meaning",
 };
 
@@ -112,10 +117,10 @@ function isAddress(text: string): boolean {
   return port >= 1 && port <= 65535;
 }
 
-function readNodes(raw: Raw, reader: Reader): NodeConfig[] {
+function readNodes(raw: RawNodes, reader: Reader): NodeConfig[] {
   const names = new Map<string, number>();
   const addresses = new Map<string, number>();
-  return raw.nodes.map((node, i): NodeConfig => {
+  return raw.map((node, i): NodeConfig => {
     const { name, address, cpus, memory } = node;
     if (names.has(name)) {
       reader.blame(["nodes", i, "name"], `nodes[${i}].name: ${name} is nodes[${names.get(name)}]`);
@@ -175,14 +180,19 @@ function readVm(raw: NonNullable<Raw["vm"]>, folder: string, reader: Reader): Vm
 
 /** `file` is named in errors; relative paths inside are relative to its folder. */
 export function parseClusterConfig(text: string, file: string): ClusterConfig {
-  const { raw, reader } = readYaml(text, file, ClusterConfigSchema, WORDS);
-  const nodes = readNodes(raw, reader);
+  const { raw, reader } = readYaml(text, file, ClusterConfigSchema, CLUSTER_WORDS);
+  const rawNodes = raw.nodes ?? [];
+  if (raw.nodes === undefined) {
+    reader.blame([], `nodes is missing: expected ${EXPECTED.nodes}`);
+    reader.refuseMistakes();
+  }
+  const nodes = readNodes(rawNodes, reader);
   const vm = {
     ...readVm(raw.vm ?? {}, dirname(resolve(file)), reader),
-    ...readCosts(raw.vm ?? {}, ["vm"], raw.nodes.length, reader),
+    ...readCosts(raw.vm ?? {}, ["vm"], rawNodes.length, reader),
   };
-  const without = raw.nodes.findIndex((node) => node.address === undefined);
-  if (without >= 0 && raw.nodes.some((node) => node.address !== undefined)) {
+  const without = rawNodes.findIndex((node) => node.address === undefined);
+  if (without >= 0 && rawNodes.some((node) => node.address !== undefined)) {
     reader.blame(["nodes", without], `nodes[${without}] has no address, other nodes have one`);
   }
   reader.refuseMistakes();

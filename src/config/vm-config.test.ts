@@ -23,6 +23,7 @@ node_memory: 768M
 memory_node_memory: 2G
 cache: 64M
 copies: 1
+balloon: 256M
 memory_latency: [[90ns, 40us], [40us, 90ns]]
 memory_bandwidth: [[20G, 1G], [1G, 20G]]
 `;
@@ -47,6 +48,7 @@ test("every setting reaches the coordinator in its own units", () => {
     ...{ pageTables: "strict", clockDilation: 2, peerTimeoutMs: 10_000, stallFreezeMs: 500 },
     ...{ holdUsMax: 2000, pollUsMax: 0, memoryNodes: 1, nodeMemoryBytes: 768 * 2 ** 20 },
     ...{ memoryNodeMemoryBytes: 2 ** 31, cacheBytes: 2 ** 26, copies: 1 },
+    balloonBytes: 2 ** 28,
     memoryLatencyNs: square(90, 40_000),
     memoryBandwidthMBps: square((20 * 2 ** 30) / 1e6, 2 ** 30 / 1e6),
   });
@@ -79,6 +81,10 @@ test("every mistake is told at once, with its place", () => {
   expect(wrong).toThrow("vm.yaml:4:24: nodes[1].memory");
   expect(wrong).toThrow("vm.yaml:5:9: kernel: expected an absolute path");
   expect(wrong).toThrow("vm.yaml:11:15: peer_timeout");
+  const odd = () => parseVmConfig(FULL.replace("512M", "513M"), "vm.yaml");
+  expect(odd).toThrow("vm.yaml:4:24: nodes[1].memory: 513M is not a multiple of 2M");
+  const none = FULL.replace("balloon: 256M", 'balloon: "0"');
+  expect(parseVmConfig(none, "vm.yaml").balloonBytes).toBe(0);
   const twice = FULL.replace("memory: 512M", "memory: 512M, host: a");
   expect(() => parseVmConfig(twice, "vm.yaml")).toThrow("nodes[1].host: nodes[0] is on a");
   expect(() => loadVmConfig("/none.yaml")).toThrow("--file: /none.yaml cannot be read (ENOENT)");

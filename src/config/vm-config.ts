@@ -4,11 +4,13 @@
 
 import { type Static, Type } from "@sinclair/typebox";
 
+import { SsihvError } from "../base/errors.ts";
 import { parseDurationUs } from "./duration.ts";
 import { readCosts } from "./memory-costs.ts";
-import { parseSize } from "./size.ts";
+import { parseSize, parseSizeOrNone } from "./size.ts";
 import { NAME_EXPECTED, Name, SETTINGS_EXPECTED, Text, VM_SETTINGS } from "./vm-settings.ts";
 import { type Reader, readYaml, type SchemaWords, show, yamlText } from "./yaml-schema.ts";
+import type { Path } from "./yaml-source.ts";
 
 const NodeSchema = Type.Object(
   {
@@ -29,19 +31,22 @@ export const VmConfigSchema = Type.Object(
   { additionalProperties: false },
 );
 type Raw = Static<typeof VmConfigSchema>;
+type RawNode = Static<typeof NodeSchema>;
+
+export const VM_KEYS = Object.keys(VmConfigSchema.properties);
+export const VM_NODE_KEYS = Object.keys(NodeSchema.properties);
+
+export const PATH_EXPECTED = "an absolute path on the host that leads the VM";
 
 const WORDS: SchemaWords = {
-  keys: {
-    "": Object.keys(VmConfigSchema.properties),
-    nodes: Object.keys(NodeSchema.properties),
-  },
+  keys: { "": VM_KEYS, nodes: VM_NODE_KEYS },
   expected: {
     ...SETTINGS_EXPECTED,
     name: NAME_EXPECTED,
     host: NAME_EXPECTED,
     nodes: "a list of 1 to 8 nodes, each with cpus and memory",
-    kernel: "an absolute path on the host that leads the VM",
-    initrd: "an absolute path on the host that leads the VM",
+    kernel: PATH_EXPECTED,
+    initrd: PATH_EXPECTED,
   },
   whole: "a mapping with name, nodes and kernel",
   hint: "ssihv vm create --help shows such a file",
@@ -66,6 +71,7 @@ export interface VmConfigRead {
   memoryNodeMemoryBytes?: number;
   cacheBytes?: number;
   copies?: number;
+  balloonBytes?: number;
   memoryLatencyNs?: number[][];
   memoryBandwidthMBps?: number[][];
 }
@@ -74,26 +80,36 @@ type TextKey = {
   [K in keyof Raw]-?: NonNullable<Raw[K]> extends string ? K : never;
 }[keyof Raw];
 
+/** Where in a file a VM is declared. */
+export interface VmPaths {
+  readonly nodes: Path;
+  readonly settings: Path;
+}
+
 /** Values of keys that may be missing; a mistake stands for 0 and is blamed. */
 class Values {
   private readonly raw: Raw;
+  private readonly at: Path;
   private readonly reader: Reader;
 
-  constructor(raw: Raw, reader: Reader) {
+  constructor(raw: Raw, at: Path, reader: Reader) {
     this.raw = raw;
+    this.at = at;
     this.reader = reader;
   }
 
-  size(key: TextKey): number | undefined {
+  size(key: TextKey, parse: typeof parseSize = parseSize): number | undefined {
     const text = this.raw[key];
     return text === undefined
       ? undefined
-      : Number(this.reader.at([key], text, (value, what) => parseSize(value, what), 0n));
+      : Number(this.reader.at([...this.at, key], text, (value, what) => parse(value, what), 0n));
   }
 
   us(key: TextKey): number | undefined {
     const text = this.raw[key];
-    return text === undefined ? undefined : this.reader.at([key], text, parseDurationUs, 0);
+    return text === undefined
+      ? undefined
+      : this.reader.at([...this.at, key], text, parseDurationUs, 0);
   }
 
   ms(key: TextKey): number | undefined {
@@ -105,7 +121,9 @@ class Values {
     const text = this.raw[key];
     if (text === undefined || text.startsWith("/")) return;
     const expected = WORDS.expected[key] ?? "";
-    this.reader.blame([key], `${key}: expected ${expected}, found ${JSON.stringify(text)}`);
+    const path = [...this.at, key];
+    const found = JSON.stringify(text);
+    this.reader.blame(path, `${show(path)}: expected ${expected}, found ${found}`);
   }
 }
 
@@ -119,28 +137,38 @@ function mutable(rows: readonly (readonly number[])[] | undefined): number[][] |
   return rows?.map((row) => [...row]);
 }
 
-/** `file` is named in errors. */
-export function parseVmConfig(text: string, file: string): VmConfigRead {
-  const { raw, reader } = readYaml(text, file, VmConfigSchema, WORDS);
-  const values = new Values(raw, reader);
+/** Guest RAM is made of large pages (src/vmm/memory-map.ts). */
+const RAM_BLOCK_BYTES = 2n << 20n;
+
+function parseRam(value: string, what: string): bigint {
+  const bytes = parseSize(value, what);
+  if (bytes % RAM_BLOCK_BYTES === 0n) return bytes;
+  throw new SsihvError("config_invalid", `${what}: ${value} is not a multiple of 2M`);
+}
+
+function readNodes(raw: readonly RawNode[], at: Path, reader: Reader): VmConfigRead["nodes"] {
   const hosts = new Map<string, number>();
-  const nodes = raw.nodes.map(({ cpus, memory, host }, i) => {
-    const path = ["nodes", i, "memory"];
-    const memoryBytes = Number(
-      reader.at(path, memory, (value, what) => parseSize(value, what), 1n),
-    );
+  return raw.map(({ cpus, memory, host }, i) => {
+    const path = [...at, i, "memory"];
+    const memoryBytes = Number(reader.at(path, memory, parseRam, RAM_BLOCK_BYTES));
     const other = host === undefined ? undefined : hosts.get(host);
     if (other !== undefined) {
-      const where = ["nodes", i, "host"];
+      const where = [...at, i, "host"];
       reader.blame(where, `${show(where)}: nodes[${other}] is on ${host}: one node for each host`);
     }
     if (host !== undefined) hosts.set(host, i);
     return { cpus, memoryBytes, ...(host !== undefined && { host }) };
   });
+}
+
+/** A VM that the schema has nothing against; what its values have is blamed. */
+export function readVm(raw: Raw, at: VmPaths, reader: Reader): VmConfigRead {
+  const values = new Values(raw, at.settings, reader);
+  const nodes = readNodes(raw.nodes, at.nodes, reader);
   values.path("kernel");
   values.path("initrd");
-  const { memoryCosts } = readCosts(raw, [], nodes.length, reader);
-  const read: VmConfigRead = {
+  const { memoryCosts } = readCosts(raw, at.settings, nodes.length, reader);
+  return {
     name: raw.name,
     nodes,
     kernel: raw.kernel,
@@ -159,10 +187,17 @@ export function parseVmConfig(text: string, file: string): VmConfigRead {
       memoryNodeMemoryBytes: values.size("memory_node_memory"),
       cacheBytes: values.size("cache"),
       copies: raw.copies,
+      balloonBytes: values.size("balloon", parseSizeOrNone),
       memoryLatencyNs: mutable(memoryCosts?.latencyNs),
       memoryBandwidthMBps: mutable(memoryCosts?.bandwidthMBps),
     }),
   };
+}
+
+/** `file` is named in errors. */
+export function parseVmConfig(text: string, file: string): VmConfigRead {
+  const { raw, reader } = readYaml(text, file, VmConfigSchema, WORDS);
+  const read = readVm(raw, { nodes: ["nodes"], settings: [] }, reader);
   reader.refuseMistakes();
   return read;
 }

@@ -29,6 +29,7 @@ export const VM_SETTINGS = {
   memory_node_memory: Type.Optional(Text),
   cache: Type.Optional(Text),
   copies: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 })),
+  balloon: Type.Optional(Text),
   memory_latency: Type.Optional(Matrix),
   memory_bandwidth: Type.Optional(Matrix),
 };
@@ -50,5 +51,6 @@ export const SETTINGS_EXPECTED = {
   memory_node_memory: SIZE_EXPECTED,
   cache: SIZE_EXPECTED,
   copies: "1 or 2",
+  balloon: 'a size with its unit such as "512M", or "0"',
   ...MATRICES_EXPECTED,
 };

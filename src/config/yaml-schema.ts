@@ -59,8 +59,8 @@ function mistakeOf(error: ValueError, source: YamlSource, words: SchemaWords): M
     return { offset: source.offsetOf(path.slice(0, -1)), text };
   }
   const where = path.length === 0 ? "the file" : show(path);
-  const node =
-    typeof path[path.length - 1] === "number" ? "a mapping of a node's settings" : undefined;
+  const item = last === "vms" ? "a mapping of a VM's settings" : "a mapping of a node's settings";
+  const node = typeof path[path.length - 1] === "number" ? item : undefined;
   const expected = node ?? words.expected[last] ?? words.whole;
   return {
     offset: source.offsetOf(path),
@@ -97,6 +97,11 @@ export class Reader {
       this.blame(path, `${error.message}${error.hint === undefined ? "" : `; ${error.hint}`}`);
       return otherwise;
     }
+  }
+
+  /** Where it stands: "file:line:col". */
+  place(path: Path): string {
+    return this.source.place(this.source.offsetOf(path));
   }
 
   blame(path: Path, text: string): void {

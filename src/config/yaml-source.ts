@@ -54,15 +54,20 @@ export class YamlSource {
   /** Throws `config_invalid` with every mistake on a line of its own, in file order. */
   refuse(mistakes: readonly Mistake[]): never {
     const sorted = [...mistakes].sort((a, b) => a.offset - b.offset);
-    const lines = sorted.slice(0, MISTAKES_SHOWN_MAX).map(({ offset, text }) => {
-      const { line, col } = this.lines.linePos(offset);
-      return `${this.file}:${Math.max(line, 1)}:${Math.max(col, 1)}: ${text}`;
-    });
+    const lines = sorted
+      .slice(0, MISTAKES_SHOWN_MAX)
+      .map(({ offset, text }) => `${this.place(offset)}: ${text}`);
     const more = sorted.length - lines.length;
     if (more > 0) lines.push(`and ${more} more`);
     throw new SsihvError("config_invalid", lines.join("\n"), {
       hint: this.hint,
     });
+  }
+
+  /** "file:line:col". */
+  place(offset: number): string {
+    const { line, col } = this.lines.linePos(offset);
+    return `${this.file}:${Math.max(line, 1)}:${Math.max(col, 1)}`;
   }
 
   /** Offset of the value at `path`, or of the nearest thing above it that exists. */

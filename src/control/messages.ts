@@ -10,7 +10,7 @@ import { SsihvError } from "../base/errors.ts";
 import { literals } from "./literals.ts";
 import { Name, VmSpec } from "./vm-spec.ts";
 
-export const AGENT_PROTOCOL = 1;
+export const AGENT_PROTOCOL = 2;
 
 const Text = Type.String({ maxLength: 8192 });
 const Word = Type.String({ maxLength: 255 });
@@ -127,12 +127,15 @@ export const ToAgent = Type.Union([
     leadPort: Port,
   }),
   Type.Object(order("stop")),
-  /** Of the lead: the VM's numbers, or where pages are. */
+  /** Of the lead: the VM's numbers, where pages are, or another size for the balloon. */
   Type.Object({
     ...order("ask"),
     question: Type.Union([
       Type.Object({ op: Type.Literal("show") }),
+      Type.Object({ op: Type.Literal("stats") }),
+      Type.Object({ op: Type.Literal("heat") }),
       Type.Object({ op: Type.Literal("pages"), gpa: Count, count: Count }),
+      Type.Object({ op: Type.Literal("balloon"), bytes: Count }),
     ]),
   }),
   /** Its end is on record. */

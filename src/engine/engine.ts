@@ -39,7 +39,7 @@ import { PageQueries } from "./page-queries.ts";
 import { type Decision, PowerDevices } from "./power.ts";
 import { ResetBarrier } from "./reset.ts";
 import { enterSandbox } from "./sandbox.ts";
-import { allCounters, balloonOf, hasBalloon, summarise } from "./summary.ts";
+import { allCounters, balloonOf, hasBalloon, heatOf, summarise } from "./summary.ts";
 
 /** Pages in a report. */
 const HOT_PAGES = 25;
@@ -133,6 +133,7 @@ export class EngineProcess {
       if (question.kind === "stats") {
         return { kind: "stats", stats: allCounters(this.page, this.plan) };
       }
+      if (question.kind === "heat") return { kind: "heat", heat: heatOf(this.page) };
       if (question.kind === "balloon") return this.setBalloon(this.plan, question.bytes);
       if (this.pages === undefined) throw plainMemory(this.plan);
       return { kind: "pages", pages: await this.pages.ask(question.gpa, question.count) };
@@ -488,7 +489,7 @@ function plainMemory(plan: EnginePlan): SsihvError {
 
 function noBalloon(plan: EnginePlan): SsihvError {
   return new SsihvError("request_invalid", `VM ${plan.name} has no balloon`, {
-    hint: "start it with --balloon 0, or with the size that the balloon is to have at first",
+    hint: 'start it with --balloon 0, or balloon: "0" in its file, or the size it is to have',
   });
 }
 

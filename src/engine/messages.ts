@@ -7,6 +7,7 @@
 // `failed` may replace any of them and is the last message.
 
 import type { MemoryCostsGiven } from "../config/memory-costs.ts";
+import type { HotBlock, NodeHeat } from "../telemetry/heat.ts";
 import type { NodeStats } from "../telemetry/node-metrics.ts";
 
 /** File descriptors of the child. */
@@ -83,6 +84,8 @@ export type Question =
   | { readonly kind: "summary" }
   /** Every counter, for metrics. */
   | { readonly kind: "stats" }
+  /** Remote faults by block of guest RAM. */
+  | { readonly kind: "heat" }
   /** `count` pages (at most PAGES_ASKED_MAX) from the one with `gpa` on. */
   | { readonly kind: "pages"; readonly gpa: number; readonly count: number }
   /** To the engine that has the balloon: take so much from the guest, from now on. */
@@ -94,6 +97,7 @@ export const PAGES_ASKED_MAX = 1024;
 export type Answer =
   | { readonly kind: "summary"; readonly summary: EngineSummary }
   | { readonly kind: "stats"; readonly stats: NodeStats }
+  | { readonly kind: "heat"; readonly heat: NodeHeat }
   | { readonly kind: "pages"; readonly pages: readonly PageReport[] }
   | { readonly kind: "balloon"; readonly balloon: BalloonSummary }
   /** `code`: an ErrorCode of src/base/errors.ts. */
@@ -272,6 +276,8 @@ export interface EngineSummary {
   readonly memory: MemorySummary;
   /** Of the node that has it. */
   readonly balloon?: BalloonSummary;
+  /** Blocks of guest RAM with the most remote faults of this node, most first; absent: none. */
+  readonly hotBlocks?: readonly HotBlock[];
   /** Hot pages for --report: transfers per guest page, most first. */
   readonly hotPages?: readonly {
     readonly gpa: number;

@@ -2,8 +2,10 @@
 
 import { constants } from "../native/abi.gen.ts";
 import type { SharedPage } from "../native/shared-page.ts";
+import { type HotBlock, hottest, type NodeHeat } from "../telemetry/heat.ts";
 import { percentileUs } from "../telemetry/histogram.ts";
 import { type NodeStats, PAGE_BYTES } from "../telemetry/node-metrics.ts";
+import { ramPartsOf } from "../vmm/ram-parts.ts";
 import type { BalloonSummary, EnginePlan, EngineSummary } from "./messages.ts";
 
 function ownVcpus(plan: EnginePlan): number {
@@ -30,6 +32,19 @@ export function allCounters(page: SharedPage, plan: EnginePlan): NodeStats {
   };
 }
 
+export function heatOf(page: SharedPage): NodeHeat {
+  const { blockPages, faults } = page.heat();
+  return { blockBytes: blockPages * PAGE_BYTES, faults };
+}
+
+const HOT_BLOCKS = 8;
+
+function hotBlocks(page: SharedPage, plan: EnginePlan): HotBlock[] {
+  const { blockBytes, faults } = heatOf(page);
+  if (faults.length === 0) return [];
+  return hottest(ramPartsOf(plan.nodes), blockBytes, faults, HOT_BLOCKS);
+}
+
 export function hasBalloon(plan: EnginePlan): boolean {
   return plan.node === 0 && plan.balloonBytes !== undefined;
 }
@@ -53,6 +68,7 @@ export function summarise(page: SharedPage, plan: EnginePlan, runSeconds: number
     exits.all += Number(vcpu.exits);
     exits.typescript += Number(vcpu.io_typescript);
   }
+  const hot = hotBlocks(page, plan);
   const vcpuNs = runSeconds * 1e9 * Math.max(vcpus, 1);
   return {
     node: plan.node,
@@ -81,6 +97,7 @@ export function summarise(page: SharedPage, plan: EnginePlan, runSeconds: number
       discarded: Number(stats.pages_discarded),
       framesFreed: Number(stats.frames_freed),
     },
+    ...(hot.length > 0 && { hotBlocks: hot }),
     ...(hasBalloon(plan) && { balloon: balloonOf(stats) }),
   };
 }

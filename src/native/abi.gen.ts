@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0xcde849060fd13012n;
+export const ABI_HASH = 0x1cfc8bde70e49f05n;
 
 export const constants = {
   abi_version: 1,
@@ -14,6 +14,7 @@ export const constants = {
   event_ring_entries: 512,
   last_words_text_max: 2048,
   page_records_max: 64,
+  heat_blocks_max: 4096,
   page_state_bytes: 44,
   shared_magic: 1447646035,
   register_file_max: 64,
@@ -358,7 +359,7 @@ export const records = {
   },
   Shared: {
     name: "Shared",
-    size: 53824,
+    size: 70216,
     fields: {
       magic: { offset: 0, type: "u32" },
       version: { offset: 4, type: "u32" },
@@ -373,6 +374,7 @@ export const records = {
       io_slots: { offset: 35896, type: "IoSlot", count: 128 },
       vcpus: { offset: 43064, type: "VcpuStats", count: 64 },
       pages: { offset: 51256, type: "PageAnswer" },
+      heat: { offset: 53824, type: "Heat" },
     },
   },
   RamRange: {
@@ -639,6 +641,15 @@ export const records = {
       pad: { offset: 60, type: "u32" },
       config: { offset: 64, type: "u8", count: 16 },
       config_write_mask: { offset: 80, type: "u8", count: 16 },
+    },
+  },
+  Heat: {
+    name: "Heat",
+    size: 16392,
+    fields: {
+      block_pages: { offset: 0, type: "u32" },
+      count: { offset: 4, type: "u32" },
+      faults: { offset: 8, type: "u32", count: 4096 },
     },
   },
 } as const;

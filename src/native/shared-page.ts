@@ -95,6 +95,19 @@ export class SharedPage {
     };
   }
 
+  /** Remote faults that ended, by block of guest RAM, without the zeros at the end. */
+  heat(): { readonly blockPages: number; readonly faults: readonly number[] } {
+    const { block_pages, count, faults } = records.Heat.fields;
+    const base = layout.heat.offset;
+    let n = Math.min(this.view.getUint32(base + count.offset, true), faults.count);
+    const at = (i: number) => this.view.getUint32(base + faults.offset + i * 4, true);
+    while (n > 0 && at(n - 1) === 0) n -= 1;
+    return {
+      blockPages: this.view.getUint32(base + block_pages.offset, true),
+      faults: Array.from({ length: n }, (_, i) => at(i)),
+    };
+  }
+
   state(): number {
     return this.view.getUint32(layout.state.offset, true);
   }

@@ -5,7 +5,7 @@ import { suggest } from "../base/suggest.ts";
 import type { BalloonSummary } from "../engine/messages.ts";
 import { findSockets } from "./admin-folder.ts";
 import { type AdminRequest, LineReader, parseReply, REPLY_BYTES_MAX } from "./admin-protocol.ts";
-import type { PagesShown, VmListing, VmSample, VmShown } from "./vm-view.ts";
+import type { HeatShown, PagesShown, VmListing, VmSample, VmShown } from "./vm-view.ts";
 
 /** A command that is alive answers this at once. */
 const LIST_MS = 2000;
@@ -158,6 +158,10 @@ export async function askShow(vm: RunningVm): Promise<VmShown> {
 
 export async function askStats(vm: RunningVm): Promise<VmSample> {
   return (await ask(vm, { op: "stats" })) as VmSample;
+}
+
+export async function askHeat(vm: RunningVm): Promise<HeatShown> {
+  return (await ask(vm, { op: "heat" })) as HeatShown;
 }
 
 export async function askBalloon(vm: RunningVm, bytes: number): Promise<BalloonSummary> {

@@ -77,7 +77,7 @@ test("requests are read field by field", () => {
     expect(errorOf(() => parseRequest(line)).code).toBe("request_invalid");
   }
   expect(errorOf(() => parseRequest('{"id":1,"op":"kill"}')).hint).toBe(
-    "one of list, show, stats, pages, balloon",
+    "one of list, show, stats, heat, pages, balloon",
   );
   expect(requestId('{"id":7,"op":"kill"}')).toBe(7);
   expect(requestId("garbage")).toBeNull();
@@ -116,7 +116,9 @@ test("whatever a line holds, it is a request or an error of ours", () => {
   fc.assert(
     fc.property(fc.oneof(fc.string(), fc.json(), object), (line) => {
       try {
-        expect(["list", "show", "stats", "pages", "balloon"]).toContain(parseRequest(line).op);
+        expect(["list", "show", "stats", "heat", "pages", "balloon"]).toContain(
+          parseRequest(line).op,
+        );
       } catch (error) {
         expect(error).toBeInstanceOf(SsihvError);
         expect(parseReplyCode(errorReply(requestId(line), error))).toBe("request_invalid");

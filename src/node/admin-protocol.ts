@@ -15,10 +15,11 @@ export type AdminRequest =
   | { readonly op: "list" }
   | { readonly op: "show" }
   | { readonly op: "stats" }
+  | { readonly op: "heat" }
   | { readonly op: "pages"; readonly gpa: number; readonly count: number }
   | { readonly op: "balloon"; readonly bytes: number };
 
-const OPS = ["list", "show", "stats", "pages", "balloon"];
+const OPS = ["list", "show", "stats", "heat", "pages", "balloon"];
 const NEWLINE = 0x0a;
 
 /** Cuts bytes into lines; throws on one that is too long. */
@@ -94,6 +95,7 @@ export function parseRequest(line: string): AdminRequest {
     case "list":
     case "show":
     case "stats":
+    case "heat":
       return { op };
     case "pages":
       return { op, gpa: whole(gpa, "gpa"), count: whole(count, "count") };

@@ -154,6 +154,9 @@ test("answers list and pages; what goes wrong in a VM is an error of that reques
   const error = await errorOf(askAdmin(path, { op: "pages", gpa: 2 ** 40, count: 1 }, 2000));
   expect(error.code).toBe("gpa_invalid");
   expect(error.hint).toContain("0x0 to 0x7ffffff (node 0)");
+  expect(await askAdmin(path, { op: "heat" }, 2000)).toMatchObject({
+    ...{ vm: "demo", nodes: [{ node: 0, heat: null, silent: "its engine broke" }] },
+  });
   expect(await askAdmin(path, { op: "stats" }, 2000)).toMatchObject({
     ...{ name: "demo", nodes: [{ node: 0, stats: null, silent: "its engine broke" }] },
   });

@@ -19,7 +19,15 @@ import {
   REQUEST_BYTES_MAX,
   requestId,
 } from "./admin-protocol.ts";
-import { listVm, sampleVm, setBalloon, showPages, showVm, type VmObserved } from "./vm-view.ts";
+import {
+  heatOfVm,
+  listVm,
+  sampleVm,
+  setBalloon,
+  showPages,
+  showVm,
+  type VmObserved,
+} from "./vm-view.ts";
 
 const CONNECTIONS_MAX = 32;
 /** Requests of one connection that wait for their turn. */
@@ -155,6 +163,8 @@ class AdminDoor {
         return await showVm(observed);
       case "stats":
         return await sampleVm(observed);
+      case "heat":
+        return await heatOfVm(observed);
       case "balloon":
         return await setBalloon(observed, request.bytes);
       case "pages":

@@ -92,6 +92,10 @@ function answer(id: string, question: Question): void {
     const stats = { node: own, engine: { faults_read: 5 }, vcpus: [{ exits: 9 }], faultLatency };
     return tell({ type: "answer", id, answer: { kind: "stats", stats } });
   }
+  if (question.kind === "heat") {
+    const heat = { blockBytes: 2 ** 21, faults: [0, own + 1] };
+    return tell({ type: "answer", id, answer: { kind: "heat", heat } });
+  }
   if (question.kind === "balloon") {
     const balloon = { target: question.bytes, actual: 0, inflated: 0, reported: 0 };
     return tell({ type: "answer", id, answer: { kind: "balloon", balloon } });

@@ -49,6 +49,8 @@ export interface JoinOptions {
   readonly laneHost?: string;
   /** Lend memory, run no vCPUs. */
   readonly memoryOnly: boolean;
+  /** What others are to call this host; absent: by its own name. */
+  readonly hostName?: string;
   /** The node to be; absent: the lead's choice. */
   readonly node?: number;
 }
@@ -219,11 +221,11 @@ export class JoinSession implements VmObserved {
     });
     socket.data = channel;
     this.channel = channel;
-    const { laneHost, memoryOnly, node } = this.options;
+    const { laneHost, memoryOnly, node, hostName } = this.options;
     this.tell({
       type: "hello",
       build: buildInfo(),
-      host: hostname(),
+      host: hostName ?? hostname(),
       leadHost: channel.remoteHost,
       memoryOnly,
       ...(laneHost !== undefined && { laneHost }),
@@ -289,7 +291,7 @@ export class JoinSession implements VmObserved {
       const failed: FromEngine = {
         type: "failed",
         code,
-        message: `host ${hostname()}: ${message}`,
+        message: `host ${this.options.hostName ?? hostname()}: ${message}`,
         ...(hint !== undefined && { hint }),
       };
       this.tell({ type: "engine", message: failed });

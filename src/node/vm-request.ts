@@ -211,17 +211,7 @@ export function warnings(plan: VmPlan, facts: HostFacts): string[] {
 
 /** The nodes with what each host gives, memory nodes last; refuses what has no room. */
 function planNodes(shapes: readonly NodeShape[], memory: MemoryRequest): NodePlan[] {
-  const { memoryNodes, cacheBytes } = memory;
-  const all = shapes.length + memoryNodes;
-  if (all > NODES_MAX) {
-    const message = `${shapes.length} nodes and ${memoryNodes} memory nodes: at most ${NODES_MAX}`;
-    throw new SsihvError("flag_invalid", `${message} in all are possible`);
-  }
-  if (cacheBytes !== undefined && shapes.length === 1) {
-    throw new SsihvError("flag_invalid", "--cache with one node that runs vCPUs: it has no use", {
-      hint: "a cache is for pages of other nodes' own memory: add --nodes 2, or leave it out",
-    });
-  }
+  const all = shapes.length + memory.memoryNodes;
   const homes = shapes.map(({ memoryBytes, vcpus }) => ({ bytes: memoryBytes, vcpus }));
   const budget = planBudget({ homes, ...memory });
   const compute = shapes.map(({ id, vcpus, memoryBytes }, node) => ({

@@ -3,7 +3,15 @@ import { expect, test } from "bun:test";
 import { SsihvError } from "../base/errors.ts";
 import type { EngineSummary, PageReport, Question } from "../engine/messages.ts";
 import type { Asked } from "./questions.ts";
-import { listVm, setBalloon, showPages, showVm, type VmFacts, type VmObserved } from "./vm-view.ts";
+import {
+  heatOfVm,
+  listVm,
+  setBalloon,
+  showPages,
+  showVm,
+  type VmFacts,
+  type VmObserved,
+} from "./vm-view.ts";
 
 const MIB = 2 ** 20;
 const FACTS: VmFacts = {
@@ -46,6 +54,10 @@ function observed(mute: readonly number[] = [], facts: VmFacts = FACTS) {
         const balloon = { target: question.bytes, actual: 0, inflated: 0, reported: 0 };
         return Promise.resolve({ kind: "balloon", balloon });
       }
+      if (question.kind === "heat") {
+        const heat = { blockBytes: 2 * MIB, faults: [node, 5] };
+        return Promise.resolve({ kind: "heat", heat });
+      }
       if (question.kind !== "pages") throw new Error(`nobody asks for ${question.kind}`);
       const pages = Array.from({ length: question.count }, (_, i) =>
         report(node, question.gpa + i * 4096),
@@ -55,6 +67,24 @@ function observed(mute: readonly number[] = [], facts: VmFacts = FACTS) {
   };
   return { vm, asked };
 }
+
+test("heat tells where RAM is, and is asked of nodes with pages only", async () => {
+  const shape = [...FACTS.shape, { id: 2, vcpus: 0, memoryBytes: 0, lentBytes: 64 * MIB }];
+  const nodes = [...FACTS.nodes, { node: 2, host: "lender", pid: 30 }];
+  const { vm, asked } = observed([1], { ...FACTS, shape, nodes });
+  const heat = await heatOfVm(vm);
+  expect(asked.map(([node]) => node)).toEqual([0, 1]);
+  expect(heat.nodes).toEqual([
+    { node: 0, heat: { blockBytes: 2 * MIB, faults: [0, 5] }, silent: null },
+    { node: 1, heat: null, silent: "its engine sleeps" },
+  ]);
+  // Node 1 has what fits below the hole for devices, and the rest above it.
+  expect(heat.ranges).toEqual([
+    { gpa: 0, bytes: 128 * MIB, node: 0 },
+    { gpa: 128 * MIB, bytes: 2944 * MIB, node: 1 },
+    { gpa: 4096 * MIB, bytes: 1152 * MIB, node: 1 },
+  ]);
+});
 
 async function errorOf(promise: Promise<unknown>): Promise<SsihvError> {
   const error = await promise.then(

@@ -17,9 +17,10 @@ import {
   type Question,
   type SandboxState,
 } from "../engine/messages.ts";
+import type { NodeHeat } from "../telemetry/heat.ts";
 import type { NodeStats } from "../telemetry/node-metrics.ts";
 import { checkBalloon, isMemoryNode } from "../vmm/memory-budget.ts";
-import { layoutMemory } from "../vmm/memory-map.ts";
+import { type RamPart, ramPartsOf } from "../vmm/ram-parts.ts";
 import type { Asked } from "./questions.ts";
 
 export type VmState =
@@ -107,6 +108,20 @@ export interface VmSample {
   readonly nodes: readonly NodeSample[];
 }
 
+/** Remote faults by block of guest RAM, of every node that has some. */
+export interface HeatShown {
+  readonly vm: string;
+  /** RAM in order of addresses: blocks number it end to end. */
+  readonly ranges: readonly RamPart[];
+  /** Of compute nodes. */
+  readonly nodes: readonly {
+    readonly node: number;
+    readonly heat: NodeHeat | null;
+    /** Why there is none. */
+    readonly silent: string | null;
+  }[];
+}
+
 export interface CopyShown extends PageCopy {
   readonly node: number;
 }
@@ -174,6 +189,20 @@ export async function sampleVm(
     }
   });
   return { name, state, nodes: await Promise.all(samples) };
+}
+
+export async function heatOfVm(vm: VmObserved): Promise<HeatShown> {
+  const { name, shape, nodes } = vm.facts();
+  const compute = nodes.filter(({ node }) => !isMemoryNode(shape[node]));
+  const asked = compute.map(async ({ node }) => {
+    try {
+      const answer = await vm.ask(node, { kind: "heat" });
+      return { node, heat: answer.kind === "heat" ? answer.heat : null, silent: null };
+    } catch (error) {
+      return { node, heat: null, silent: wordsOf(error) };
+    }
+  });
+  return { vm: name, ranges: ramPartsOf(shape), nodes: await Promise.all(asked) };
 }
 
 async function showNode(
@@ -244,7 +273,7 @@ export async function showPages(vm: VmObserved, gpa: number, count: number): Pro
   return { vm: name, pages, silent };
 }
 
-function hex(gpa: number | bigint): string {
+function hex(gpa: number): string {
   return `0x${gpa.toString(16)}`;
 }
 
@@ -253,17 +282,13 @@ function checkRange(vm: string, shape: readonly NodePlan[], first: number, count
     const message = `${count} pages: 1 to ${PAGES_ASKED_MAX} can be asked for at a time`;
     throw new SsihvError("request_invalid", message);
   }
-  const { ram } = layoutMemory(
-    shape
-      .filter((node) => !isMemoryNode(node))
-      .map(({ id, vcpus, memoryBytes }) => ({ id, vcpus, memoryBytes: BigInt(memoryBytes) })),
-  );
-  const end = BigInt(first) + BigInt(count * PAGE_BYTES);
-  let at = BigInt(first);
-  for (const { gpa, size } of ram) if (at >= gpa && at < gpa + size) at = gpa + size;
+  const ram = ramPartsOf(shape);
+  const end = first + count * PAGE_BYTES;
+  let at = first;
+  for (const { gpa, bytes } of ram) if (at >= gpa && at < gpa + bytes) at = gpa + bytes;
   if (at >= end) return;
-  const ranges = ram.map(({ gpa, size, node }) => {
-    return `${hex(gpa)} to ${hex(gpa + size - 1n)} (node ${node})`;
+  const ranges = ram.map(({ gpa, bytes, node }) => {
+    return `${hex(gpa)} to ${hex(gpa + bytes - 1)} (node ${node})`;
   });
   throw new SsihvError("gpa_invalid", `VM ${vm}: guest address ${hex(at)} is not RAM`, {
     hint: `its RAM is ${ranges.join(", ")}`,

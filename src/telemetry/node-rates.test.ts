@@ -17,14 +17,19 @@ test("counters become rates, gauges stay, the histogram is that of the time betw
   const after = sample(
     {
       ...{ faults_read: 140, faults_write: 10, faults_remote: 90, stalled_ns: 2e9 },
-      ...{ cache_pages: 3, oldest_fault_ns: 5000, bytes_sent: 8192 },
+      ...{ cache_pages: 3, oldest_fault_ns: 5000, bytes_sent: 8192, lane_reconnects: 2 },
     },
     40,
     40,
   );
   const rates = ratesBetween(before, after, 2);
   expect(rates).toMatchObject({ faults: 25, remoteFaults: 20, exits: 10, sentBytes: 4096 });
-  expect(rates).toMatchObject({ stalledShare: 0.5, cacheBytes: 12_288, oldestFaultUs: 5 });
+  expect(rates).toMatchObject({
+    stalledShare: 0.5,
+    cacheBytes: 12_288,
+    oldestFaultUs: 5,
+    reconnects: 2,
+  });
   // Bucket 16 alone: 65.5 to 131 us; those of a second ago in bucket 30 do not count.
   expect(rates.faultUsMedian).toBeGreaterThan(65);
   expect(rates.faultUsP99).toBeLessThanOrEqual(131.072);

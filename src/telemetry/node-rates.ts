@@ -17,6 +17,8 @@ export interface NodeRates {
   readonly receivedBytes: number;
   /** Bytes that peers have yet to take, now. */
   readonly unackedBytes: number;
+  /** Of its links, after cuts, so far. */
+  readonly reconnects: number;
   readonly evictedPages: number;
   /** Now: other nodes' memory here, and what a memory node's frames hold. */
   readonly cacheBytes: number;
@@ -58,6 +60,7 @@ export function ratesBetween(before: NodeStats, after: NodeStats, seconds: numbe
     sentBytes: rate("bytes_sent"),
     receivedBytes: rate("bytes_received"),
     unackedBytes: now("lane_bytes_unacked"),
+    reconnects: now("lane_reconnects"),
     evictedPages: rate("pages_evicted"),
     cacheBytes: now("cache_pages") * PAGE_BYTES,
     lentBytes: now("frames_held") * PAGE_BYTES,

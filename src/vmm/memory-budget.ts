@@ -6,6 +6,7 @@
 // that comes back. Page states come on top of all this: see stateBytes().
 
 import { SsihvError } from "../base/errors.ts";
+import { NODES_MAX } from "./topology.ts";
 
 const KIB = 1024n;
 const MIB = 1024n * KIB;
@@ -117,7 +118,17 @@ function usualCache(given: bigint, leastCache: bigint): bigint {
 }
 
 function checkWish(wish: MemoryWish): void {
-  const { copies, memoryNodes, memoryNodeBytes } = wish;
+  const { copies, memoryNodes, memoryNodeBytes, cacheBytes } = wish;
+  const nodes = wish.homes.length;
+  if (nodes + memoryNodes > NODES_MAX) {
+    const message = `${nodes} nodes and ${memoryNodes} memory nodes: at most ${NODES_MAX} in all`;
+    throw new SsihvError("flag_invalid", `${message} are possible`);
+  }
+  if (cacheBytes !== undefined && nodes === 1) {
+    throw new SsihvError("flag_invalid", "--cache with one node that runs vCPUs: it has no use", {
+      hint: "a cache is for pages of other nodes' own memory: add --nodes 2, or leave it out",
+    });
+  }
   if (memoryNodes === 0) {
     const useless = memoryNodeBytes !== undefined ? "--memory-node-memory" : "--copies";
     if (memoryNodeBytes === undefined && copies === 1) return;
@@ -303,7 +314,11 @@ export function usedPercent({ compute, memory }: MemoryBudget): number {
 }
 
 /** A guest that gives all it has does not live: the guest itself refuses long before. */
-export function checkBalloon(bytes: number, nodes: readonly NodeSizes[], flag = ""): number {
+export function checkBalloon(
+  bytes: number,
+  nodes: readonly { memoryBytes: number }[],
+  flag = "",
+): number {
   const guest = nodes.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
   if (bytes <= guest) return bytes;
   const mib = (size: number) => `${Math.floor(size / 2 ** 20)} MiB`;

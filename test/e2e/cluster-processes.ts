@@ -30,7 +30,7 @@ export const ECHO: number[] = asm.repeat(1_000_000, [
 const REMOTE = 192 << 20;
 const FIRST_PORT = 21_000;
 /** For the coordinator and its VMs. */
-const PORTS = 3 + 16 * 2;
+const PORTS = 3 + 16 * 3;
 
 export async function until(what: string, holds: () => Promise<boolean> | boolean): Promise<void> {
   const end = Date.now() + 60_000;
@@ -145,10 +145,12 @@ export class Cluster implements AsyncDisposable {
   readonly folder = mkdtempSync(join(tmpdir(), "ssihv-e2e-cluster-"));
   readonly coordinator: Daemon;
   readonly agents = new Map<string, Daemon>();
+  readonly apiPort: number;
   private readonly env: Record<string, string | undefined>;
 
   private constructor() {
     const first = freePorts();
+    this.apiPort = first;
     const tmp = join(this.folder, "tmp");
     mkdirSync(tmp);
     this.env = {
@@ -164,7 +166,8 @@ export class Cluster implements AsyncDisposable {
 
   static async start(...hosts: string[]): Promise<Cluster> {
     const cluster = new Cluster();
-    await cluster.ok("certs", "init");
+    // Its address: for clients that are not ssihv.
+    await cluster.ok("certs", "init", "--host", "127.0.0.1");
     await cluster.startCoordinator();
     for (const host of hosts) await cluster.join(host);
     return cluster;

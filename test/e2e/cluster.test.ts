@@ -188,6 +188,30 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     expect(await ofCluster()).not.toContain('vm="tiny"');
   });
 
+  test("its nodes' rates and its balloon are had through the coordinator", async () => {
+    await using cluster = await Cluster.start("host-a", "host-b");
+    const nodes = "nodes: [{ cpus: 1, memory: 128M }, { cpus: 1, memory: 128M }]\n";
+    const file = cluster.file("soft", `${nodes}balloon: "0"\n`, say("hello"), ECHO);
+    await cluster.ok("vm", "create", "-f", file, "--start");
+    const { places } = await cluster.vmIs("soft", "running");
+    const [vm] = JSON.parse(await cluster.ok("top", "--count", "1", "--json"));
+    expect(vm).toMatchObject({ name: "soft", state: "running" });
+    expect(vm.nodes.map(({ host }: { host: string }) => host)).toEqual(
+      places.map(({ host }) => host),
+    );
+    // The guest asks its UART for what is typed, all the time.
+    expect(vm.nodes[0].rates.exits).toBeGreaterThan(0);
+    const balloon = await cluster.ok("vm", "balloon", "soft", "16M", "--json");
+    expect(JSON.parse(balloon)).toMatchObject({ target: 16 << 20, actual: 0 });
+    await cluster.ok("vm", "create", "-f", cluster.vmFile("tiny"));
+    await cluster.ok("vm", "destroy", "soft", "--force");
+    await until("its hosts have room", async () => {
+      return (await cluster.ssihv("vm", "start", "tiny")).code === 0;
+    });
+    const none = await cluster.ssihv("vm", "balloon", "tiny", "16M");
+    expect([none.code, none.err]).toEqual([2, expect.stringContaining("VM tiny has no balloon")]);
+  });
+
   test("an agent that is ended ends its VMs in order, and leaves nothing", async () => {
     await using cluster = await Cluster.start("host-a", "host-b");
     await cluster.ok("vm", "create", "-f", cluster.vmFile("tiny"), "--start");

@@ -5,7 +5,14 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { unpackedPackage } from "../lab/debian.ts";
 import { key, powerOff, REMOTE, start } from "./running-vm.ts";
-import { checkout, freePort, hasKvm, removeRuntimeFolder, temporaryFolder } from "./support.ts";
+import {
+  checkout,
+  freePort,
+  hasKvm,
+  removeRuntimeFolder,
+  run,
+  temporaryFolder,
+} from "./support.ts";
 import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
@@ -118,6 +125,14 @@ describe.skipIf(!hasKvm())("metrics of a running VM (needs /dev/kvm)", () => {
     expect(await running.child.exited).toBe(0);
     // The endpoint goes with the VM.
     await expect(fetch(`http://${target}/metrics`)).rejects.toThrow();
+  }, 180_000);
+
+  test("promtool takes the alert rules of docs/alerts.yml", async () => {
+    const root = await unpackedPackage("prometheus");
+    const rules = `${checkout}/docs/alerts.yml`;
+    const { code, out, err } = await run([`${root}/usr/bin/promtool`, "check", "rules", rules]);
+    const count = (await Bun.file(rules).text()).match(/- alert: /g)?.length ?? 0;
+    expect([code, out, err]).toEqual([0, expect.stringContaining(`${count} rules found`), ""]);
   }, 180_000);
 
   test("an address in use is refused before anything starts", async () => {

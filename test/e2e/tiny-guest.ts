@@ -32,6 +32,11 @@ export const asm = {
     const back = (-(body.length + 4) & 0xff) >>> 0;
     return [0xb9, ...bytes, ...body, 0xff, 0xc9, 0x75, back];
   },
+  /** mov ecx, register; mov eax, low; mov edx, high; wrmsr */
+  wrmsr: (register: number, low: number, high: number): number[] => [
+    ...[0xb9, ...littleEndian(register), 0xb8, ...littleEndian(low)],
+    ...[0xba, ...littleEndian(high), 0x0f, 0x30],
+  ],
   /** inc byte ptr [rax] */
   incrementAt: [0xfe, 0x00],
   /** cmp byte ptr [rax], value; je over; ud2 */
@@ -57,6 +62,38 @@ export function eachPage(address: number, count: number, body: readonly number[]
   // mov eax, address; body; add eax, 4096
   const add = [0x05, 0x00, 0x10, 0x00, 0x00];
   return [0xb8, ...littleEndian(address), ...asm.repeat(count, [...body, ...add])];
+}
+
+/** IA32_APIC_BASE and the x2APIC's interrupt command (SDM vol. 3A, 10.4.4 and 10.12.9). */
+const APIC_BASE = 0x1b;
+const X2APIC_ON = 0xfee0_0d00;
+const X2APIC_ICR = 0x830;
+const INIT = 0x4500;
+const STARTUP = 0x4600;
+/** The first vCPU of node 1. */
+const OTHER_APIC_ID = 1 << 6;
+const OTHER_CODE = 0x7_0000;
+const SHARED_PAGE = 0x6_0000;
+
+/**
+ * Node 1's vCPU writes one page for ever, in real mode from where the start-up interrupt sends it,
+ * and so does this one: the page goes to and fro.
+ */
+export function quarrel(): number[] {
+  // mov ax, page >> 4; mov ds, ax; inc byte ptr [0]; jmp back
+  const other = [0xb8, 0, SHARED_PAGE >> 12, 0x8e, 0xd8, 0xfe, 0x06, 0, 0, 0xeb, 0xfa];
+  // mov byte ptr [address], value
+  const place = other.flatMap((byte, i) => [0xc6, 4, 0x25, ...littleEndian(OTHER_CODE + i), byte]);
+  const start = STARTUP | (OTHER_CODE >> 12);
+  return [
+    ...place,
+    ...asm.wrmsr(APIC_BASE, X2APIC_ON, 0),
+    ...asm.wrmsr(X2APIC_ICR, INIT, OTHER_APIC_ID),
+    ...asm.wrmsr(X2APIC_ICR, start, OTHER_APIC_ID),
+    ...increment(SHARED_PAGE),
+    // jmp back over itself and the increment
+    ...[0xeb, -9 & 0xff],
+  ];
 }
 
 export function say(text: string): number[] {

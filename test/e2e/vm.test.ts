@@ -20,7 +20,10 @@ interface Shown {
   readonly nodes: readonly {
     readonly pid: number;
     readonly silent: string | null;
-    readonly stats: { readonly oldest_fault_us: number } | null;
+    readonly stats: {
+      readonly oldest_fault_us: number;
+      readonly hotBlocks?: readonly object[];
+    } | null;
   }[];
 }
 
@@ -100,6 +103,11 @@ describe.skipIf(!hasKvm())("a VM that runs (needs /dev/kvm)", () => {
     expect(vm.nodes.map(({ node }: { node: number }) => node)).toEqual([0, 1]);
     expect(vm.nodes[0].rates.remoteFaults).toBeGreaterThan(0);
     expect(vm.nodes[1].rates).toMatchObject({ remoteFaults: 0, oldestFaultUs: 0 });
+    // Where it was: the block of REMOTE, whose home is node 1.
+    expect(vm.hotBlocks).toMatchObject([{ gpa: REMOTE, home: 1, nodes: [{ node: 0 }] }]);
+    const { nodes } = await show();
+    expect(nodes[0]?.stats?.hotBlocks).toMatchObject([{ gpa: REMOTE, home: 1, faults: 2 }]);
+    expect(nodes[1]?.stats?.hotBlocks).toBeUndefined();
     const lines = (await top()).split("\n");
     expect(lines[0]).toStartWith("VM    NODE  HOST  VCPUS  EXITS/S  FAULTS/S  REMOTE/S");
     expect(lines[1]).toMatch(/^tiny +0 +- +1 /);

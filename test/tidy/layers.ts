@@ -82,15 +82,31 @@ export const typescriptLayers: readonly Layer[] = [
     at: "src/node",
     mayImport: [...belowEngine, "src/telemetry", "src/engine", "node:*", "package.json"],
   },
+  // A VM over hosts that a command reaches by ssh, or as Slurm's nodes.
+  {
+    at: "src/hosts",
+    mayImport: ["src/base", "src/native", "src/vmm", "src/engine", "src/node", "node:*"],
+  },
   {
     at: "coordinator",
     mayImport: ["src/base", "src/config", "src/control", "src/tls", "src/vmm", "node:*"].concat([
       "src/telemetry",
+      "build",
       "bun:sqlite",
       "@sinclair/typebox",
       "elysia",
       "@elysiajs/openapi",
     ]),
+  },
+  // What the dashboard's page and its tests share: pure.
+  ...["drawing", "format", "history", "histogram-view"].map((name) => ({
+    at: `coordinator/dashboard/${name}.ts`,
+    mayImport: ["coordinator/dashboard", "src/telemetry"],
+  })),
+  {
+    // Runs in browsers: of everything else only the types, and what is pure.
+    at: "coordinator/dashboard/browser",
+    mayImport: ["coordinator", "src/control", "src/telemetry"],
   },
   {
     at: "src/agent",
@@ -104,6 +120,7 @@ export const typescriptLayers: readonly Layer[] = [
       "coordinator",
       "src/agent",
       "src/service",
+      "src/hosts",
       "src/telemetry",
       "node:*",
       "@stricli/core",

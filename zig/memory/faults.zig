@@ -5,6 +5,7 @@
 const std = @import("std");
 const abi = @import("../abi.zig");
 const histogram = @import("../base/histogram.zig");
+const Heat = @import("heat.zig").Heat;
 
 /// vCPU threads, device threads, the loader.
 pub const threads_max = 96;
@@ -27,6 +28,8 @@ pub const Faults = struct {
     /// Waits ended since start: each lets a thread run on.
     wakes: u64 = 0,
     stats: *abi.EngineStats,
+    /// Null: nobody looks (simulation, tests).
+    heat: ?Heat = null,
 
     /// Index of the faulting thread, whose wait for `page` starts (or goes on) now.
     pub fn begin(self: *Faults, tid: u32, page: u32, write: bool, now: u64) u16 {
@@ -81,6 +84,7 @@ pub const Faults = struct {
             if (e.remote) {
                 longest = @max(longest, ns);
                 self.stats.faults_remote += 1;
+                if (self.heat) |heat| heat.add(page);
                 histogram.record(&self.stats.fault_latency, ns);
             } else self.stats.faults_local += 1;
             self.stats.stalled_ns += ns;
@@ -109,7 +113,8 @@ pub const Faults = struct {
 
 test "a wait is counted once, from its first fault to the wake" {
     var stats = std.mem.zeroes(abi.EngineStats);
-    var faults: Faults = .{ .stats = &stats };
+    var record = std.mem.zeroes(abi.Heat);
+    var faults: Faults = .{ .stats = &stats, .heat = .init(&record, 1024) };
     const a = faults.begin(100, 7, false, 1000);
     const b = faults.begin(200, 7, true, 1500);
     try std.testing.expect(a != b);
@@ -120,6 +125,8 @@ test "a wait is counted once, from its first fault to the wake" {
     try std.testing.expectEqual(@as(u64, 2000), faults.woken(7, 3000));
     try std.testing.expectEqual(@as(u64, 1), stats.faults_remote);
     try std.testing.expectEqual(@as(u64, 1), stats.faults_local);
+    // What was answered here is no heat.
+    try std.testing.expectEqualSlices(u32, &.{ 1, 0 }, record.faults[0..record.count]);
     try std.testing.expectEqual(@as(u64, 2000), stats.stall_ns_max);
     try std.testing.expectEqual(@as(u64, 3500), stats.stalled_ns);
     try std.testing.expectEqual(@as(u64, 0), faults.woken(7, 9000));
