@@ -311,8 +311,9 @@ export class EngineProcess {
       value: Number(slot.value & 0xffff_ffffn),
     });
     if (answer.debugByte !== undefined) this.debugByte(answer.debugByte);
-    this.handle?.completeIo(vcpu, BigInt(answer.value >>> 0));
+    // Before the vCPU goes on: a guest may halt for good behind its reset.
     this.decide(answer.decision);
+    if (!this.ended) this.handle?.completeIo(vcpu, BigInt(answer.value >>> 0));
   }
 
   private debugLine = "";
