@@ -253,7 +253,7 @@ function tokenRoutes({ tokens }: ApiParts) {
     .post(
       "/v1/tokens",
       async ({ body, set }) => {
-        const token = await tokens.create(body.seconds, body.host);
+        const token = await tokens.create(body.seconds, body.host, body.rejoin);
         set.status = 201;
         return token;
       },

@@ -109,6 +109,7 @@ function run(folder: string): Promise<Coordinator> {
     stateFolder: join(folder, "state"),
     adminSocket: join(folder, "run", "coordinator.api"),
     ...{ heartbeatMs: 50, silenceMs: 400, portBase: 7800 },
+    hostCertificateMs: 10 * 86_400_000,
     say: () => undefined,
   });
 }

@@ -9,11 +9,12 @@ import { SsihvError } from "../src/base/errors.ts";
 import { MetricsServer } from "../src/telemetry/metrics-server.ts";
 import { type Credentials, loadCredentials, readPem } from "../src/tls/credentials.ts";
 import { MtlsListener } from "../src/tls/mtls.ts";
-import { LEAF_DAYS, PkiFolder, secretFolder } from "../src/tls/pki-folder.ts";
+import { PkiFolder, secretFolder } from "../src/tls/pki-folder.ts";
 import { buildApi, metricsOf } from "./api.ts";
 import { Consoles } from "./consoles.ts";
 import { Events } from "./events.ts";
 import { Gateway, type HttpServer, serveUnix } from "./gateway.ts";
+import { HostCertificates } from "./host-certificates.ts";
 import { Hosts } from "./hosts.ts";
 import { JoinDoor } from "./join-door.ts";
 import { Numbers } from "./numbers.ts";
@@ -31,6 +32,8 @@ export interface CoordinatorOptions {
   readonly advertise: string;
   /** Folder of `ssihv certs`, with coordinator.pem. */
   readonly certs: string;
+  /** How long hosts' certificates are valid. */
+  readonly hostCertificateMs: number;
   readonly stateFolder: string;
   /** Path of the local admin socket. */
   readonly adminSocket: string;
@@ -103,7 +106,8 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
   const store = new SqliteStore(join(options.stateFolder, "state.sqlite"));
   const events = new Events();
   const typed = new TypedStore(store);
-  const hosts = new Hosts(typed, events, options);
+  const certificates = new HostCertificates(pki, options.hostCertificateMs, say);
+  const hosts = new Hosts(typed, events, { ...options, certificates });
   const vms = new Vms(typed, hosts, events, options);
   hosts.watcher = vms;
 
@@ -117,8 +121,8 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
   });
   const door: JoinDoor = new JoinDoor(host, next(2), credentials, () => tokens);
   const tokens = new Tokens(typed, events, {
-    sign: (request, name) => pki.sign(request, { name, role: "node", hosts: [], days: LEAF_DAYS }),
-    ca: () => pki.bundle(),
+    certificates,
+    onJoined: (host) => hosts.onJoined(host),
     agentPort: agents.port,
     joinHost: options.advertise,
     joinPort: door.port,
@@ -148,6 +152,7 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
     () => {
       credentials = load();
       for (const listener of [api, agents]) listener.replaceCredentials(credentials);
+      hosts.tellTrust();
       say(`new certificate, valid until ${credentials.expires.toISOString()}`);
     },
     say,

@@ -49,6 +49,24 @@ export function clusterMetrics(now: ClusterNow): string {
       hosts.map(({ name, state }) => ({ labels: { host: name }, value: state === "up" ? 1 : 0 })),
     ),
     gauge(
+      "host_certificate_expiry_time_seconds",
+      "When the certificate ends that the host's agent connected with last, Unix time.",
+      hosts.flatMap(({ name, certificate }) =>
+        certificate === null
+          ? []
+          : [{ labels: { host: name }, value: seconds(new Date(certificate.expiresAt)) }],
+      ),
+    ),
+    gauge(
+      "host_certificate_current",
+      "Whether that certificate is of the newest CA; 0 for long keeps the old one needed.",
+      hosts.flatMap(({ name, certificate }) =>
+        certificate === null
+          ? []
+          : [{ labels: { host: name }, value: certificate.current ? 1 : 0 }],
+      ),
+    ),
+    gauge(
       "host_cpus",
       "CPUs that the host gives, and that are promised to VMs.",
       amounts(({ cpus }) => cpus),

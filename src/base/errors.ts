@@ -10,6 +10,7 @@ export const ERROR_CODES = [
   "agent_lost",
   "certificate_expired",
   "certificate_invalid",
+  "certificate_needed",
   "config_invalid",
   "console_failed",
   "coordinator_unreachable",

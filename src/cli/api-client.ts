@@ -10,7 +10,7 @@ import type { BalloonAnswer, HeatAnswer, StatsAnswer } from "../control/vm-answe
 import type { VmSpec } from "../control/vm-spec.ts";
 import { formatAddress } from "../node/join-address.ts";
 import type { PagesShown, VmShown } from "../node/vm-view.ts";
-import { defaultCertsFolder } from "./certs.ts";
+import { defaultCertsFolder } from "./certs-folder.ts";
 import { type CoordinatorAddress, findCoordinator } from "./coordinator-address.ts";
 
 export type { Host, Place, Status, Token, Vm };
@@ -82,8 +82,9 @@ export class ApiClient {
     await this.call("DELETE", `/v1/hosts/${encodeURIComponent(name)}`);
   }
 
-  token(seconds: number, host: string | undefined): Promise<Token> {
-    return this.json("POST", "/v1/tokens", { seconds, ...(host !== undefined && { host }) });
+  token(seconds: number, host: string | undefined, rejoin: boolean): Promise<Token> {
+    const wish = { seconds, ...(host !== undefined && { host }), ...(rejoin && { rejoin }) };
+    return this.json("POST", "/v1/tokens", wish);
   }
 
   vms(): Promise<Vm[]> {

@@ -5,9 +5,10 @@ import { join, resolve } from "node:path";
 import { buildCommand } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
+import { parseLongMs } from "../config/duration.ts";
 import { versionLine } from "../node/build-info.ts";
 import { type HostPort, isAnyHost, parseListen } from "../node/join-address.ts";
-import { certsFolder } from "./certs.ts";
+import { certsFolder } from "./certs-folder.ts";
 import type { CliContext } from "./context.ts";
 import { coordinatorSocket } from "./coordinator-address.ts";
 import { path, text } from "./flags.ts";
@@ -22,6 +23,7 @@ interface CoordinatorFlags {
   readonly socket?: string;
   readonly heartbeat: number;
   readonly silence: number;
+  readonly certLife: number;
   readonly vmPorts: number;
   readonly metrics?: HostPort;
 }
@@ -33,6 +35,17 @@ export function stateFolder(what: "coordinator" | "node", env = process.env, uid
   if (uid === 0) return `/var/lib/ssihv/${what}`;
   const state = env["XDG_STATE_HOME"] ?? "";
   return join(state === "" ? join(env["HOME"] ?? "/", ".local", "state") : state, "ssihv", what);
+}
+
+const LIFE_MS_MIN = 1000;
+const LIFE_MS_MAX = 3650 * 86_400_000;
+
+function lifeFlag(value: string): number {
+  const ms = parseLongMs(value, "--cert-life");
+  if (ms >= LIFE_MS_MIN && ms <= LIFE_MS_MAX) return ms;
+  throw new SsihvError("flag_invalid", "--cert-life: from 1s to 3650d", {
+    hint: "for example --cert-life 90d",
+  });
 }
 
 function ownUid(): number {
@@ -53,6 +66,7 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
     ...{ host, port },
     advertise: flags.advertise ?? (isAnyHost(host) ? hostname() : host),
     certs: flags.certs ?? certsFolder(process.env, ownUid()),
+    hostCertificateMs: flags.certLife,
     stateFolder: resolve(flags.state ?? stateFolder("coordinator")),
     adminSocket: resolve(flags.socket ?? coordinatorSocket()),
     heartbeatMs: Math.ceil(flags.heartbeat / 1000),
@@ -139,6 +153,13 @@ Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state ca
         parse: durationFlag("--silence"),
         default: "5s",
         brief: "a host that is not heard for so long is reported silent",
+        placeholder: "TIME",
+      },
+      certLife: {
+        kind: "parsed",
+        parse: lifeFlag,
+        default: "365d",
+        brief: "how long hosts' certificates are valid; they are renewed after two thirds of it",
         placeholder: "TIME",
       },
       metrics: {

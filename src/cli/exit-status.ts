@@ -44,6 +44,7 @@ const STATUS_OF_CODE: Record<ErrorCode, number> = {
   agent_lost: EXIT.engineDead,
   certificate_expired: EXIT.usage,
   certificate_invalid: EXIT.usage,
+  certificate_needed: EXIT.usage,
   config_invalid: EXIT.usage,
   console_failed: EXIT.engineDead,
   coordinator_unreachable: EXIT.engineDead,

@@ -9,6 +9,7 @@
 import { connect, createServer, type PeerCertificate, type Server, type TLSSocket } from "node:tls";
 
 import { SsihvError } from "../base/errors.ts";
+import { type CertificateFacts, factsOfEncoded } from "./certificate.ts";
 import type { Credentials } from "./credentials.ts";
 import { COORDINATOR_DNS, type Identity, identityOf, type Role } from "./identity.ts";
 
@@ -21,6 +22,8 @@ const ATTEMPT_MS = 5000;
 /** Both ends are known to each other; the socket is its taker's, errors included. */
 export interface MtlsConnection {
   readonly peer: Identity;
+  /** That the other side showed. */
+  readonly certificate: CertificateFacts;
   /** The IP address of the other side, IPv4 also where the socket is IPv6. */
   readonly remoteHost: string;
   /** Of this side, as the other one reached it or was reached from. */
@@ -45,7 +48,9 @@ function peerOf(socket: TLSSocket): Identity | string {
 
 function connectionOf(socket: TLSSocket, peer: Identity): MtlsConnection {
   const { remoteAddress, localAddress } = socket;
-  return { peer, socket, remoteHost: bare(remoteAddress), localHost: bare(localAddress) };
+  const certificate = factsOfEncoded(socket.getPeerCertificate().raw);
+  const hosts = { remoteHost: bare(remoteAddress), localHost: bare(localAddress) };
+  return { peer, certificate, socket, ...hosts };
 }
 
 function serverTls({ ca, certificate, key }: Credentials) {
