@@ -64,7 +64,10 @@ export class FakeAgent {
     return agent;
   }
 
-  /** Resolves with the answer to its greeting; rejects where there is none. `port`: a coordinator that was started again. */
+  /**
+   * Resolves with the answer to its greeting; rejects where there is none. `port`: a coordinator
+   * that was started again.
+   */
   async connect(port = this.admitted.agentPort): Promise<ToAgent> {
     const { certificate, key, ca, name, coordinatorHost } = this.admitted;
     const credentials: Credentials = {

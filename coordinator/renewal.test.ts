@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { type ToAgent } from "../src/control/messages.ts";
+import type { ToAgent } from "../src/control/messages.ts";
 import { factsOf, requestLeaf } from "../src/tls/certificate.ts";
 import { PkiFolder } from "../src/tls/pki-folder.ts";
 import type { Host, Token, Vm } from "./api-schemas.ts";
@@ -140,7 +140,7 @@ async function renew(agent: FakeAgent, request: string): Promise<Answer> {
   return answer;
 }
 
-test("a host is renewed for its own name; what names another is refused, and it stays", async () => {
+test("a host is renewed for its own name; what names another is refused", async () => {
   const place = await Place.start();
   const agent = await place.agent("a");
   await place.agent("b");
@@ -236,7 +236,7 @@ test("a new CA is told to all; it is the old one's turn to go when all are over"
   await expect(agent.again().connect()).rejects.toThrow();
 });
 
-test("a connection that takes another's place: orders and consoles end where they began", async () => {
+test("a connection takes another's place: orders and consoles end where they began", async () => {
   const place = await Place.start();
   const first = await place.agent("a");
   const spec = { name: "demo", nodes: [{ cpus: 1, memoryBytes: 2 ** 30 }], kernel: "/k" };
@@ -291,7 +291,7 @@ test("a connection that takes another's place: orders and consoles end where the
   await until(() => second.ended !== undefined);
 });
 
-test("a host comes back by a token for its name, and its older certificate is worth nothing", async () => {
+test("a host comes back by a token for its name; its older certificate is void", async () => {
   const place = await Place.start();
   const agent = await place.agent("a");
   const refused = await place.fetch("POST", "/v1/tokens", { seconds: 9, host: "a" });

@@ -17,7 +17,7 @@ import type { VmObserved } from "../node/vm-view.ts";
 import { connectMtls } from "../tls/mtls.ts";
 import { CertificateRenewal, faultWords } from "./certificate-renewal.ts";
 import { CoordinatorLink, type Told } from "./coordinator-link.ts";
-import type { Membership, NodeState } from "./node-state.ts";
+import { type Membership, type NodeState, rejoinHint } from "./node-state.ts";
 import type { PartRecord } from "./part.ts";
 import { JoinPart, LeadPart, type PartsDeps } from "./vm-parts.ts";
 
@@ -163,9 +163,15 @@ export class Agent {
       const words = await Promise.race([link.ended, this.move.promise]);
       return words === undefined ? "moves" : { welcomed: link.welcomed, words };
     } catch (error) {
-      const words = error instanceof SsihvError ? faultWords(error) : errorText(error);
-      return { welcomed: false, words: `${host}:${port}: ${words}` };
+      return { welcomed: false, words: `${host}:${port}: ${this.whyNot(error)}` };
     }
+  }
+
+  private whyNot(error: unknown): string {
+    if (!(error instanceof SsihvError)) return error instanceof Error ? error.message : "?";
+    if (error.code !== "peer_refused") return faultWords(error);
+    const hint = `was the CA replaced while this host was off? Then ${rejoinHint(this.membership)}`;
+    return faultWords({ message: error.message, hint });
   }
 
   private welcomed(link: CoordinatorLink): void {
@@ -280,8 +286,4 @@ export class Agent {
   private tell(message: FromAgent): void {
     this.link?.send(message);
   }
-}
-
-function errorText(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

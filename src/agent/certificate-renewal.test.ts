@@ -250,7 +250,7 @@ test("killed at any moment of it, a host has a certificate that can be used", as
   expect(leftOver).toBeLessThanOrEqual(6);
 });
 
-test("a host that joined an older ssihv has its CAs beside it until its first renewal", async () => {
+test("a host that joined an older ssihv has its CAs beside it until a renewal", async () => {
   const host = await Fixture.make("older");
   const { key, certificate } = host.state.credentials();
   const folder = join(base, "older");
@@ -265,7 +265,7 @@ test("a host that joined an older ssihv has its CAs beside it until its first re
   expect(readdirSync(folder).sort()).toEqual(["node.json", "node.pem"]);
 });
 
-test("joining again: only where the certificate is of no use, and under the same name", async () => {
+test("joining again: where the certificate is of no use, under the same name", async () => {
   const { state } = await Fixture.make("again");
   const folder = join(base, "again");
   expect(() => state.prepare()).toThrow("has joined a cluster already");

@@ -30,7 +30,7 @@ const OLD_CA = "ca.pem";
 /** What writeFileAtomic had not renamed yet. */
 const LEFT_OVER = /^node\.(pem|json)\.[0-9a-f]{12}$/;
 
-export function rejoinHint(name: string): string {
+export function rejoinHint({ name }: Pick<Membership, "name">): string {
   return (
     `let it join again under its name: ssihv cluster token --rejoin ${name}, where the ` +
     "coordinator runs, then here: ssihv node --join TOKEN"
@@ -100,8 +100,8 @@ export class NodeState {
       return loadCredentials(join(this.folder, OWN), join(this.folder, OLD_CA));
     } catch (cause) {
       if (!(cause instanceof SsihvError)) throw cause;
-      const { name } = this.membership();
-      throw new SsihvError(cause.code, cause.message, { hint: rejoinHint(name), cause });
+      const hint = rejoinHint(this.membership());
+      throw new SsihvError(cause.code, cause.message, { hint, cause });
     }
   }
 

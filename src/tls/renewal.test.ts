@@ -1,9 +1,15 @@
 // When a renewal is due, which requests are none, and which answers are not kept.
 
 import { expect, test } from "bun:test";
-
-import { type CertificateFacts, DAY_MS, factsOf, issueLeaf, makeCa } from "./certificate.ts";
-import { requestLeaf, signRequest } from "./certificate.ts";
+import {
+  type CertificateFacts,
+  DAY_MS,
+  factsOf,
+  issueLeaf,
+  makeCa,
+  requestLeaf,
+  signRequest,
+} from "./certificate.ts";
 import {
   caPrints,
   checkRenewed,
@@ -17,8 +23,13 @@ import { x509 } from "./x509.ts";
 const HOST = { name: "host-a", role: "node" } as const;
 const LEAF = { ...HOST, hosts: [], days: 30 } as const;
 const P256 = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as const;
+const P384 = { ...P256, namedCurve: "P-384" } as const;
+const RSA = {
+  ...{ name: "RSASSA-PKCS1-v1_5", hash: "SHA-256", modulusLength: 2048 },
+  publicExponent: new Uint8Array([1, 0, 1]),
+} as const;
 
-test("due after two thirds of the life, later by a little that differs, never after the end", () => {
+test("due after two thirds of the life, later by a little that differs", () => {
   const notAfter = new Date("2026-04-01T00:00:00Z");
   const made = notAfter.getTime() - 30 * DAY_MS;
   const facts = { notBefore: new Date(made - 3_600_000), notAfter };
@@ -37,7 +48,7 @@ test("a try that failed is repeated: often enough, and not too often", () => {
 
 async function csr(change: {
   name?: string;
-  algorithm?: RsaHashedKeyGenParams | (EcKeyGenParams & { hash: string });
+  algorithm?: typeof P256 | typeof P384 | typeof RSA;
   keys?: CryptoKeyPair;
   extensions?: boolean;
 }): Promise<string> {
@@ -69,8 +80,6 @@ test("only the same name and role with a new key of our kind is a renewal", asyn
   const body = good.split("\n");
   // Another byte in the middle: the signature is not its key's any more.
   body[3] = (body[3] ?? "").replace(/.$/, (last) => (last === "A" ? "B" : "A"));
-  const rsa = { name: "RSASSA-PKCS1-v1_5", modulusLength: 2048, hash: "SHA-256" };
-  const exponent = new Uint8Array([1, 0, 1]);
   const cases: [string, string][] = [
     [await csr({ name: "CN=host-b, OU=node, O=ssihv" }), "same name and role"],
     [await csr({ name: "CN=host-a, OU=operator, O=ssihv" }), "same name and role"],
@@ -78,8 +87,8 @@ test("only the same name and role with a new key of our kind is a renewal", asyn
     [await csr({ name: "CN=host-a, OU=node, O=other" }), "same name and role"],
     [await csr({ extensions: true }), "nothing but its name"],
     [await csr({ keys }), "for a new key"],
-    [await csr({ algorithm: { ...P256, namedCurve: "P-384" } }), "no certificate request"],
-    [await csr({ algorithm: { ...rsa, publicExponent: exponent } }), "no certificate request"],
+    [await csr({ algorithm: P384 }), "no certificate request"],
+    [await csr({ algorithm: RSA }), "no certificate request"],
     [body.join("\n"), "no certificate request"],
     ["", "no certificate request"],
     [good.slice(0, 200), "no certificate request"],
