@@ -320,7 +320,7 @@ test("a host comes back by a token for its name; its older certificate is void",
 });
 
 test("a certificate that ended: the host is listed so, and is not let in", async () => {
-  const place = await Place.start(2000);
+  const place = await Place.start(3000);
   const agent = await place.agent("a");
   const end = Date.parse((await place.host("a")).certificate?.expiresAt ?? "");
   agent.channel?.end("off");

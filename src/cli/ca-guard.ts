@@ -4,12 +4,19 @@
 import { SsihvError } from "../base/errors.ts";
 import { ApiClient, type Host } from "./api-client.ts";
 
-/** Throws `certificate_needed` with the names of hosts that are not over. */
-export async function refuseWhileNeeded(say: (text: string) => void): Promise<void> {
+/** Throws `certificate_needed` with hosts that are not over; says where none could be asked. */
+export async function refuseWhileNeeded(
+  drops: boolean,
+  say: (text: string) => void,
+): Promise<void> {
   let hosts: Host[];
   try {
     const api = await ApiClient.find({});
-    if (api === undefined) return say("no coordinator is here that could tell of hosts");
+    if (api === undefined) {
+      // Where the first hosts have not joined yet there is none: a new CA harms nobody.
+      if (drops) say("no coordinator is here that could tell of hosts");
+      return;
+    }
     hosts = await api.hosts();
   } catch (error) {
     return say(`hosts were not asked: ${error instanceof Error ? error.message : String(error)}`);

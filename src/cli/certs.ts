@@ -117,7 +117,8 @@ async function rotate(this: CliContext, flags: RotateFlags, name?: string): Prom
   const folder = await pki(flags, "open");
   if ((ca || dropOld) && !flags.force) {
     const { refuseWhileNeeded } = await import("./ca-guard.ts");
-    await refuseWhileNeeded((line) => this.process.stderr.write(`ssihv: ${printable(line)}\n`));
+    const say = (line: string) => this.process.stderr.write(`ssihv: ${printable(line)}\n`);
+    await refuseWhileNeeded(dropOld, say);
   }
   if (ca) await folder.rotateCa();
   if (dropOld) folder.dropOldCas();
