@@ -11,6 +11,7 @@ import {
   AGENT_PROTOCOL,
   type Capacity,
   type Check,
+  type CoordinatorPlace,
   type Fault,
   type FromAgent,
   faultOf,
@@ -26,7 +27,8 @@ import type { Renewed } from "../src/tls/renewal.ts";
 export interface SessionHooks {
   /** It has greeted; throws an SsihvError to refuse it. */
   admit(session: AgentSession): Promise<void>;
-  trust(): Trust | undefined;
+  /** What a welcome tells besides. */
+  news(): Pick<Extract<ToAgent, { type: "welcome" }>, "trust" | "coordinators">;
   /** Throws an SsihvError to refuse it. */
   renew(session: AgentSession, request: string): Promise<Renewed>;
   /** It has been welcomed. */
@@ -122,6 +124,10 @@ export class AgentSession {
     if (this.greeted) this.tell({ type: "trust", trust });
   }
 
+  tellCoordinators(coordinators: CoordinatorPlace[]): void {
+    if (this.greeted) this.tell({ type: "coordinators", coordinators });
+  }
+
   forget(run: string): void {
     this.parts.delete(run);
     this.tell({ type: "forget", run });
@@ -185,8 +191,7 @@ export class AgentSession {
       }
       await this.hooks.admit(this);
       const { heartbeatMs, silenceMs } = this;
-      const trust = this.hooks.trust();
-      this.tell({ type: "welcome", heartbeatMs, silenceMs, ...(trust !== undefined && { trust }) });
+      this.tell({ type: "welcome", heartbeatMs, silenceMs, ...this.hooks.news() });
       this.channel.expectWithin(this.silenceMs);
       await this.hooks.onUp(this);
     } catch (error) {

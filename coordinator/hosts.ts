@@ -2,7 +2,7 @@
 // and which are silent. A silent host is reported, never acted upon: what its engines do is theirs.
 
 import { SsihvError } from "../src/base/errors.ts";
-import type { Capacity, Check, Part } from "../src/control/messages.ts";
+import type { Capacity, Check, CoordinatorPlace, Part } from "../src/control/messages.ts";
 import { dateText } from "../src/tls/credentials.ts";
 import type { MtlsConnection } from "../src/tls/mtls.ts";
 import type { Renewed } from "../src/tls/renewal.ts";
@@ -16,6 +16,8 @@ export interface HostsOptions {
   /** A host that is not heard for this long is silent. */
   readonly silenceMs: number;
   readonly certificates: HostCertificates;
+  /** Where agents reach all coordinators; none: there is only this one. */
+  coordinators(): readonly CoordinatorPlace[];
 }
 
 /** What the VMs want to know of hosts. */
@@ -67,7 +69,7 @@ export class Hosts {
   attach({ certificate, socket }: MtlsConnection): void {
     new AgentSession(certificate, socket, this.options, {
       admit: (session) => this.admit(session),
-      trust: () => this.options.certificates.trust(),
+      news: () => this.news(),
       renew: (session, request) => this.renew(session, request),
       onUp: (session) => this.onUp(session),
       onPart: (session, part) => {
@@ -147,9 +149,24 @@ export class Hosts {
     for (const session of this.sessions.values()) session.tellTrust(trust);
   }
 
+  /** To all that are connected: where coordinators are, once that is another list. */
+  tellCoordinators(): void {
+    const coordinators = [...this.options.coordinators()];
+    for (const session of this.sessions.values()) session.tellCoordinators(coordinators);
+  }
+
   close(): void {
     const why = "the coordinator ends";
     for (const session of [...this.sessions.values(), ...this.leaving]) session.end(why);
+  }
+
+  private news() {
+    const trust = this.options.certificates.trust();
+    const coordinators = [...this.options.coordinators()];
+    return {
+      ...(trust !== undefined && { trust }),
+      ...(coordinators.length > 0 && { coordinators }),
+    };
   }
 
   private endAll(name: string, why: string): void {

@@ -26,6 +26,8 @@ const STATUS: Partial<Record<ErrorCode, number>> = {
   host_silent: 503,
   vm_silent: 503,
   store_failed: 503,
+  // Another coordinator has to be asked.
+  leader_elsewhere: 503,
 };
 /** Refused by an agent, with a reason of its own. */
 const REFUSED = 502;

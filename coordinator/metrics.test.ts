@@ -31,6 +31,7 @@ test("hosts with what they give and what is promised, VMs with their state", () 
   const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
   expect(lines).toEqual([
     'ssihv_cluster_build_info{version="1.0"} 1',
+    "ssihv_cluster_leader 1",
     "ssihv_cluster_start_time_seconds 1767225600",
     "ssihv_cluster_certificate_expiry_time_seconds 1798761600",
     'ssihv_cluster_host_up{host="a"} 1',

@@ -17,6 +17,13 @@ function gauge(name: string, help: string, samples: readonly Sample[]): Family {
   return { name: `ssihv_cluster_${name}`, help, type: "gauge", samples };
 }
 
+const LEADER = "Whether this coordinator leads; with others in one etcd the sum of all is 1.";
+
+/** Of a coordinator that does not lead: the cluster is told by the one that does. */
+export function standbyMetrics(): string {
+  return exposition([gauge("leader", LEADER, [{ labels: {}, value: 0 }])]);
+}
+
 function seconds(date: Date): number {
   return date.getTime() / 1000;
 }
@@ -33,6 +40,7 @@ export function clusterMetrics(now: ClusterNow): string {
   const one = (value: number, labels = {}): Sample[] => [{ labels, value }];
   return exposition([
     gauge("build_info", "The coordinator's build, always 1.", one(1, { version: now.version })),
+    gauge("leader", LEADER, one(1)),
     gauge(
       "start_time_seconds",
       "When the coordinator was started, Unix time.",

@@ -291,7 +291,13 @@ export class Vms implements HostsWatcher {
     const run = { id: randomBytes(16).toString("hex"), since: now(), places };
     const record = { ...stored.value, run };
     this.ordering.add(run.id);
-    await this.store.apply(put("vm", name, record, stored.revision));
+    try {
+      await this.store.apply(put("vm", name, record, stored.revision));
+    } catch (error) {
+      // Whether it is on record is not known; nobody gives its orders.
+      this.ordering.delete(run.id);
+      throw error;
+    }
     this.events.tell("vm_state", { vm: name, text: "starting" });
     return { record, run };
   }

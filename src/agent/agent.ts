@@ -16,7 +16,8 @@ import {
 import type { VmObserved } from "../node/vm-view.ts";
 import { connectMtls } from "../tls/mtls.ts";
 import { CertificateRenewal, faultWords } from "./certificate-renewal.ts";
-import { CoordinatorLink, type Told } from "./coordinator-link.ts";
+import { CoordinatorLink, type Told, type Welcome } from "./coordinator-link.ts";
+import { Coordinators } from "./coordinators.ts";
 import { type Membership, type NodeState, rejoinHint } from "./node-state.ts";
 import type { PartRecord } from "./part.ts";
 import { JoinPart, LeadPart, type PartsDeps } from "./vm-parts.ts";
@@ -46,6 +47,7 @@ const GOODBYE_MS = 2000;
 export class Agent {
   private readonly state: NodeState;
   private readonly membership: Membership;
+  private readonly coordinators: Coordinators;
   private readonly options: AgentOptions;
   private readonly deps: PartsDeps;
   private readonly parts = new Map<string, { record: PartRecord; lead: LeadPart | undefined }>();
@@ -65,6 +67,8 @@ export class Agent {
   constructor(state: NodeState, options: AgentOptions, deps: AgentDeps) {
     this.state = state;
     this.membership = state.membership();
+    const { coordinatorHost: host, agentPort: port, coordinators = [] } = this.membership;
+    this.coordinators = new Coordinators({ host, port }, coordinators);
     this.options = options;
     this.laneHost = options.laneHost ?? "";
     this.deps = {
@@ -87,15 +91,19 @@ export class Agent {
       this.renewal.look();
     }, LOOK_MS);
     let pause = RETRY_MS_MIN;
-    let told = "";
+    const told = new Set<string>();
     while (!this.over) {
       const why = await this.stay();
       if (this.over) break;
       if (why === "moves") continue;
       // A connection that was welcomed begins a new count.
-      if (why.welcomed) pause = RETRY_MS_MIN;
-      if (why.words !== told) this.deps.say(`coordinator: ${why.words}; trying again`);
-      told = why.welcomed ? "" : why.words;
+      if (why.welcomed) {
+        pause = RETRY_MS_MIN;
+        told.clear();
+      }
+      if (!told.has(why.words)) this.deps.say(`coordinator: ${why.words}; trying again`);
+      if (!why.welcomed) told.add(why.words);
+      if (this.coordinators.next()) continue;
       await Promise.race([Bun.sleep(pause), this.stopped.promise]);
       pause = Math.min(2 * pause, RETRY_MS_MAX);
     }
@@ -136,7 +144,7 @@ export class Agent {
 
   /** One connection, from its making to its end, or until another is to take its place. */
   private async stay(): Promise<"moves" | { welcomed: boolean; words: string }> {
-    const { coordinatorHost: host, agentPort: port } = this.membership;
+    const { host, port } = this.coordinators.current;
     this.move = Promise.withResolvers();
     try {
       const credentials = this.state.credentials();
@@ -147,10 +155,7 @@ export class Agent {
         return { welcomed: false, words: "" };
       }
       const link: CoordinatorLink = new CoordinatorLink(connection, {
-        onWelcome: (link, { trust }) => {
-          this.welcomed(link);
-          if (trust !== undefined) this.renewal.onTrust(trust);
-        },
+        onWelcome: (link, welcome) => this.welcomed(link, welcome),
         onTold: (link, message) => this.take(message, link),
         onEnd: (link) => {
           this.links.delete(link);
@@ -174,13 +179,26 @@ export class Agent {
     return faultWords({ message: error.message, hint });
   }
 
-  private welcomed(link: CoordinatorLink): void {
+  private welcomed(link: CoordinatorLink, { trust, coordinators }: Welcome): void {
     const moved = this.link !== undefined && this.link !== link;
     this.link = link;
+    this.coordinators.welcomed();
+    if (trust !== undefined) this.renewal.onTrust(trust);
+    if (coordinators !== undefined) this.learn(coordinators);
     if (!moved) return this.deps.say("coordinator: connected");
     // What is new since the greeting was told on the older connection, where it is not heard.
     for (const { record } of this.parts.values()) {
       this.tell({ type: "part", part: record.report() });
+    }
+  }
+
+  private learn(coordinators: NonNullable<Welcome["coordinators"]>): void {
+    if (!this.coordinators.learn(coordinators)) return;
+    try {
+      this.state.keepCoordinators(this.coordinators.all);
+    } catch (error) {
+      // It knows them until it ends.
+      this.deps.say(`coordinators: not kept: ${error instanceof Error ? error.message : "?"}`);
     }
   }
 
@@ -200,6 +218,8 @@ export class Agent {
     switch (message.type) {
       case "trust":
         return this.renewal.onTrust(message.trust);
+      case "coordinators":
+        return this.learn(message.coordinators);
       case "renewed":
       case "not_renewed":
         return this.renewal.onAnswer(message);

@@ -10,6 +10,7 @@ import { Value } from "@sinclair/typebox/value";
 
 import { SsihvError } from "../base/errors.ts";
 import type { Admitted } from "../control/join-client.ts";
+import { type CoordinatorPlace, CoordinatorPlaces } from "../control/messages.ts";
 import { Name } from "../control/vm-spec.ts";
 import { type Credentials, loadCredentials } from "../tls/credentials.ts";
 import { secretFolder, writeFileAtomic } from "../tls/pki-folder.ts";
@@ -19,6 +20,8 @@ const Membership = Type.Object({
   name: Name,
   coordinatorHost: Type.String({ minLength: 1, maxLength: 255 }),
   agentPort: Type.Integer({ minimum: 1, maximum: 65_535 }),
+  /** As the one that leads told last; absent: there is one. */
+  coordinators: Type.Optional(CoordinatorPlaces),
 });
 export type Membership = Static<typeof Membership>;
 
@@ -92,6 +95,12 @@ export class NodeState {
         cause,
       });
     }
+  }
+
+  /** Where the coordinators are, as the one that leads tells. */
+  keepCoordinators(coordinators: readonly CoordinatorPlace[]): void {
+    const membership: Membership = { ...this.membership(), coordinators: [...coordinators] };
+    writeFileAtomic(join(this.folder, FILE), `${JSON.stringify(membership)}\n`, 0o600);
   }
 
   /** Read anew for each connection: they may have been replaced. */

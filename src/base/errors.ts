@@ -28,6 +28,7 @@ export const ERROR_CODES = [
   "kernel_invalid",
   "key_invalid",
   "lab_failed",
+  "leader_elsewhere",
   "library_unloadable",
   "memory_insufficient",
   "memory_plain",

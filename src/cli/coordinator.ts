@@ -4,6 +4,8 @@ import { hostname } from "node:os";
 import { join, resolve } from "node:path";
 import { buildCommand } from "@stricli/core";
 
+import type { CoordinatorOptions } from "../../coordinator/coordinator.ts";
+import type { EtcdOptions } from "../../coordinator/etcd-client.ts";
 import { SsihvError } from "../base/errors.ts";
 import { parseLongMs } from "../config/duration.ts";
 import { versionLine } from "../node/build-info.ts";
@@ -14,8 +16,9 @@ import { coordinatorSocket } from "./coordinator-address.ts";
 import { path, text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { durationFlag, wholeNumber } from "./run-options.ts";
+import { etcdOf, LEASE_SECONDS, STORE_FLAGS, type StoreFlags } from "./store-flag.ts";
 
-interface CoordinatorFlags {
+interface CoordinatorFlags extends StoreFlags {
   readonly listen: HostPort;
   readonly advertise?: string;
   readonly certs?: string;
@@ -60,8 +63,8 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
   }
   const { host, port } = flags.listen;
   const say = (line: string) => this.process.stderr.write(`ssihv: ${printable(line)}\n`);
-  const { Coordinator } = await import("../../coordinator/coordinator.ts");
-  const running = await Coordinator.start({
+  const etcd = etcdOf(flags);
+  const options: CoordinatorOptions = {
     version: versionLine(),
     ...{ host, port },
     advertise: flags.advertise ?? (isAnyHost(host) ? hostname() : host),
@@ -74,15 +77,37 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
     portBase: flags.vmPorts,
     ...(flags.metrics !== undefined && { metrics: flags.metrics }),
     say,
-  });
+  };
+  if (etcd !== undefined) return await oneOfSeveral(options, etcd, flags.lease ?? LEASE_SECONDS);
+  const { Coordinator } = await import("../../coordinator/coordinator.ts");
+  const running = await Coordinator.start(options);
   const { apiPort, agentPort, joinPort } = running;
   say(`coordinator: API on port ${apiPort}, agents ${agentPort}, joining hosts ${joinPort}`);
+  const signal = await endingSignal();
+  await running.close();
+  say(`coordinator: ended by ${signal}; VMs go on`);
+}
+
+/** Ends with a signal, or rejects where it cannot go on. */
+async function oneOfSeveral(options: CoordinatorOptions, etcd: EtcdOptions, leaseSeconds: number) {
+  if (options.port === 0) {
+    throw new SsihvError("flag_invalid", "--listen: a port that stays, for others to find", {
+      hint: "for example --listen 10.0.0.1:7780",
+    });
+  }
+  const { EtcdCoordinator } = await import("../../coordinator/etcd-coordinator.ts");
+  const running = new EtcdCoordinator({ ...options, etcd, leaseSeconds });
+  const signal = await Promise.race([endingSignal(), running.done]);
+  await running.close();
+  options.say(`coordinator: ended by ${signal}; VMs go on`);
+}
+
+async function endingSignal(): Promise<NodeJS.Signals> {
   const ended = Promise.withResolvers<NodeJS.Signals>();
   for (const signal of ENDING) process.on(signal, ended.resolve);
   const signal = await ended.promise;
   for (const each of ENDING) process.off(each, ended.resolve);
-  await running.close();
-  say(`coordinator: ended by ${signal}; VMs go on`);
+  return signal;
 }
 
 export const coordinatorCommand = buildCommand<CoordinatorFlags, [], CliContext>({
@@ -97,10 +122,18 @@ Three ports in a row are used: the API (TLS with a certificate of the cluster's 
 and read-only; GET /openapi.json describes it), agents (role node), and hosts that join with a
 token. On this host the API is on a Unix socket that only its user can open, too.
 
+With --store etcd=.. several may run, each on a host of its own: one leads, the others stand by
+and say who does, and when it dies another leads within --lease. Each needs the whole folder of
+ssihv certs, brought there by a safe way, also after ssihv certs rotate; a leader without ca.key
+lets no host join and renews none. Without etcd's quorum nothing can be asked or changed; VMs go
+on. The etcd begins empty: what a file of --state holds is not brought there.
+
 Examples:
   ssihv certs init
   ssihv coordinator --listen 10.0.0.1:7780
   ssihv cluster token                             ... on this host, from another shell
+  ssihv coordinator --listen 10.0.0.1:7780 --store etcd=https://10.0.0.1:2379 \\
+    --store-cert etcd.pem --store-key etcd.key --store-cacert etcd-ca.pem
 
 Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state cannot be used.`,
   },
@@ -141,6 +174,7 @@ Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state ca
         brief: "the local admin socket [where ssihv on this host looks for it]",
         placeholder: "FILE",
       },
+      ...STORE_FLAGS,
       heartbeat: {
         kind: "parsed",
         parse: durationFlag("--heartbeat"),

@@ -62,6 +62,7 @@ const STATUS_OF_CODE: Record<ErrorCode, number> = {
   kernel_invalid: EXIT.usage,
   key_invalid: EXIT.usage,
   lab_failed: EXIT.engineDead,
+  leader_elsewhere: EXIT.engineDead,
   library_unloadable: EXIT.hostUnfit,
   memory_insufficient: EXIT.usage,
   memory_plain: EXIT.usage,

@@ -72,6 +72,15 @@ const Certificates = Type.String({ maxLength: 32_768 });
 export const Trust = Type.Object({ ca: Certificates, issuer: Word });
 export type Trust = Static<typeof Trust>;
 
+/** Where agents reach a coordinator. */
+export const CoordinatorPlace = Type.Object({
+  host: Type.String({ minLength: 1, maxLength: 255 }),
+  port: Port,
+});
+export type CoordinatorPlace = Static<typeof CoordinatorPlace>;
+/** All of them, where one leads and others stand by. */
+export const CoordinatorPlaces = Type.Array(CoordinatorPlace, { maxItems: 16 });
+
 export const FromAgent = Type.Union([
   Type.Object({
     type: Type.Literal("hello"),
@@ -120,6 +129,7 @@ export const ToAgent = Type.Union([
     /** Whoever hears nothing for so long takes the other for gone. */
     silenceMs: Count,
     trust: Type.Optional(Trust),
+    coordinators: Type.Optional(CoordinatorPlaces),
   }),
   Type.Object({ type: Type.Literal("alive") }),
   Type.Object({ type: Type.Literal("refused"), fault: Fault }),
@@ -153,6 +163,8 @@ export const ToAgent = Type.Union([
   }),
   /** Other CAs than it was welcomed with. */
   Type.Object({ type: Type.Literal("trust"), trust: Trust }),
+  /** There are others than it was welcomed with. */
+  Type.Object({ type: Type.Literal("coordinators"), coordinators: CoordinatorPlaces }),
   /** To `renew`: one or the other. */
   Type.Object({ type: Type.Literal("renewed"), certificate: Certificates, ca: Certificates }),
   Type.Object({ type: Type.Literal("not_renewed"), fault: Fault }),
