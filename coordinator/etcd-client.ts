@@ -74,7 +74,7 @@ function endOf(prefix: string): string {
 export class EtcdSilent extends SsihvError {
   constructor(reasons: readonly string[]) {
     super("store_failed", `etcd does not answer (${reasons.join("; ")})`, {
-      hint: "VMs go on; what needs the cluster's state works again when etcd does",
+      hint: "does etcd run, and most of its members? VMs go on; the rest does when it is back",
     });
   }
 }
@@ -100,7 +100,15 @@ export class EtcdClient {
 
   private readFiles(): BunFetchRequestInitTLS | undefined {
     if (this.files.length === 0) return undefined;
-    return Object.fromEntries(this.files.map(([what, file]) => [what, readPem(file, false)]));
+    try {
+      return Object.fromEntries(this.files.map(([what, file]) => [what, readPem(file, false)]));
+    } catch (cause) {
+      const message = cause instanceof Error ? cause.message : String(cause);
+      throw new SsihvError("certificate_invalid", message, {
+        hint: "--store-cert, --store-key and --store-cacert name files for clients of that etcd",
+        cause,
+      });
+    }
   }
 
   /** Read for each request: they may have been renewed. */

@@ -36,6 +36,8 @@ export class Leadership {
   private readonly lease: string;
   private readonly ended = Promise.withResolvers<string>();
   private readonly timer: ReturnType<typeof setInterval>;
+  private readonly leaseMs: number;
+  private readonly everyMs: number;
   private heardAt: number;
   private asking = false;
   private over = false;
@@ -46,8 +48,9 @@ export class Leadership {
     this.fence = fence;
     this.heardAt = heardAt;
     this.lost = this.ended.promise;
-    const everyMs = (options.leaseSeconds * 1000) / LOOKS_PER_LEASE;
-    this.timer = setInterval(() => void this.look(), everyMs);
+    this.leaseMs = options.leaseSeconds * 1000;
+    this.everyMs = this.leaseMs / LOOKS_PER_LEASE;
+    this.timer = setInterval(() => void this.look(), this.everyMs);
   }
 
   /** Tries once; else who leads, where it is known. Throws `store_failed`. */
@@ -97,8 +100,9 @@ export class Leadership {
 
   private async look(): Promise<void> {
     const silentMs = performance.now() - this.heardAt;
-    const { leaseSeconds, client } = this.options;
-    if (silentMs > leaseSeconds * 1000) {
+    const { client } = this.options;
+    // The next look might be too late.
+    if (silentMs > this.leaseMs - this.everyMs) {
       return this.depose(`etcd was not heard for ${(silentMs / 1000).toFixed(1)} s`);
     }
     if (this.asking) return;

@@ -10,7 +10,7 @@ import type { PkiFolder } from "../src/tls/pki-folder.ts";
 /** Name of its certificate in the folder. */
 const OWN = "coordinator";
 /** New certificates are looked for this often. */
-const LOOK_MS = 2000;
+const LOOK_MS = 1000;
 
 export function ownCredentials(pki: PkiFolder): Credentials {
   const file = pki.fileOf(OWN);

@@ -139,7 +139,7 @@ async function list(this: CliContext, flags: FolderFlags): Promise<void> {
 }
 
 const FILES_HELP = `The folder is --dir, else $SSIHV_CERTS, else /etc/ssihv/certs (root) or
-~/.config/ssihv/certs. In it: ca.key, which never leaves this host; ca.pem, which every host and
+~/.config/ssihv/certs. In it: ca.key, for coordinators' hosts alone; ca.pem, which every host and
 user gets; NAME.pem, a certificate with its private key, for its holder alone (mode 600).
 
 Exit status: 0 done, 2 wrong flags, a folder or file that cannot be used.`;

@@ -90,11 +90,6 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
 
 /** Ends with a signal, or rejects where it cannot go on. */
 async function oneOfSeveral(options: CoordinatorOptions, etcd: EtcdOptions, leaseSeconds: number) {
-  if (options.port === 0) {
-    throw new SsihvError("flag_invalid", "--listen: a port that stays, for others to find", {
-      hint: "for example --listen 10.0.0.1:7780",
-    });
-  }
   const { EtcdCoordinator } = await import("../../coordinator/etcd-coordinator.ts");
   const running = new EtcdCoordinator({ ...options, etcd, leaseSeconds });
   const signal = await Promise.race([endingSignal(), running.done]);
