@@ -42,7 +42,9 @@ export const Host = Type.Object(
         {
           expiresAt: Time,
           issuer: Type.String({ description: "the CA that signed it" }),
-          current: Type.Boolean({ description: "of the newest CA; else the old one is needed yet" }),
+          current: Type.Boolean({
+            description: "of the newest CA; else the old one is needed yet",
+          }),
         },
         { description: "with which its agent connected last; renewed by itself while it is up" },
       ),
