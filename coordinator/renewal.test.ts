@@ -274,7 +274,7 @@ test("a connection takes another's place: orders and consoles end where they beg
   say("still here");
   await until(() => text === "still here");
   for (const answer of first.held.splice(0)) answer();
-  expect(await asked).toEqual({ op: "show" });
+  expect(await asked).toMatchObject({ name: "demo", state: "running" });
   expect(first.ended).toBeUndefined();
   // What is new goes over the new one.
   await place.call("POST", "/v1/vms/demo/stop");
