@@ -260,7 +260,7 @@ function tokenRoutes({ tokens }: ApiParts) {
       {
         parse: "json",
         body: schema.TokenRequest,
-        response: { 201: schema.Token, ...fails(400, 403, 409, 503), ...TOO_LARGE },
+        response: { 201: schema.Token, ...fails(400, 403, 404, 409, 503), ...TOO_LARGE },
         detail: {
           operationId: "createToken",
           summary: "make a token that lets one host join, once",

@@ -112,7 +112,8 @@ export class Tokens {
   private async joined(host: string | undefined): Promise<Stored<HostRecord>> {
     const record = host === undefined ? undefined : await this.store.get("host", host);
     if (record !== undefined) return record;
-    throw new SsihvError("host_unknown", `host ${host ?? ""} has not joined: it cannot rejoin`, {
+    const which = host === undefined ? "a host without a name" : `host ${host}`;
+    throw new SsihvError("host_unknown", `${which} has not joined: it cannot rejoin`, {
       hint: "ssihv cluster status lists the hosts; --rejoin is for one of them",
     });
   }

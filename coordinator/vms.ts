@@ -80,7 +80,7 @@ export class Vms implements HostsWatcher {
       const stored = await this.store.get("vm", name);
       if (stored === undefined) throw unknown(name);
       if (spec.name !== name) {
-        throw new SsihvError("request_invalid", `VM ${name} cannot be called ${spec.name}`, {
+        throw new SsihvError("name_taken", `VM ${name} cannot be called ${spec.name}`, {
           hint: "destroy it, and create one of that name",
         });
       }
