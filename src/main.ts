@@ -15,9 +15,9 @@ const HOST: HostAccess = {
   probe: probeHost,
   sharedPages,
   kvmOpenError,
-  runEngine: async (memoryOnly) => {
+  runEngine: async (memoryOnly, sandbox) => {
     const { runEngineProcess } = await import("./engine/engine.ts");
-    await runEngineProcess(memoryOnly);
+    await runEngineProcess(memoryOnly, sandbox);
   },
 };
 

@@ -22,7 +22,8 @@ const Parking = @import("engine/parking.zig").Parking;
 const Router = @import("engine/router.zig").Router;
 const Signal = @import("engine/inbox.zig").Signal;
 const tcp = @import("transport/tcp.zig");
-const Link = @import("engine/link.zig").Link;
+const link_file = @import("engine/link.zig");
+const Link = link_file.Link;
 const Span = @import("engine/span.zig").Span;
 const Lender = @import("engine/lender.zig").Lender;
 const Pager = @import("engine/pager.zig").Pager;
@@ -111,7 +112,7 @@ pub const Engine = struct {
         self.balloon = null;
         self.pager = null;
         self.span = null;
-        self.link = .{ .engine = self };
+        self.link = .{ .engine = self, .boot_id = link_file.bootId() };
         try self.addSlots();
         self.clock = Clock.init(config.clock_dilation);
         self.events = .{ .shared = shared, .doorbell_fd = config.doorbell_fd };
@@ -422,9 +423,7 @@ pub const Engine = struct {
     pub fn reset(self: *Engine) Error!void {
         if (self.isMemoryNode(self.config.node)) return;
         for (self.vcpus) |*v| v.vcpu.destroy();
-        self.vm.?.destroy();
-        self.vm = null;
-        self.vm = try Vm.create();
+        try self.vm.?.renew();
         // With a pager the shard forgets the pages (Command.reset) before this.
         if (self.pager == null) try self.ram.clear();
         try self.addSlots();

@@ -9,6 +9,8 @@ const abi_hash = @import("abi_hash.zig");
 const sys = @import("base/sys.zig");
 const failure = @import("base/failure.zig");
 const last_words = @import("base/last_words.zig");
+const seccomp = @import("base/seccomp.zig");
+const user = @import("base/user.zig");
 const host = @import("kvm/host.zig");
 const probe = @import("kvm/probe.zig");
 const dumper = @import("engine/dumper.zig");
@@ -99,10 +101,27 @@ pub fn doorbellCreate(out: *[2]i32) callconv(.c) i32 {
 }
 
 /// The process ends when its parent does: no engine outlives the one who would report it.
-pub fn parentDeathSignal(signal: i32) callconv(.c) i32 {
-    const PR_SET_PDEATHSIG = 1;
-    _ = sys.check(linux.prctl(PR_SET_PDEATHSIG, @intCast(signal), 0, 0, 0)) catch {
-        return failure.fail(.unsupported, "PR_SET_PDEATHSIG failed", .{});
+pub fn parentDeathSignal(parent: i32, signal: i32) callconv(.c) i32 {
+    user.dieWith(parent, signal) catch |e| return switch (e) {
+        error.Orphaned => failure.fail(.state_wrong, "process {d} is not its parent", .{parent}),
+        else => failure.fail(.unsupported, "PR_SET_PDEATHSIG failed", .{}),
+    };
+    return ok;
+}
+
+/// Becomes user and group `id` for good; threads may go on to ask for real-time priorities up to
+/// `priority`. After engineCreate, which needs root's rights; parentDeathSignal has to follow.
+pub fn sandboxUser(id: u32, priority: u32) callconv(.c) i32 {
+    user.become(id, priority) catch {
+        return failure.fail(.unsupported, "it cannot become user {d}", .{id});
+    };
+    return ok;
+}
+
+/// For good: no new privileges, and only the system calls of zig/base/seccomp.zig.
+pub fn sandboxFilter() callconv(.c) i32 {
+    seccomp.enter() catch {
+        return failure.fail(.unsupported, "the kernel takes no filter of system calls", .{});
     };
     return ok;
 }

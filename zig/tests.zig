@@ -7,7 +7,9 @@ test {
     _ = @import("base/histogram.zig");
     _ = @import("base/last_words.zig");
     _ = @import("base/page_array.zig");
+    _ = @import("base/seccomp.zig");
     _ = @import("base/sys.zig");
+    _ = @import("base/user.zig");
     _ = @import("base/timer.zig");
     _ = @import("base/uffd_api.zig");
     _ = @import("devices/balloon.zig");

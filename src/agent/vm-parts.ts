@@ -7,9 +7,11 @@ import type { AgentQuestion, Order } from "../control/messages.ts";
 import type { VmSpec } from "../control/vm-spec.ts";
 import { JoinAdmin } from "../node/admin-open.ts";
 import { AdminServer } from "../node/admin-server.ts";
+import type { Groups } from "../node/control-group.ts";
 import type { ParentPage } from "../node/engine-process.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { JoinSession } from "../node/join.ts";
+import type { SandboxMode } from "../node/sandbox.ts";
 import { Vm, type VmDeps } from "../node/vm.ts";
 import { checkMemory, planVm, type VmRequest } from "../node/vm-request.ts";
 import { heatOfVm, sampleVm, setBalloon, showPages, showVm } from "../node/vm-view.ts";
@@ -19,6 +21,8 @@ import { endedOf, PartRecord } from "./part.ts";
 export interface PartsDeps {
   readonly facts: () => HostFacts;
   readonly createPage: () => ParentPage;
+  readonly sandbox?: SandboxMode;
+  readonly groups?: Groups;
   /** Replaces the executable of engines, for tests. */
   readonly engineCommand?: readonly string[];
   /** The address at which other hosts reach this one's engines. */
@@ -85,6 +89,10 @@ function costsOf({ memoryLatencyNs, memoryBandwidthMBps }: VmSpec) {
   return { memoryCosts: { latencyNs: memoryLatencyNs, bandwidthMBps: memoryBandwidthMBps } };
 }
 
+function shutIn({ sandbox, groups }: PartsDeps): Pick<PartsDeps, "sandbox" | "groups"> {
+  return { ...(sandbox !== undefined && { sandbox }), ...(groups !== undefined && { groups }) };
+}
+
 export class LeadPart {
   readonly record: PartRecord;
   readonly history = new ConsoleHistory();
@@ -120,6 +128,7 @@ export class LeadPart {
     const say = (text: string) => deps.say(`VM ${spec.name}: ${text}`);
     const vmDeps: VmDeps = {
       createPage: deps.createPage,
+      ...shutIn(deps),
       ...(deps.engineCommand !== undefined && { command: deps.engineCommand }),
     };
     const vm: Vm = new Vm(
@@ -210,6 +219,7 @@ export class JoinPart {
       },
       {
         createPage: deps.createPage,
+        ...shutIn(deps),
         ...(deps.engineCommand !== undefined && { command: deps.engineCommand }),
         check: ({ nodes }) => checkMemory(nodes.slice(node, node + 1), deps.facts()),
         onEvent: (event) => {

@@ -41,6 +41,7 @@ export const ERROR_CODES = [
   "placement_refused",
   "request_invalid",
   "role_forbidden",
+  "service_failed",
   "store_failed",
   "token_invalid",
   "token_unknown",

@@ -23,6 +23,7 @@ import { coordinatorCommand } from "./coordinator.ts";
 import { dashboardCommand } from "./dashboard.ts";
 import { engineCommand } from "./engine.ts";
 import { EXIT, exitStatusOf } from "./exit-status.ts";
+import { installCommands, uninstallCommands } from "./install.ts";
 import { joinCommand } from "./join.ts";
 import { nodeCommand } from "./node.ts";
 import { partCommand } from "./part.ts";
@@ -34,7 +35,7 @@ import { vmCommands } from "./vm.ts";
 
 type Command =
   | ("run" | "join" | "vm" | "top" | "cluster" | "coordinator" | "node" | "dashboard")
-  | ("certs" | "check" | "acpi" | "completion" | "engine" | "part");
+  | ("install" | "uninstall" | "certs" | "check" | "acpi" | "completion" | "engine" | "part");
 
 const ROOT = buildRouteMap<Command, CliContext>({
   routes: {
@@ -45,6 +46,8 @@ const ROOT = buildRouteMap<Command, CliContext>({
     cluster: clusterCommands,
     coordinator: coordinatorCommand,
     node: nodeCommand,
+    install: installCommands,
+    uninstall: uninstallCommands,
     dashboard: dashboardCommand,
     certs: certsCommands,
     check: checkCommand,
@@ -66,6 +69,7 @@ Examples:
   ssihv join 10.0.0.1:7700 --key-file vm.key      on the other host
   ssihv run --hosts a,b --kernel bzImage          the same by ssh, in one command
   ssihv certs init                                a CA for the cluster
+  ssihv install node --join TOKEN                 this host's agent as a service
   ssihv vm show                                   how is the VM that runs here?
   ssihv top                                       what do its nodes do?
   ssihv dashboard                                 the cluster in a web browser`,

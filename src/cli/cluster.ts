@@ -53,7 +53,8 @@ async function token(this: CliContext, flags: TokenFlags, host?: string): Promis
   this.process.stdout.write(`${made.token}\n`);
   const which = host === undefined ? "one host" : `host ${host}`;
   const join = flags.rejoin ? "join again" : "join";
-  const words = `lets ${which} ${join} until ${made.expiresAt}: ssihv node --join TOKEN`;
+  const how = flags.rejoin ? "ssihv node --join TOKEN" : "ssihv install node --join TOKEN";
+  const words = `lets ${which} ${join} until ${made.expiresAt}: ${how}`;
   this.process.stderr.write(`ssihv: ${printable(words)}\n`);
 }
 

@@ -2,10 +2,10 @@
 // Tests put stand-ins here; src/main.ts puts the real ones.
 
 import type { CommandContext } from "@stricli/core";
-
 import type { ParentPage } from "../node/engine-process.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import type { probeHost } from "../node/local.ts";
+import type { SandboxWish } from "../node/sandbox.ts";
 
 export interface HostAccess {
   readonly facts: () => HostFacts;
@@ -16,7 +16,7 @@ export interface HostAccess {
   /** Replaces the executable that `engine` children run. */
   readonly engineCommand?: readonly string[];
   /** Main of the hidden `engine` command. */
-  readonly runEngine: (memoryOnly: boolean) => Promise<void>;
+  readonly runEngine: (memoryOnly: boolean, sandbox: SandboxWish) => Promise<void>;
 }
 
 export interface CliContext extends CommandContext {

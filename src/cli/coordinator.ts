@@ -2,7 +2,7 @@
 
 import { hostname } from "node:os";
 import { join, resolve } from "node:path";
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type FlagParametersForType } from "@stricli/core";
 
 import type { CoordinatorOptions } from "../../coordinator/coordinator.ts";
 import type { EtcdOptions } from "../../coordinator/etcd-client.ts";
@@ -10,6 +10,7 @@ import { SsihvError } from "../base/errors.ts";
 import { parseLongMs } from "../config/duration.ts";
 import { versionLine } from "../node/build-info.ts";
 import { type HostPort, isAnyHost, parseListen } from "../node/join-address.ts";
+import { tellReady } from "../service/readiness.ts";
 import { certsFolder } from "./certs-folder.ts";
 import type { CliContext } from "./context.ts";
 import { coordinatorSocket } from "./coordinator-address.ts";
@@ -18,7 +19,7 @@ import { printable } from "./report.ts";
 import { durationFlag, wholeNumber } from "./run-options.ts";
 import { etcdOf, LEASE_SECONDS, STORE_FLAGS, type StoreFlags } from "./store-flag.ts";
 
-interface CoordinatorFlags extends StoreFlags {
+export interface CoordinatorFlags extends StoreFlags {
   readonly listen: HostPort;
   readonly advertise?: string;
   readonly certs?: string;
@@ -83,6 +84,7 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
   const running = await Coordinator.start(options);
   const { apiPort, agentPort, joinPort } = running;
   say(`coordinator: API on port ${apiPort}, agents ${agentPort}, joining hosts ${joinPort}`);
+  tellReady(say);
   const signal = await endingSignal();
   await running.close();
   say(`coordinator: ended by ${signal}; VMs go on`);
@@ -92,6 +94,7 @@ async function coordinator(this: CliContext, flags: CoordinatorFlags): Promise<v
 async function oneOfSeveral(options: CoordinatorOptions, etcd: EtcdOptions, leaseSeconds: number) {
   const { EtcdCoordinator } = await import("../../coordinator/etcd-coordinator.ts");
   const running = new EtcdCoordinator({ ...options, etcd, leaseSeconds });
+  tellReady(options.say);
   const signal = await Promise.race([endingSignal(), running.done]);
   await running.close();
   options.say(`coordinator: ended by ${signal}; VMs go on`);
@@ -104,6 +107,81 @@ async function endingSignal(): Promise<NodeJS.Signals> {
   for (const each of ENDING) process.off(each, ended.resolve);
   return signal;
 }
+
+/** `ssihv install coordinator` keeps them for the service. */
+export const COORDINATOR_FLAGS: FlagParametersForType<CoordinatorFlags, CliContext> = {
+  listen: {
+    kind: "parsed",
+    parse: (value: string) => parseListen(value, "--listen"),
+    default: "0.0.0.0:7780",
+    brief: "address and first of three ports",
+    placeholder: "HOST:PORT",
+  },
+  advertise: {
+    kind: "parsed",
+    parse: text,
+    optional: true,
+    brief: "what other hosts reach this one by [the --listen address, or this host's name]",
+    placeholder: "HOST",
+  },
+  certs: {
+    kind: "parsed",
+    parse: path("--certs"),
+    optional: true,
+    brief: "folder of ssihv certs init [/etc/ssihv/certs]",
+    placeholder: "FOLDER",
+  },
+  state: {
+    kind: "parsed",
+    parse: path("--state"),
+    optional: true,
+    brief: "folder of what must outlive it [/var/lib/ssihv/coordinator]",
+    placeholder: "FOLDER",
+  },
+  socket: {
+    kind: "parsed",
+    parse: path("--socket"),
+    optional: true,
+    brief: "the local admin socket [where ssihv on this host looks for it]",
+    placeholder: "FILE",
+  },
+  ...STORE_FLAGS,
+  certLife: {
+    kind: "parsed",
+    parse: lifeFlag,
+    default: "365d",
+    brief: "how long hosts' certificates are valid; they are renewed after two thirds of it",
+    placeholder: "TIME",
+  },
+  heartbeat: {
+    kind: "parsed",
+    parse: durationFlag("--heartbeat"),
+    default: "1s",
+    brief: "how often agents say that they live",
+    placeholder: "TIME",
+  },
+  silence: {
+    kind: "parsed",
+    parse: durationFlag("--silence"),
+    default: "5s",
+    brief: "a host that is not heard for so long is reported silent",
+    placeholder: "TIME",
+  },
+  metrics: {
+    kind: "parsed",
+    parse: (value: string) => parseListen(value, "--metrics"),
+    optional: true,
+    brief: "serve metrics there without TLS, /metrics for Prometheus [only on the API]",
+    placeholder: "ADDRESS:PORT",
+  },
+  vmPorts: {
+    kind: "parsed",
+    parse: wholeNumber("--vm-ports", 1024, 49_000),
+    default: "20000",
+    brief: "VMs use this port of their hosts and those after it, 16 for each",
+    placeholder: "PORT",
+  },
+};
 
 export const coordinatorCommand = buildCommand<CoordinatorFlags, [], CliContext>({
   func: coordinator,
@@ -127,84 +205,9 @@ Examples:
   ssihv certs init
   ssihv coordinator --listen 10.0.0.1:7780
   ssihv cluster token                             ... on this host, from another shell
-  ssihv coordinator --listen 10.0.0.1:7780 --store etcd=https://10.0.0.1:2379 \\
-    --store-cert etcd.pem --store-key etcd.key --store-cacert etcd-ca.pem
+  ssihv install coordinator                       the same as a systemd service
 
 Exit status: 0 ended by a signal, 2 wrong flags or certificates, 10 the state cannot be used.`,
   },
-  parameters: {
-    flags: {
-      listen: {
-        kind: "parsed",
-        parse: (value: string) => parseListen(value, "--listen"),
-        default: "0.0.0.0:7780",
-        brief: "address and first of three ports",
-        placeholder: "HOST:PORT",
-      },
-      advertise: {
-        kind: "parsed",
-        parse: text,
-        optional: true,
-        brief: "what other hosts reach this one by [the --listen address, or this host's name]",
-        placeholder: "HOST",
-      },
-      certs: {
-        kind: "parsed",
-        parse: path("--certs"),
-        optional: true,
-        brief: "folder of ssihv certs init [/etc/ssihv/certs]",
-        placeholder: "FOLDER",
-      },
-      state: {
-        kind: "parsed",
-        parse: path("--state"),
-        optional: true,
-        brief: "folder of what must outlive it [/var/lib/ssihv/coordinator]",
-        placeholder: "FOLDER",
-      },
-      socket: {
-        kind: "parsed",
-        parse: path("--socket"),
-        optional: true,
-        brief: "the local admin socket [where ssihv on this host looks for it]",
-        placeholder: "FILE",
-      },
-      ...STORE_FLAGS,
-      heartbeat: {
-        kind: "parsed",
-        parse: durationFlag("--heartbeat"),
-        default: "1s",
-        brief: "how often agents say that they live",
-        placeholder: "TIME",
-      },
-      silence: {
-        kind: "parsed",
-        parse: durationFlag("--silence"),
-        default: "5s",
-        brief: "a host that is not heard for so long is reported silent",
-        placeholder: "TIME",
-      },
-      certLife: {
-        kind: "parsed",
-        parse: lifeFlag,
-        default: "365d",
-        brief: "how long hosts' certificates are valid; they are renewed after two thirds of it",
-        placeholder: "TIME",
-      },
-      metrics: {
-        kind: "parsed",
-        parse: (value: string) => parseListen(value, "--metrics"),
-        optional: true,
-        brief: "serve metrics there without TLS, /metrics for Prometheus [only on the API]",
-        placeholder: "ADDRESS:PORT",
-      },
-      vmPorts: {
-        kind: "parsed",
-        parse: wholeNumber("--vm-ports", 1024, 49_000),
-        default: "20000",
-        brief: "VMs use this port of their hosts and those after it, 16 for each",
-        placeholder: "PORT",
-      },
-    },
-  },
+  parameters: { flags: COORDINATOR_FLAGS },
 });

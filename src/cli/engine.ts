@@ -4,13 +4,16 @@
 import { buildCommand } from "@stricli/core";
 
 import type { CliContext } from "./context.ts";
+import { SANDBOX_FLAG, type SandboxFlags } from "./flags.ts";
 
-interface EngineFlags {
+interface EngineFlags extends SandboxFlags {
   readonly memoryOnly: boolean;
+  readonly user?: number;
 }
 
-async function engine(this: CliContext, { memoryOnly }: EngineFlags): Promise<void> {
-  await this.host.runEngine(memoryOnly);
+async function engine(this: CliContext, flags: EngineFlags): Promise<void> {
+  const { memoryOnly, sandbox: mode, user } = flags;
+  await this.host.runEngine(memoryOnly, { mode, user });
 }
 
 export const engineCommand = buildCommand<EngineFlags, [label?: string], CliContext>({
@@ -23,6 +26,14 @@ export const engineCommand = buildCommand<EngineFlags, [label?: string], CliCont
         default: false,
         withNegated: false,
         brief: "the engine of a memory node: no vCPUs, no KVM",
+      },
+      ...SANDBOX_FLAG,
+      user: {
+        kind: "parsed",
+        parse: Number,
+        optional: true,
+        brief: "the user to become when everything is open",
+        placeholder: "UID",
       },
     },
     positional: {

@@ -75,6 +75,7 @@ const STATUS_OF_CODE: Record<ErrorCode, number> = {
   placement_refused: EXIT.usage,
   request_invalid: EXIT.usage,
   role_forbidden: EXIT.usage,
+  service_failed: EXIT.engineDead,
   store_failed: EXIT.engineDead,
   token_invalid: EXIT.usage,
   token_unknown: EXIT.usage,

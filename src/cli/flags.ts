@@ -1,7 +1,24 @@
 // Parsers of flags and checks that several commands share.
 
+import type { FlagParametersForType } from "@stricli/core";
+
 import { SsihvError } from "../base/errors.ts";
-import type { HostAccess } from "./context.ts";
+import type { SandboxMode } from "../node/sandbox.ts";
+import type { CliContext, HostAccess } from "./context.ts";
+
+export interface SandboxFlags {
+  readonly sandbox: SandboxMode;
+}
+
+/** Of all commands that start engines. */
+export const SANDBOX_FLAG: FlagParametersForType<SandboxFlags, CliContext> = {
+  sandbox: {
+    kind: "enum",
+    values: ["auto", "off", "required"],
+    default: "auto",
+    brief: "shut engines in: as far as this host allows, not at all, or not to run them otherwise",
+  },
+};
 
 export function text(value: string): string {
   return value;

@@ -14,12 +14,12 @@ import { checkMemory } from "../node/vm-request.ts";
 import { MetricsServer } from "../telemetry/metrics-server.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
-import { path, requireKvm } from "./flags.ts";
+import { path, requireKvm, SANDBOX_FLAG, type SandboxFlags } from "./flags.ts";
 import { outcomeJson, outcomeStatus, outcomeText } from "./outcome.ts";
 import { formatError, printable } from "./report.ts";
 import { durationFlag } from "./run-options.ts";
 
-export interface JoinFlags {
+export interface JoinFlags extends SandboxFlags {
   readonly keyFile?: string;
   readonly wait?: number;
   readonly lane?: string;
@@ -114,6 +114,7 @@ async function join(this: CliContext, flags: JoinFlags, lead: HostPort): Promise
     },
     {
       createPage: await this.host.sharedPages(),
+      sandbox: flags.sandbox,
       ...(command !== undefined && { command }),
       check: ({ node, nodes }) => checkMemory(nodes.slice(node, node + 1), facts),
       onEvent: (event) => {
@@ -233,6 +234,7 @@ export const joinCommand = buildCommand<JoinFlags, [lead: HostPort], CliContext>
         brief: "serve metrics of this host's node there, /metrics for Prometheus",
         placeholder: "ADDRESS:PORT",
       },
+      ...SANDBOX_FLAG,
       memoryOnly: {
         kind: "boolean",
         default: false,

@@ -2,24 +2,27 @@
 
 import { constants, hostname } from "node:os";
 import { resolve } from "node:path";
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type FlagParametersForType } from "@stricli/core";
 
+import type { NodeState } from "../agent/node-state.ts";
 import { SsihvError } from "../base/errors.ts";
 import type { Capacity, Check } from "../control/messages.ts";
 import { sweepDead } from "../node/admin-name.ts";
 import { versionLine } from "../node/build-info.ts";
+import { ControlGroups } from "../node/control-group.ts";
 import { checkHost } from "../node/host-check.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { type HostPort, parseIp, parseListen } from "../node/join-address.ts";
 import { certificateFamily, metricsText } from "../node/vm-metrics.ts";
+import { tellReady } from "../service/readiness.ts";
 import { MetricsServer } from "../telemetry/metrics-server.ts";
 import type { CliContext } from "./context.ts";
 import { stateFolder } from "./coordinator.ts";
-import { path, text } from "./flags.ts";
+import { path, SANDBOX_FLAG, type SandboxFlags, text } from "./flags.ts";
 import { printable } from "./report.ts";
 import { sizeFlag, wholeNumber } from "./run-options.ts";
 
-export interface NodeFlags {
+export interface NodeFlags extends SandboxFlags {
   readonly join?: string;
   readonly name?: string;
   readonly state?: string;
@@ -71,25 +74,38 @@ async function tokenOf(join: string): Promise<string> {
   return join === "-" ? await Bun.stdin.text() : join;
 }
 
+/** What this host keeps of its membership, whether it has joined or not. */
+export async function openState(flag: string | undefined) {
+  const { NodeState } = await import("../agent/node-state.ts");
+  const folder = resolve(flag ?? stateFolder("node"));
+  return { folder, state: new NodeState(folder) };
+}
+
+/** Spends the token. */
+export async function joinHere(
+  state: NodeState,
+  flags: { readonly join: string; readonly name?: string | undefined },
+  say: (line: string) => void,
+): Promise<void> {
+  const before = state.prepare();
+  const name = before ?? flags.name ?? nameOfHost(hostname());
+  refuseOtherName(flags.name, name);
+  const { joinCluster } = await import("../control/join-client.ts");
+  state.save(await joinCluster(await tokenOf(flags.join), name));
+  say(`node: this host has joined as ${name}`);
+}
+
 async function node(this: CliContext, flags: NodeFlags): Promise<void> {
   const say = (line: string) => this.process.stderr.write(`ssihv: ${printable(line)}\n`);
   const facts = this.host.facts();
   const capacity = capacityOf(flags, facts);
-  const [{ NodeState }, { Agent }, { onlyOne }] = await Promise.all([
-    import("../agent/node-state.ts"),
+  const [{ Agent }, { onlyOne }, { folder, state }] = await Promise.all([
     import("../agent/agent.ts"),
     import("../agent/only-one.ts"),
+    openState(flags.state),
   ]);
-  const folder = resolve(flags.state ?? stateFolder("node"));
-  const state = new NodeState(folder);
-  if (flags.join !== undefined) {
-    const before = state.prepare();
-    const name = before ?? flags.name ?? nameOfHost(hostname());
-    refuseOtherName(flags.name, name);
-    const { joinCluster } = await import("../control/join-client.ts");
-    state.save(await joinCluster(await tokenOf(flags.join), name));
-    say(`node: this host has joined as ${name}`);
-  }
+  const { join } = flags;
+  if (join !== undefined) await joinHere(state, { ...flags, join }, say);
   const { name } = state.membership();
   // One that could never connect is told now; later, while VMs run, it goes on trying.
   state.credentials();
@@ -106,6 +122,8 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
       const then = flags.acceptUnfit ? "" : "; it only lends memory";
       say(`node: this host is unfit for vCPUs: ${check.problems[0] ?? ""}${then} (ssihv check)`);
     }
+    const groups = flags.sandbox === "off" ? undefined : ControlGroups.open();
+    if (typeof groups === "string") say(`node: no memory limit for each engine: ${groups}`);
     const command = this.host.engineCommand;
     const agent = new Agent(
       state,
@@ -116,6 +134,8 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
       {
         facts: this.host.facts,
         createPage: await this.host.sharedPages(),
+        sandbox: flags.sandbox,
+        ...(groups !== undefined && { groups }),
         ...(command !== undefined && { engineCommand: command }),
         say,
       },
@@ -129,6 +149,7 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
       MetricsServer.open(metrics, () => {
         return metricsText(agent.observed(), certificateFamily(agent.certificateExpires));
       });
+    tellReady(say);
     const signal = await untilSignal(agent);
     server?.close();
     say(`node: ended by ${signal}`);
@@ -187,6 +208,72 @@ async function untilSignal(agent: Stoppable): Promise<NodeJS.Signals> {
   return endedBy;
 }
 
+/** `ssihv install node` keeps them for the service. */
+export const NODE_FLAGS: FlagParametersForType<NodeFlags, CliContext> = {
+  join: {
+    kind: "parsed",
+    parse: text,
+    optional: true,
+    brief: "token of ssihv cluster token, or - to read it from stdin",
+    placeholder: "TOKEN",
+  },
+  name: {
+    kind: "parsed",
+    parse: text,
+    optional: true,
+    brief: "with --join: the host's name in the cluster [its own]",
+    placeholder: "NAME",
+  },
+  state: {
+    kind: "parsed",
+    parse: path("--state"),
+    optional: true,
+    brief: "folder of its certificate and membership [/var/lib/ssihv/node]",
+    placeholder: "FOLDER",
+  },
+  lane: {
+    kind: "parsed",
+    parse: (value: string) => parseIp(value, "--lane"),
+    optional: true,
+    brief: "address other hosts reach its engines at [the one it reaches the coordinator from]",
+    placeholder: "ADDRESS",
+  },
+  cpus: {
+    kind: "parsed",
+    parse: wholeNumber("--cpus", 1, 4096),
+    optional: true,
+    brief: "CPUs for vCPUs [all]",
+    placeholder: "N",
+  },
+  memory: {
+    kind: "parsed",
+    parse: sizeFlag("--memory"),
+    optional: true,
+    brief: "memory for VMs, engines included [nine tenths of what is free]",
+    placeholder: "SIZE",
+  },
+  metrics: {
+    kind: "parsed",
+    parse: (value: string) => parseListen(value, "--metrics"),
+    optional: true,
+    brief: "serve metrics of the nodes on this host there, /metrics for Prometheus",
+    placeholder: "ADDRESS:PORT",
+  },
+  ...SANDBOX_FLAG,
+  memoryOnly: {
+    kind: "boolean",
+    default: false,
+    withNegated: false,
+    brief: "take no nodes with vCPUs, only lend memory",
+  },
+  acceptUnfit: {
+    kind: "boolean",
+    default: false,
+    withNegated: false,
+    brief: "take nodes with vCPUs though ssihv check finds the host unfit: guests may crash",
+  },
+};
+
 export const nodeCommand = buildCommand<NodeFlags, [], CliContext>({
   func: node,
   docs: {
@@ -206,6 +293,7 @@ Examples:
   ssihv node                                      from then on
   ssihv node --memory 64G --cpus 14               leave the rest to the host
   ssihv node --memory-only                        only lend memory: needs no KVM
+  ssihv install node --join TOKEN                 the same as a systemd service
 
 ssihv vm list --local, show and pages tell of the VMs here without the coordinator. When a VM
 hangs, kill -USR1 this command: its engines tell what is open.
@@ -213,69 +301,5 @@ hangs, kill -USR1 this command: its engines tell what is open.
 Exit status: 0 ended by a signal, 2 wrong flags, no membership or a token that is not valid,
 10 the coordinator did not answer while joining.`,
   },
-  parameters: {
-    flags: {
-      join: {
-        kind: "parsed",
-        parse: text,
-        optional: true,
-        brief: "token of ssihv cluster token, or - to read it from stdin",
-        placeholder: "TOKEN",
-      },
-      name: {
-        kind: "parsed",
-        parse: text,
-        optional: true,
-        brief: "with --join: the host's name in the cluster [its own]",
-        placeholder: "NAME",
-      },
-      state: {
-        kind: "parsed",
-        parse: path("--state"),
-        optional: true,
-        brief: "folder of its certificate and membership [/var/lib/ssihv/node]",
-        placeholder: "FOLDER",
-      },
-      lane: {
-        kind: "parsed",
-        parse: (value: string) => parseIp(value, "--lane"),
-        optional: true,
-        brief: "address other hosts reach its engines at [the one it reaches the coordinator from]",
-        placeholder: "ADDRESS",
-      },
-      cpus: {
-        kind: "parsed",
-        parse: wholeNumber("--cpus", 1, 4096),
-        optional: true,
-        brief: "CPUs for vCPUs [all]",
-        placeholder: "N",
-      },
-      memory: {
-        kind: "parsed",
-        parse: sizeFlag("--memory"),
-        optional: true,
-        brief: "memory for VMs, engines included [nine tenths of what is free]",
-        placeholder: "SIZE",
-      },
-      metrics: {
-        kind: "parsed",
-        parse: (value: string) => parseListen(value, "--metrics"),
-        optional: true,
-        brief: "serve metrics of the nodes on this host there, /metrics for Prometheus",
-        placeholder: "ADDRESS:PORT",
-      },
-      memoryOnly: {
-        kind: "boolean",
-        default: false,
-        withNegated: false,
-        brief: "take no nodes with vCPUs, only lend memory",
-      },
-      acceptUnfit: {
-        kind: "boolean",
-        default: false,
-        withNegated: false,
-        brief: "take nodes with vCPUs though ssihv check finds the host unfit: guests may crash",
-      },
-    },
-  },
+  parameters: { flags: NODE_FLAGS },
 });

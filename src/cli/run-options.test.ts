@@ -12,6 +12,7 @@ import { type RunFlags, runRequest, sizeFlag, sizeOrNoneFlag, wholeNumber } from
 const MIB = 1n << 20n;
 const NO_FLAGS: RunFlags = {
   pager: false,
+  sandbox: "auto",
   pinVcpus: false,
   report: false,
   json: false,

@@ -10,8 +10,9 @@ import type { HostPort } from "../node/join-address.ts";
 import { readKeyFile } from "../node/key-file.ts";
 import type { VmDoor } from "../node/vm.ts";
 import { type MemoryRequest, splitOverNodes, type VmRequest } from "../node/vm-request.ts";
+import type { SandboxFlags } from "./flags.ts";
 
-export interface RunFlags {
+export interface RunFlags extends SandboxFlags {
   readonly kernel?: string;
   readonly initrd?: string;
   readonly cmdline?: string;

@@ -17,7 +17,7 @@ import { MetricsServer } from "../telemetry/metrics-server.ts";
 import { CONSOLE_HELP } from "./console-escape.ts";
 import type { CliContext } from "./context.ts";
 import { EXIT_HELP } from "./exit-status.ts";
-import { path, requireKvm, text } from "./flags.ts";
+import { path, requireKvm, SANDBOX_FLAG, text } from "./flags.ts";
 import { HOSTS_HELP, refuseWithoutHosts, runOnHosts } from "./run-hosts.ts";
 import {
   durationFlag,
@@ -50,6 +50,7 @@ async function run(this: CliContext, flags: RunFlags): Promise<void> {
     session = await openSession(this, wanted, facts, {
       json: flags.json,
       report: flags.report,
+      sandbox: flags.sandbox,
       nameChosen: flags.name !== undefined || config?.cluster !== undefined,
     });
     this.status = await session.run();
@@ -63,7 +64,7 @@ async function openSession(
   context: CliContext,
   wanted: VmPlan,
   facts: HostFacts,
-  told: { readonly json: boolean; readonly report: boolean; readonly nameChosen: boolean },
+  told: Pick<RunFlags, "json" | "report" | "sandbox"> & { readonly nameChosen: boolean },
 ): Promise<RunSession<Vm>> {
   const createPage = await context.host.sharedPages();
   const admin = await openAdmin({ vm: wanted.name, chosen: told.nameChosen });
@@ -79,7 +80,8 @@ async function openSession(
   if (memory !== undefined) output.say(`VM ${plan.name}: ${memory}`);
   for (const warning of [...admin.warnings, ...warnings(plan, facts)]) output.say(warning);
   const command = context.host.engineCommand;
-  const deps = { createPage, ...(command !== undefined && { command }) };
+  const { sandbox } = told;
+  const deps = { createPage, sandbox, ...(command !== undefined && { command }) };
   const session = new RunSession((hooks) => new Vm(plan, hooks, deps), output, admin.server);
   admin.server?.serve(session.vm);
   return session;
@@ -323,6 +325,7 @@ export const runCommand = buildCommand<RunFlags, [], CliContext>({
         withNegated: false,
         brief: "serve the memory of a one-node VM by the pager too",
       },
+      ...SANDBOX_FLAG,
       pinVcpus: {
         kind: "boolean",
         default: false,

@@ -72,14 +72,17 @@ test("a VM with a node that answers and one that does not", () => {
     },
   };
   const size = { vcpus: 1, memoryBytes: 2 ** 27, lentBytes: null };
+  const sandbox = { user: 1_879_100_000, filter: true, missing: [] };
+  const none = { sandbox: null, stats: null };
   const vm: VmShown = {
     ...{ name: "demo", role: "lead", node: null, state: "running", vcpus: 2 },
     ...{ memoryBytes: 2 ** 28, uptimeSeconds: 5, pid: 10 },
     nodes: [
-      { node: 0, host: null, pid: 11, ...size, stats, silent: null },
-      { node: 1, host: "b", pid: null, ...size, stats: null, silent: "its engine is not up yet" },
+      { node: 0, host: null, pid: 11, ...size, sandbox, stats, silent: null },
+      { node: 1, host: "b", pid: null, ...size, ...none, silent: "its engine is not up yet" },
       {
         ...{ node: 2, host: "c", pid: 9, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 },
+        ...{ sandbox: { filter: false, missing: ["no filter here"] } },
         ...{ stats: null, silent: "it does not answer" },
       },
     ],
@@ -97,13 +100,17 @@ test("a VM with a node that answers and one that does not", () => {
   ]);
   expect(row(other)).toEqual(["1", "b", "-", "1", "128", ...Array(7).fill("-")]);
   expect(row(lender)).toEqual(["2", "c", "9", "0", "64", ...Array(7).fill("-")]);
+  expect(text).toContain(
+    "sandbox of node 0: user 1879100000; no new privileges, system calls filtered\n" +
+      "sandbox of node 2: no user of its own; no filter; no filter here\n",
+  );
   expect(text).toContain("node 1: its engine is not up yet\n");
   expect(text).not.toContain("balloon");
   const balloon = {
     ...{ target: 64 << 20, actual: 60 << 20, inflated: 70 << 20, reported: 9 << 20 },
   };
   const memory = { ...stats.memory, discarded: 79 * 256, framesFreed: 2 * 256 };
-  const given = { node: 0, host: null, pid: 11, ...size, silent: null };
+  const given = { node: 0, host: null, pid: 11, ...size, sandbox, silent: null };
   const shown = showText("demo", {
     ...vm,
     nodes: [{ ...given, stats: { ...stats, balloon, memory } }],

@@ -11,6 +11,7 @@ import type {
 } from "../node/vm-view.ts";
 import { printable } from "./report.ts";
 
+type SandboxShown = NonNullable<NodeShown["sandbox"]>;
 type Row = readonly string[];
 
 /** As an engine tells it. */
@@ -99,7 +100,31 @@ export function showText(label: string, vm: VmShown): string {
 export function nodesText(nodes: readonly NodeShown[]): string {
   const silent = nodes.flatMap(({ node, silent }) => silentLine(node, silent));
   const given = nodes.flatMap(({ stats }) => givenLine(nodes, stats?.balloon));
-  return [table(NODE_HEAD, nodes.map(nodeRow), NODE_RIGHT), ...given, ...silent].join("");
+  const shutIn = sandboxLines(nodes);
+  return [table(NODE_HEAD, nodes.map(nodeRow), NODE_RIGHT), ...shutIn, ...given, ...silent].join(
+    "",
+  );
+}
+
+/** A line for nodes that are alike in it. */
+function sandboxLines(nodes: readonly NodeShown[]): string[] {
+  const alike = Map.groupBy(
+    nodes.filter(({ sandbox }) => sandbox !== null),
+    ({ sandbox }) => (sandbox === null ? "" : sandboxWords(sandbox)),
+  );
+  return [...alike].map(([words, those]) => {
+    const which = those.map(({ node }) => node).join(", ");
+    return `sandbox of node ${which}: ${printable(words)}\n`;
+  });
+}
+
+function sandboxWords({ user, filter, memoryBytesMax, missing }: SandboxShown): string {
+  const parts = [
+    user === undefined ? "no user of its own" : `user ${user}`,
+    filter ? "no new privileges, system calls filtered" : "no filter",
+  ];
+  if (memoryBytesMax !== undefined) parts.push(`at most ${mib(memoryBytesMax)} MiB`);
+  return [...parts, ...missing].join("; ");
 }
 
 /** What the guest's balloon is like, and what came of it on all nodes. */

@@ -57,6 +57,16 @@ const Summary = Type.Object(
   { $id: "EngineSummary", ...OPEN },
 );
 
+const SandboxAnswer = Type.Object(
+  {
+    user: Type.Optional(Type.Integer({ description: "user of its own; absent: its parent's" })),
+    filter: Type.Boolean({ description: "no new privileges, system calls filtered" }),
+    memoryBytesMax: Type.Optional(Type.Number({ description: "of its control group" })),
+    missing: Type.Array(Type.String({ description: "what its host did not allow" })),
+  },
+  { $id: "EngineSandbox", ...OPEN },
+);
+
 export const EnginesAnswer = Type.Object(
   {
     name: Type.String(),
@@ -65,7 +75,12 @@ export const EnginesAnswer = Type.Object(
     memoryBytes: Count,
     uptimeSeconds: orNull(Count),
     nodes: Type.Array(
-      Type.Object({ ...nodeHead, pid: orNull(Type.Integer()), stats: orNull(Summary) }),
+      Type.Object({
+        ...nodeHead,
+        pid: orNull(Type.Integer()),
+        sandbox: Type.Optional(orNull(SandboxAnswer)),
+        stats: orNull(Summary),
+      }),
     ),
   },
   { $id: "VmEngines", ...OPEN },

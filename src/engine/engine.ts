@@ -18,6 +18,7 @@ import {
 import { createDoorbell, type EngineEvent, SharedPage } from "../native/shared-page.ts";
 import { PAGE_BYTES } from "../telemetry/node-metrics.ts";
 import { readSystemMap, type SymbolMap, symbolAt } from "../telemetry/system-map.ts";
+import { SPAN_SERVICE_PRIORITY } from "../vmm/engine-config.ts";
 import { type MachinePlan, planLender, planMachine } from "../vmm/machine.ts";
 import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { costLines, guestCosts } from "../vmm/memory-costs.ts";
@@ -30,12 +31,14 @@ import {
   type FromEngine,
   isToEngine,
   type Question,
+  type SandboxWish,
   type StoppedReason,
   type ToEngine,
 } from "./messages.ts";
 import { PageQueries } from "./page-queries.ts";
 import { type Decision, PowerDevices } from "./power.ts";
 import { ResetBarrier } from "./reset.ts";
+import { enterSandbox } from "./sandbox.ts";
 import { allCounters, balloonOf, hasBalloon, heatOf, summarise } from "./summary.ts";
 
 /** Pages in a report. */
@@ -68,6 +71,7 @@ export class EngineProcess {
   private readonly page: SharedPage;
   private readonly doorbell = createDoorbell();
   private readonly send: Send;
+  private readonly wish: SandboxWish;
   private readonly power = new PowerDevices();
   private handle: EngineHandle | undefined;
   private machine: MachinePlan | undefined;
@@ -80,8 +84,9 @@ export class EngineProcess {
   private pages: PageQueries | undefined;
   private ended = false;
 
-  constructor(sharedFd: number, send: Send) {
+  constructor(sharedFd: number, send: Send, wish: SandboxWish) {
     this.send = send;
+    this.wish = wish;
     this.page = SharedPage.map(sharedFd);
     dieWithParent();
   }
@@ -149,6 +154,9 @@ export class EngineProcess {
     if (isMemoryNode(plan.nodes[plan.node])) this.buildLender(plan);
     else this.buildMachine(plan);
     this.barrier = this.resetBarrier(plan);
+    // Before the first byte of a peer or a guest.
+    const priority = plan.nodes.length > 1 ? SPAN_SERVICE_PRIORITY : 0;
+    this.send({ type: "sandboxed", sandbox: enterSandbox(this.wish, priority) });
     // Loads touch pages whose homes may be elsewhere: lanes first.
     if (plan.lane === undefined) this.run();
     else this.handle?.link(plan.lane);
@@ -189,6 +197,9 @@ export class EngineProcess {
     machine.cpuid.forEach((entries, vcpu) => {
       this.handle?.setCpuid(vcpu, entries);
     });
+    for (const image of [plan.kernel, plan.initrd]) {
+      if (image !== undefined && plan.node === 0) this.handle.keepFile(image);
+    }
     if (isPaged(plan)) this.pages = this.pageQueries(plan.node, this.handle);
   }
 
@@ -436,7 +447,7 @@ function noticeText(event: EngineEvent): string {
 }
 
 /** Main of `ssihv engine`: fds as ENGINE_FDS, control by IPC. A memory node's needs no KVM. */
-export async function runEngineProcess(memoryOnly: boolean): Promise<void> {
+export async function runEngineProcess(memoryOnly: boolean, wish: SandboxWish): Promise<void> {
   const send: Send = (message) => {
     process.send?.(message);
   };
@@ -446,7 +457,7 @@ export async function runEngineProcess(memoryOnly: boolean): Promise<void> {
     });
   }
   const planted = process.env.SSIHV_TEST_CRASH;
-  const engine = new EngineProcess(ENGINE_FDS.sharedPage, send);
+  const engine = new EngineProcess(ENGINE_FDS.sharedPage, send, wish);
   if (planted !== undefined) plantCrash(Number(planted));
   process.on("message", (message: unknown) => {
     if (!isToEngine(message)) return;

@@ -2,7 +2,8 @@
 // builds its machine from. Everything here is plain JSON: bytes as numbers (exact to 2^53), keys as
 // hex, no bigint, so that the same plan can later cross hosts. The channel is ordered and reliable;
 // guest console bytes and telemetry do not travel here (pipes and the shared page do that).
-// Order: ready -> start -> started -> ... -> summary (once, if asked or at the end) -> stopped.
+// Order: ready -> start -> sandboxed -> started -> ... -> summary (once, if asked or at the end)
+// -> stopped.
 // `failed` may replace any of them and is the last message.
 
 import type { MemoryCostsGiven } from "../config/memory-costs.ts";
@@ -154,6 +155,30 @@ export interface PageCopy {
   readonly revokesDeferred: number;
 }
 
+export type SandboxMode = "auto" | "off" | "required";
+export const SANDBOX_MODES: readonly SandboxMode[] = ["auto", "off", "required"];
+
+/** What an engine is to do to shut itself in; its parent's word, on its command line. */
+export interface SandboxWish {
+  readonly mode: SandboxMode;
+  /** The user (and group) to become. */
+  readonly user?: number | undefined;
+  /** Why it is to stay its parent's user. */
+  readonly noUser?: string;
+}
+
+/** What came of it. */
+export interface SandboxState {
+  /** Absent: it runs as the user that started it. */
+  readonly user?: number;
+  /** No new privileges, and a filter of system calls. */
+  readonly filter: boolean;
+  /** What its control group lets it take; absent: it has none of its own. */
+  readonly memoryBytesMax?: number;
+  /** What this host did not allow. */
+  readonly missing: readonly string[];
+}
+
 export type ToEngine =
   | { readonly type: "start"; readonly plan: EnginePlan }
   | { readonly type: "pause" }
@@ -263,6 +288,8 @@ export interface EngineSummary {
 
 export type FromEngine =
   | { readonly type: "ready"; readonly capabilities: EngineCapabilities }
+  /** It has opened what it needs, and shut itself in. */
+  | { readonly type: "sandboxed"; readonly sandbox: SandboxState }
   | { readonly type: "started" }
   | {
       readonly type: "stopped";
@@ -283,7 +310,7 @@ export type FromEngine =
     };
 
 const FROM_TYPES = new Set([
-  ...["ready", "started", "stopped", "notice", "summary", "answer", "failed"],
+  ...["ready", "sandboxed", "started", "stopped", "notice", "summary", "answer", "failed"],
 ]);
 const TO_TYPES = new Set(["start", "pause", "resume", "stop", "leave", "nmi", "report", "ask"]);
 

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x9498d5a42529243cn;
+export const ABI_HASH = 0x1cfc8bde70e49f05n;
 
 export const constants = {
   abi_version: 1,
@@ -661,7 +661,9 @@ export const functions = {
   ssihv_shared_map: { args: ["i32", "ptr"], returns: "i32" },
   ssihv_shared_close: { args: ["i32", "u64"], returns: "i32" },
   ssihv_doorbell_create: { args: ["ptr"], returns: "i32" },
-  ssihv_parent_death_signal: { args: ["i32"], returns: "i32" },
+  ssihv_parent_death_signal: { args: ["i32", "i32"], returns: "i32" },
+  ssihv_sandbox_user: { args: ["u32", "u32"], returns: "i32" },
+  ssihv_sandbox_filter: { args: [], returns: "i32" },
   ssihv_host_probe: { args: ["ptr"], returns: "i32" },
   ssihv_host_cpuid: { args: ["ptr", "u32", "ptr"], returns: "i32" },
   ssihv_host_msrs: { args: ["ptr", "u32", "ptr"], returns: "i32" },

@@ -36,12 +36,19 @@ export interface LaneAddresses {
 
 export class EngineHandle {
   private readonly handle: number;
+  /** Open as long as the process. */
+  private readonly kept = new Map<string, number>();
 
   constructor(config: EngineConfig) {
     const out = new Uint32Array(1);
     const bytes = encode(records.EngineConfig, config);
     checked(library().ssihv_engine_create(ptr(bytes), ptr(out)));
     this.handle = out[0] ?? 0;
+  }
+
+  /** Opens an image for every later load: a sandboxed engine opens none. */
+  keepFile(path: string): void {
+    if (!this.kept.has(path)) this.kept.set(path, openFile(path));
   }
 
   load(load: Load): void {
@@ -55,13 +62,14 @@ export class EngineHandle {
       );
       return checked(status);
     }
-    const fd = openFile(load.file);
+    const kept = this.kept.get(load.file);
+    const fd = kept ?? openFile(load.file);
     try {
       const { gpa, offset, length } = load;
       const lib = library();
       checked(lib.ssihv_engine_load_file(this.handle, gpa, fd, BigInt(offset), BigInt(length)));
     } finally {
-      closeSync(fd);
+      if (kept === undefined) closeSync(fd);
     }
   }
 
@@ -271,7 +279,23 @@ export function plantCrash(kind: number): void {
   checked(library().ssihv_crash_plant(kind));
 }
 
+/** As long as it lives; later it is another's number. */
+const parent = process.ppid;
+
 /** This process ends with its parent. */
 export function dieWithParent(): void {
-  checked(library().ssihv_parent_death_signal(9));
+  checked(library().ssihv_parent_death_signal(parent, 9));
+}
+
+/**
+ * For good; threads may still have real-time priorities up to `priority`. The kernel forgets
+ * dieWithParent then: it has to be asked for again.
+ */
+export function becomeUser(user: number, priority: number): void {
+  checked(library().ssihv_sandbox_user(user, priority));
+}
+
+/** No new privileges and a filter of system calls, for good. */
+export function filterCalls(): void {
+  checked(library().ssihv_sandbox_filter());
 }

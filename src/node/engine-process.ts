@@ -7,9 +7,16 @@
 import { join } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
-import { type FromEngine, isFromEngine, type ToEngine } from "../engine/messages.ts";
+import {
+  type FromEngine,
+  isFromEngine,
+  type SandboxState,
+  type ToEngine,
+} from "../engine/messages.ts";
+import type { ControlGroups, Groups } from "./control-group.ts";
 import { CrashNoiseFilter } from "./crash-noise.ts";
 import { formatCpuDump, formatLastWords, type PostMortemPage, signalName } from "./last-words.ts";
+import { type SandboxWish, sandboxWords } from "./sandbox.ts";
 
 export interface ParentPage extends PostMortemPage {
   readonly fd: number;
@@ -65,13 +72,20 @@ export interface EngineSpawn {
   readonly console: boolean;
   /** It lends memory and runs no vCPU. */
   readonly memoryOnly: boolean;
+  readonly sandbox: SandboxWish;
+  /** It gets a control group of its own, with that limit. */
+  readonly group?: { readonly groups: Groups; readonly bytesMax: number };
   readonly hooks: EngineHooks;
   /** Replaces the executable, for tests. */
   readonly command?: readonly string[];
 }
 
 /** Environment that would turn the executable into something else, or make it phone home. */
-const ENVIRONMENT_DROPPED = ["BUN_OPTIONS", "BUN_BE_BUN", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO"];
+const ENVIRONMENT_DROPPED = [
+  ...["BUN_OPTIONS", "BUN_BE_BUN", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO"],
+  // Of a service: its manager's, not the engine's.
+  ...["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"],
+];
 /** Compiled executables keep their modules under this path. */
 const COMPILED_ROOT = "/$bunfs/";
 
@@ -81,8 +95,10 @@ export function ownCommand(): string[] {
   return [process.execPath, join(import.meta.dir, "..", "main.ts")];
 }
 
-function engineCommand({ vm, node, memoryOnly }: EngineSpawn): string[] {
-  return [...ownCommand(), "engine", ...(memoryOnly ? ["--memory-only"] : []), `${vm}/${node}`];
+function engineCommand({ vm, node, memoryOnly, sandbox }: EngineSpawn): string[] {
+  const flags = [...(memoryOnly ? ["--memory-only"] : []), ...sandboxWords(sandbox)];
+  // The label first, to be seen in `ps`.
+  return [...ownCommand(), "engine", `${vm}/${node}`, ...flags];
 }
 
 function childEnvironment(): Record<string, string | undefined> {
@@ -100,6 +116,9 @@ export class EngineProcess implements Engine {
   private readonly page: ParentPage;
   private readonly child: Child;
   private readonly noise = new CrashNoiseFilter();
+  private readonly groups: ControlGroups | undefined;
+  /** Why it has no control group of its own; undefined too where nobody wished for one. */
+  private readonly noGroup: string | undefined;
   private connected = true;
   private ready = false;
 
@@ -119,13 +138,32 @@ export class EngineProcess implements Engine {
       ipc: (message: unknown) => {
         if (!isFromEngine(message)) return;
         if (message.type === "ready") this.ready = true;
-        options.hooks.onMessage(message);
+        options.hooks.onMessage(this.completed(message, options));
       },
       onDisconnect: () => {
         this.connected = false;
       },
     }) as Child;
+    // Before it hears of a VM: what it took so far is little, and counted elsewhere.
+    const { groups, bytesMax } = options.group ?? {};
+    if (groups !== undefined && typeof groups !== "string") {
+      this.noGroup = groups.add(this.child.pid, bytesMax ?? 0);
+      this.groups = groups;
+    } else this.noGroup = groups;
     this.exited = this.watch(options.hooks);
+  }
+
+  /** What it says of its sandbox, with what only its parent knows. */
+  private completed(message: FromEngine, { sandbox: wish, group }: EngineSpawn): FromEngine {
+    if (message.type !== "sandboxed") return message;
+    const known = [wish.noUser, this.noGroup].filter((words) => words !== undefined);
+    const isLimited = group !== undefined && this.noGroup === undefined;
+    const sandbox: SandboxState = {
+      ...message.sandbox,
+      ...(isLimited && { memoryBytesMax: group.bytesMax }),
+      missing: [...known, ...message.sandbox.missing],
+    };
+    return { ...message, sandbox };
   }
 
   get pid(): number {
@@ -190,6 +228,7 @@ export class EngineProcess implements Engine {
     await this.child.exited;
     await Promise.all([consoleDone, stderrDone]);
     for (const line of this.noise.end()) hooks.onStderr(line);
+    await this.groups?.remove(this.child.pid);
     return {
       code: this.child.exitCode,
       signal: this.child.signalCode as NodeJS.Signals | null,

@@ -1,9 +1,12 @@
 import { expect, test } from "bun:test";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 
 import { records } from "../native/abi.gen.ts";
 import type { HostProbe } from "../native/engine-handle.ts";
 import { checkHost } from "./host-check.ts";
-import { type HostFacts, hostFacts, meminfoBytes, softLimit } from "./host-facts.ts";
+import { groupHeadroom, type HostFacts, hostFacts, meminfoBytes, softLimit } from "./host-facts.ts";
 
 const FACTS: HostFacts = {
   kernel: "6.1.0-18-amd64",
@@ -119,4 +122,25 @@ test("facts are read from the text the kernel writes", () => {
   expect(here.memoryTotal).toBeGreaterThan(0);
   expect(here.cpus).toBeGreaterThan(0);
   expect(here.kernel).toMatch(/^\d+\.\d+/);
+});
+
+test("what control groups still allow is the least of all around this process", () => {
+  const root = mkdtempSync(join(tmpdir(), "ssihv-headroom-"));
+  try {
+    const limit = (path: string, max: string, current: number) => {
+      mkdirSync(join(root, path), { recursive: true });
+      writeFileSync(join(root, path, "memory.max"), `${max}\n`);
+      writeFileSync(join(root, path, "memory.current"), `${current}\n`);
+    };
+    limit("/a", "1000", 100);
+    limit("/a/b", "2000", 50);
+    limit("/a/b/agent", "max", 10);
+    expect(groupHeadroom(root, "0::/a/b/agent\n")).toBe(900);
+    limit("/a", "max", 100);
+    expect(groupHeadroom(root, "0::/a/b/agent\n")).toBe(1950);
+    expect(groupHeadroom(root, "0::/none\n")).toBe(Infinity);
+    expect(groupHeadroom(root, "4:memory:/a\n")).toBe(Infinity);
+  } finally {
+    rmSync(root, { recursive: true });
+  }
 });

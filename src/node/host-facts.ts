@@ -4,6 +4,7 @@
 
 import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
+import { dirname, join } from "node:path";
 
 export interface HostFacts {
   /** As uname -r: "6.1.0-18-amd64". */
@@ -45,14 +46,19 @@ export function softLimit(text: string, row: string): number {
   return value === undefined || value === "unlimited" ? Infinity : Number(value);
 }
 
-/** What the control group still allows; Infinity without a limit (cgroup v2 alone). */
-function groupHeadroom(): number {
-  const path = /^0::(.*)$/m.exec(read("/proc/self/cgroup") ?? "")?.[1];
-  if (path === undefined) return Infinity;
-  const folder = `/sys/fs/cgroup${path === "/" ? "" : path}`;
-  const max = Number(read(`${folder}/memory.max`) ?? Number.NaN);
-  const used = Number(read(`${folder}/memory.current`) ?? 0);
-  return Number.isFinite(max) ? Math.max(0, max - used) : Infinity;
+/**
+ * What the control group and those around it still allow; Infinity without a limit (cgroup v2
+ * alone). An agent's own has none: its service's has.
+ */
+export function groupHeadroom(root = "/sys/fs/cgroup", self = read("/proc/self/cgroup")): number {
+  const path = /^0::(\/.*)$/m.exec(self ?? "")?.[1];
+  let headroom = Infinity;
+  for (let at = path; at !== undefined; at = at === "/" ? undefined : dirname(at)) {
+    const max = Number(read(join(root, at, "memory.max")) ?? Number.NaN);
+    const used = Number(read(join(root, at, "memory.current")) ?? 0);
+    if (Number.isFinite(max)) headroom = Math.min(headroom, Math.max(0, max - used));
+  }
+  return headroom;
 }
 
 export function hostFacts(): HostFacts {

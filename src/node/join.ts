@@ -6,8 +6,9 @@
 import { hostname } from "node:os";
 
 import { SsihvError } from "../base/errors.ts";
-import type { FromEngine, Question } from "../engine/messages.ts";
+import type { FromEngine, Question, SandboxState } from "../engine/messages.ts";
 import { buildInfo } from "./build-info.ts";
+import { engineBytesMax, type Groups } from "./control-group.ts";
 import { type EngineExit, EngineProcess, type ParentPage } from "./engine-process.ts";
 import { formatAddress, type HostPort } from "./join-address.ts";
 import { CHANNEL_HANDLERS, JoinChannel } from "./join-channel.ts";
@@ -24,6 +25,7 @@ import {
   type Welcome,
 } from "./join-messages.ts";
 import { type Asked, Questions } from "./questions.ts";
+import { type SandboxMode, sandboxFor } from "./sandbox.ts";
 import { GRACE_MS, type VmOutcome } from "./vm.ts";
 import type { VmFacts, VmObserved, VmState } from "./vm-view.ts";
 
@@ -61,6 +63,10 @@ export type JoinEvent =
   | { readonly event: "notice" | "stderr"; readonly node: number; readonly text: string };
 
 export interface JoinDeps {
+  /** Of its engine; auto unless said. */
+  readonly sandbox?: SandboxMode;
+  /** Where it gets a control group. */
+  readonly groups?: Groups;
   readonly createPage: () => ParentPage;
   readonly command?: readonly string[];
   readonly graceMs?: number;
@@ -88,6 +94,7 @@ export class JoinSession implements VmObserved {
   private ready = false;
   private paused = false;
   private startedAt: number | undefined;
+  private sandbox: SandboxState | undefined;
 
   constructor(options: JoinOptions, deps: JoinDeps) {
     this.options = options;
@@ -133,7 +140,7 @@ export class JoinSession implements VmObserved {
 
   /** This host's part; only once it has joined. */
   facts(): VmFacts {
-    const { welcome, engine, startedAt } = this;
+    const { welcome, engine, startedAt, sandbox } = this;
     if (welcome === undefined) {
       throw new SsihvError("vm_silent", "this host has not joined a VM yet");
     }
@@ -145,7 +152,7 @@ export class JoinSession implements VmObserved {
       state: this.state(),
       ...(up !== undefined && { uptimeSeconds: up }),
       shape: welcome.nodes,
-      nodes: [{ node: welcome.node, ...pid }],
+      nodes: [{ node: welcome.node, ...pid, ...(sandbox !== undefined && { sandbox }) }],
     };
   }
 
@@ -293,9 +300,9 @@ export class JoinSession implements VmObserved {
     }
   }
 
-  private spawn({ vm, node }: Welcome): void {
+  private spawn({ vm, node, nodes }: Welcome): void {
     const page = this.deps.createPage();
-    const { command } = this.deps;
+    const { command, groups } = this.deps;
     let engine: EngineProcess;
     try {
       engine = new EngineProcess({
@@ -304,6 +311,8 @@ export class JoinSession implements VmObserved {
         page,
         console: false,
         memoryOnly: this.options.memoryOnly,
+        sandbox: sandboxFor(this.deps.sandbox ?? "auto", "none"),
+        ...(groups !== undefined && { group: { groups, bytesMax: engineBytesMax(nodes, node) } }),
         hooks: {
           onMessage: (message) => this.onEngine(message),
           onStderr: (text) => {
@@ -323,6 +332,7 @@ export class JoinSession implements VmObserved {
   }
 
   private onEngine(message: FromEngine): void {
+    if (message.type === "sandboxed") this.sandbox = message.sandbox;
     if (message.type === "answer" && this.questions.answered(message)) return;
     if (message.type === "ready") this.ready = true;
     if (message.type === "started") this.startedAt ??= performance.now();

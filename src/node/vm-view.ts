@@ -15,6 +15,7 @@ import {
   type PageReport,
   type PageTransaction,
   type Question,
+  type SandboxState,
 } from "../engine/messages.ts";
 import type { NodeHeat } from "../telemetry/heat.ts";
 import type { NodeStats } from "../telemetry/node-metrics.ts";
@@ -33,6 +34,8 @@ export interface NodeFacts {
   readonly host?: string;
   /** Absent: no engine yet. */
   readonly pid?: number;
+  /** Absent: its engine has not built anything yet. */
+  readonly sandbox?: SandboxState;
 }
 
 export interface VmFacts {
@@ -76,6 +79,7 @@ export interface NodeShown {
   readonly memoryBytes: number;
   /** Of a memory node: what it lends. */
   readonly lentBytes: number | null;
+  readonly sandbox: SandboxState | null;
   readonly stats: EngineSummary | null;
   /** Why there are no stats. */
   readonly silent: string | null;
@@ -203,7 +207,7 @@ export async function heatOfVm(vm: VmObserved): Promise<HeatShown> {
 
 async function showNode(
   vm: VmObserved,
-  { node, host, pid }: NodeFacts,
+  { node, host, pid, sandbox }: NodeFacts,
   plan: NodePlan | undefined,
 ): Promise<NodeShown> {
   const head = {
@@ -213,6 +217,7 @@ async function showNode(
     vcpus: plan?.vcpus ?? 0,
     memoryBytes: plan?.memoryBytes ?? 0,
     lentBytes: plan?.lentBytes ?? null,
+    sandbox: sandbox ?? null,
   };
   try {
     const answer = await vm.ask(node, { kind: "summary" });

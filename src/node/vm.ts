@@ -22,11 +22,13 @@ import type {
   NodePlan,
   PageTablesMode,
   Question,
+  SandboxState,
   StoppedReason,
   ToEngine,
 } from "../engine/messages.ts";
 import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { BootClock } from "./boot-clock.ts";
+import { engineBytesMax, type Groups } from "./control-group.ts";
 import {
   describeDeath,
   type Engine,
@@ -40,6 +42,13 @@ import { type LanePlace, remoteLane } from "./join-lane.ts";
 import { JoinListener, joinCommand } from "./join-listener.ts";
 import { type Asked, Questions } from "./questions.ts";
 import { RemoteEngine } from "./remote-engine.ts";
+import {
+  giveFolder,
+  type LanePlaces,
+  type SandboxMode,
+  type SandboxWish,
+  sandboxFor,
+} from "./sandbox.ts";
 import { agreeOnCpu } from "./vm-cpu.ts";
 import type { VmFacts, VmObserved, VmState } from "./vm-view.ts";
 
@@ -113,6 +122,10 @@ export interface VmHooks {
 
 export interface VmDeps {
   readonly createPage: () => ParentPage;
+  /** Of its engines on this host; auto unless said. */
+  readonly sandbox?: SandboxMode;
+  /** Where each gets a control group. */
+  readonly groups?: Groups;
   readonly command?: readonly string[];
   readonly graceMs?: number;
 }
@@ -122,6 +135,7 @@ interface Member {
   /** A memory node: it lends memory and decides nothing. */
   readonly memoryOnly: boolean;
   capabilities: EngineCapabilities | undefined;
+  sandbox: SandboxState | undefined;
   started: boolean;
   /** Said `stopped` or `failed`: its exit is then no surprise. */
   spoke: boolean;
@@ -145,6 +159,7 @@ export class Vm implements VmObserved {
   private readonly boot = new BootClock();
   private readonly latest = new Map<number, EngineSummary>();
   private readonly questions = new Questions("lead");
+  private sandbox: SandboxWish = { mode: "auto" };
   private startedAt: number | undefined;
 
   constructor(plan: VmPlan, hooks: VmHooks, deps: VmDeps) {
@@ -209,9 +224,14 @@ export class Vm implements VmObserved {
       state: this.state(),
       ...(up !== undefined && { uptimeSeconds: (performance.now() - up) / 1000 }),
       shape: this.plan.nodes,
-      nodes: this.members.map(({ engine: { node, pid } }) => {
+      nodes: this.members.map(({ engine: { node, pid }, sandbox }) => {
         const host = this.remote.get(node)?.host?.name;
-        return { node, ...(host !== undefined && { host }), ...(pid !== 0 && { pid }) };
+        return {
+          node,
+          ...(host !== undefined && { host }),
+          ...(pid !== 0 && { pid }),
+          ...(sandbox !== undefined && { sandbox }),
+        };
       }),
     };
   }
@@ -255,6 +275,7 @@ export class Vm implements VmObserved {
   /** Starts what runs here; the door first, since a port that is taken ends it all. */
   private open(): void {
     const { door, nodes } = this.plan;
+    this.sandbox = sandboxFor(this.deps.sandbox ?? "auto", lanePlaces(this.plan));
     if (door !== undefined) {
       for (const { id } of nodes.slice(1)) this.reserve(id);
       this.listen(door);
@@ -288,6 +309,7 @@ export class Vm implements VmObserved {
       engine: make(hooks),
       memoryOnly: isMemoryNode(this.plan.nodes[node]),
       capabilities: undefined,
+      sandbox: undefined,
       started: false,
       spoke: false,
       failed: false,
@@ -333,7 +355,7 @@ export class Vm implements VmObserved {
   }
 
   private spawnProcess(node: number, page: ParentPage, hooks: EngineHooks): EngineProcess {
-    const { command } = this.deps;
+    const { command, groups } = this.deps;
     try {
       return new EngineProcess({
         vm: this.plan.name,
@@ -341,6 +363,10 @@ export class Vm implements VmObserved {
         page,
         console: node === 0,
         memoryOnly: isMemoryNode(this.plan.nodes[node]),
+        sandbox: this.sandbox,
+        ...(groups !== undefined && {
+          group: { groups, bytesMax: engineBytesMax(this.plan.nodes, node) },
+        }),
         hooks,
         ...(command !== undefined && { command }),
       });
@@ -357,6 +383,9 @@ export class Vm implements VmObserved {
         member.capabilities = message.capabilities;
         this.hooks.onEvent({ event: "engine_ready", node, pid: member.engine.pid });
         this.startWhenReady();
+        return;
+      case "sandboxed":
+        member.sandbox = message.sandbox;
         return;
       case "started":
         member.started = true;
@@ -497,7 +526,10 @@ export class Vm implements VmObserved {
     const given = this.plan.addresses?.[node];
     if (given !== undefined) return given;
     // mkdtemp makes the folder for this user alone (mode 0700).
-    this.laneFolder ??= mkdtempSync(join(tmpdir(), "ssihv-"));
+    if (this.laneFolder === undefined) {
+      this.laneFolder = mkdtempSync(join(tmpdir(), "ssihv-"));
+      giveFolder(this.laneFolder, this.sandbox);
+    }
     return `unix:${join(this.laneFolder, `node-${node}`)}`;
   }
 
@@ -531,6 +563,11 @@ export class Vm implements VmObserved {
     if (this.laneFolder !== undefined) rmSync(this.laneFolder, { recursive: true, force: true });
     this.laneFolder = undefined;
   }
+}
+
+function lanePlaces({ nodes, door, addresses }: VmPlan): LanePlaces {
+  if (addresses?.some((each) => each.startsWith("unix:"))) return "given";
+  return nodes.length > 1 && door === undefined && addresses === undefined ? "own folder" : "none";
 }
 
 function asSsihvError(error: unknown): SsihvError {

@@ -21,7 +21,7 @@ const PAGE_TABLES = { strict: 0, replicated: 1 } as const;
  * On a span the pager threads must run before a spinning vCPU: without a real-time priority a page
  * waits for a scheduler tick (notes/RIGS.md). Hosts that forbid it run them as any thread.
  */
-const SPAN_SERVICE_PRIORITY = 10;
+export const SPAN_SERVICE_PRIORITY = 10;
 
 /** src/engine/messages.ts EngineOptions has this shape. */
 export interface EngineSettings {

@@ -52,4 +52,6 @@ test("lines for people", () => {
     "node 0 to node 1: a page in 40.0 us, 1.00 GB/s",
     "node 1: a cache line in 90.0 ns, 21.0 GB/s",
   ]);
+  const slow = { latencyNs: [[1049.6]], bandwidthMBps: [[1_234_567]] };
+  expect(costLines(slow)).toEqual(["node 0: a cache line in 1050 ns, 1235 GB/s"]);
 });

@@ -38,14 +38,19 @@ export function guestCosts(
   return isKnown ? { latencyNs, bandwidthMBps } : undefined;
 }
 
+/** 1050, not 1.05e+3: of a loaded host a cache line may take that long. */
+function threeDigits(value: number): string {
+  return value < 999.5 ? value.toPrecision(3) : String(Math.round(value));
+}
+
 /** "node 0 to node 1: a page in 43 us, 1.2 GB/s", a line per pair, and each node's own memory. */
 export function costLines({ latencyNs, bandwidthMBps }: MemoryCosts): string[] {
   return latencyNs.flatMap((row, from) =>
     row.flatMap((ns, to) => {
       if (to < from) return [];
-      const speed = `${((bandwidthMBps[from]?.[to] ?? 0) / 1000).toPrecision(3)} GB/s`;
-      if (to === from) return [`node ${from}: a cache line in ${ns.toPrecision(3)} ns, ${speed}`];
-      return [`node ${from} to node ${to}: a page in ${(ns / 1000).toPrecision(3)} us, ${speed}`];
+      const speed = `${threeDigits((bandwidthMBps[from]?.[to] ?? 0) / 1000)} GB/s`;
+      if (to === from) return [`node ${from}: a cache line in ${threeDigits(ns)} ns, ${speed}`];
+      return [`node ${from} to node ${to}: a page in ${threeDigits(ns / 1000)} us, ${speed}`];
     }),
   );
 }

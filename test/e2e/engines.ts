@@ -38,6 +38,7 @@ export class EngineUnderTest {
       node,
       page: this.page,
       memoryOnly: false,
+      sandbox: { mode: "auto" },
       console: node === 0,
       command: [binary, "engine", `tiny/${node}`],
       hooks: {

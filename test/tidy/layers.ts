@@ -68,6 +68,7 @@ export const typescriptLayers: readonly Layer[] = [
     at: "src/tls",
     mayImport: ["src/base", "node:*", "@peculiar/x509", "reflect-metadata"],
   },
+  { at: "src/service", mayImport: ["src/base", "node:*"] },
   // What coordinator and agents say to each other.
   { at: "src/control", mayImport: ["src/base", "src/tls", "node:*", "@sinclair/typebox"] },
   { at: "acpi", mayImport: ["src/base"] },
@@ -118,6 +119,7 @@ export const typescriptLayers: readonly Layer[] = [
     mayImport: ["src/base", "src/config", "src/control", "src/node", "src/tls", "acpi"].concat([
       "coordinator",
       "src/agent",
+      "src/service",
       "src/hosts",
       "src/telemetry",
       "node:*",

@@ -65,6 +65,8 @@ pub const Link = struct {
     keeper: Keeper = undefined,
     /// On node 0 of every pair of nodes with vCPUs, once the span is up.
     costs: costs_file.Costs = costs_file.unknown,
+    /// Read while files can be opened: the sandbox comes before the lanes.
+    boot_id: [36]u8,
     words: [240]u8 = undefined,
     words_len: usize = 0,
 
@@ -130,14 +132,14 @@ pub const Link = struct {
         const config = &self.engine.config;
         if (config.node != 0) {
             const lane = lanes[0].?;
-            config.tsc_offset = askClock(lane) catch |e|
+            config.tsc_offset = askClock(lane, &self.boot_id) catch |e|
                 return self.talkFailed(clock_words, lane, e);
             return;
         }
         config.tsc_offset = 0 -% readTsc();
         for (lanes) |maybe| {
             const lane = maybe orelse continue;
-            answerClock(lane, config.tsc_offset) catch |e|
+            answerClock(lane, config.tsc_offset, &self.boot_id) catch |e|
                 return self.talkFailed(clock_words, lane, e);
         }
     }
@@ -166,8 +168,8 @@ pub const Link = struct {
 const Answer = extern struct { tsc: u64, offset: u64, boot_id: [36]u8, pad: u32 = 0 };
 
 /// Node 0: answers a peer's questions until it has asked them all.
-fn answerClock(lane: *Lane, offset: u64) talk.Error!void {
-    var answer: Answer = .{ .tsc = 0, .offset = offset, .boot_id = bootId() };
+fn answerClock(lane: *Lane, offset: u64, own_boot: *const [36]u8) talk.Error!void {
+    var answer: Answer = .{ .tsc = 0, .offset = offset, .boot_id = own_boot.* };
     for (0..clock_rounds) |_| {
         _ = try talk.take(lane, .clock, 1);
         answer.tsc = readTsc();
@@ -176,8 +178,7 @@ fn answerClock(lane: *Lane, offset: u64) talk.Error!void {
 }
 
 /// Another node: the offset that makes its guest TSC equal node 0's.
-fn askClock(lane: *Lane) talk.Error!u64 {
-    const own_boot = bootId();
+fn askClock(lane: *Lane, own_boot: *const [36]u8) talk.Error!u64 {
     var best: u64 = std.math.maxInt(u64);
     var offset: u64 = 0;
     for (0..clock_rounds) |_| {
@@ -186,7 +187,7 @@ fn askClock(lane: *Lane) talk.Error!u64 {
         const payload = try talk.take(lane, .clock, @sizeOf(Answer));
         const answer = std.mem.bytesToValue(Answer, payload[0..@sizeOf(Answer)]);
         const after = readTsc();
-        if (std.mem.eql(u8, &own_boot, &answer.boot_id)) {
+        if (std.mem.eql(u8, own_boot, &answer.boot_id)) {
             offset = answer.offset;
             continue;
         }
@@ -199,7 +200,7 @@ fn askClock(lane: *Lane) talk.Error!u64 {
 }
 
 /// Names this boot of this host; all zero where /proc is missing, which equals no real one.
-fn bootId() [36]u8 {
+pub fn bootId() [36]u8 {
     var id: [36]u8 = @splat(0);
     const flags: linux.O = .{ .CLOEXEC = true };
     const fd = sys.check(linux.open("/proc/sys/kernel/random/boot_id", flags, 0)) catch return id;
@@ -224,10 +225,10 @@ test "two engines of one host get the same offset" {
     const offset: u64 = 0 -% readTsc();
     const Server = struct {
         fn run(lane: *Lane, value: u64) void {
-            answerClock(lane, value) catch unreachable;
+            answerClock(lane, value, &bootId()) catch unreachable;
         }
     };
     const thread = try std.Thread.spawn(.{}, Server.run, .{ &lanes[0], offset });
     defer thread.join();
-    try std.testing.expectEqual(offset, try askClock(&lanes[1]));
+    try std.testing.expectEqual(offset, try askClock(&lanes[1], &bootId()));
 }

@@ -24,6 +24,18 @@ pub const Vm = struct {
         const flags: linux.O = .{ .ACCMODE = .RDWR, .CLOEXEC = true };
         const kvm_fd: i32 = @intCast(try sys.check(linux.open("/dev/kvm", flags, 0)));
         errdefer sys.close(kvm_fd);
+        return createOn(kvm_fd);
+    }
+
+    /// A fresh VM in place of this one, by the descriptor of /dev/kvm that it has: a sandbox opens
+    /// no other. Unlike `destroy` it leaves that open where it fails.
+    pub fn renew(self: *Vm) Error!void {
+        sys.close(self.fd);
+        self.fd = -1;
+        self.* = try createOn(self.kvm_fd);
+    }
+
+    fn createOn(kvm_fd: i32) Error!Vm {
         if (try sys.ioctl(kvm_fd, api.GET_API_VERSION, 0) != api.api_version) {
             return error.ApiVersion;
         }
