@@ -11,6 +11,7 @@ import {
   AGENT_PROTOCOL,
   type Capacity,
   type Check,
+  type CoordinatorPlace,
   type Fault,
   type FromAgent,
   faultOf,
@@ -18,11 +19,18 @@ import {
   type Part,
   parseFromAgent,
   type ToAgent,
+  type Trust,
 } from "../src/control/messages.ts";
+import type { CertificateFacts } from "../src/tls/certificate.ts";
+import type { Renewed } from "../src/tls/renewal.ts";
 
 export interface SessionHooks {
   /** It has greeted; throws an SsihvError to refuse it. */
   admit(session: AgentSession): Promise<void>;
+  /** What a welcome tells besides. */
+  news(): Pick<Extract<ToAgent, { type: "welcome" }>, "trust" | "coordinators">;
+  /** Throws an SsihvError to refuse it. */
+  renew(session: AgentSession, request: string): Promise<Renewed>;
   /** It has been welcomed. */
   onUp(session: AgentSession): Promise<void>;
   onPart(session: AgentSession, part: Part): void;
@@ -48,12 +56,16 @@ interface Waiting {
 
 export class AgentSession {
   readonly host: string;
+  /** That its connection was made with. */
+  readonly certificate: CertificateFacts;
   readonly parts = new Map<string, Part>();
   build = "";
   laneHost = "";
   capacity: Capacity = { cpus: 0, memoryBytes: 0 };
   check: Check = { verdict: "unfit", problems: [] };
   runsVcpus = false;
+  /** It says that it takes the place of another connection of the same agent. */
+  moves = false;
   private readonly channel: LineChannel;
   private readonly hooks: SessionHooks;
   private readonly heartbeatMs: number;
@@ -62,15 +74,18 @@ export class AgentSession {
   private readonly consoles = new Map<number, ConsoleReader>();
   private readonly helloTimer: ReturnType<typeof setTimeout>;
   private greeted = false;
+  private renewing = false;
+  private handedOver = false;
   private nextId = 1;
 
   constructor(
-    host: string,
+    certificate: CertificateFacts,
     stream: Duplex,
     times: { readonly heartbeatMs: number; readonly silenceMs: number },
     hooks: SessionHooks,
   ) {
-    this.host = host;
+    this.host = certificate.identity?.name ?? "";
+    this.certificate = certificate;
     this.hooks = hooks;
     this.heartbeatMs = times.heartbeatMs;
     this.silenceMs = times.silenceMs;
@@ -94,7 +109,23 @@ export class AgentSession {
     } finally {
       clearTimeout(timer);
       this.waiting.delete(id);
+      this.endWhenIdle();
     }
+  }
+
+  /** The agent has another connection: this one ends when its orders and consoles have. */
+  handOver(): void {
+    this.handedOver = true;
+    this.endWhenIdle();
+  }
+
+  /** The CAs to believe are others now. */
+  tellTrust(trust: Trust): void {
+    if (this.greeted) this.tell({ type: "trust", trust });
+  }
+
+  tellCoordinators(coordinators: CoordinatorPlace[]): void {
+    if (this.greeted) this.tell({ type: "coordinators", coordinators });
   }
 
   forget(run: string): void {
@@ -110,10 +141,12 @@ export class AgentSession {
       await this.order({ type: "console_open", run, stream });
     } catch (error) {
       this.consoles.delete(stream);
+      this.endWhenIdle();
       throw error;
     }
     return () => {
       if (this.consoles.delete(stream)) this.tell({ type: "console_close", stream });
+      this.endWhenIdle();
     };
   }
 
@@ -148,6 +181,7 @@ export class AgentSession {
     this.capacity = hello.capacity;
     this.check = hello.check;
     this.runsVcpus = hello.runsVcpus;
+    this.moves = hello.moves ?? false;
     for (const part of hello.parts) this.parts.set(part.run, part);
     try {
       if (hello.protocol !== AGENT_PROTOCOL) {
@@ -157,7 +191,7 @@ export class AgentSession {
       }
       await this.hooks.admit(this);
       const { heartbeatMs, silenceMs } = this;
-      this.tell({ type: "welcome", heartbeatMs, silenceMs });
+      this.tell({ type: "welcome", heartbeatMs, silenceMs, ...this.hooks.news() });
       this.channel.expectWithin(this.silenceMs);
       await this.hooks.onUp(this);
     } catch (error) {
@@ -187,9 +221,30 @@ export class AgentSession {
       case "console_end": {
         const reader = this.consoles.get(message.stream);
         this.consoles.delete(message.stream);
-        return reader?.onEnd();
+        reader?.onEnd();
+        return this.endWhenIdle();
       }
+      case "renew":
+        return void this.renew(message.request);
     }
+  }
+
+  private async renew(request: string): Promise<void> {
+    // What it sends while one is under way is not of our agents.
+    if (this.renewing) return this.end("it asked for two renewals at a time");
+    this.renewing = true;
+    try {
+      this.tell({ type: "renewed", ...(await this.hooks.renew(this, request)) });
+    } catch (error) {
+      this.tell({ type: "not_renewed", fault: faultOf(error) });
+    } finally {
+      this.renewing = false;
+    }
+  }
+
+  private endWhenIdle(): void {
+    if (!this.handedOver || this.waiting.size > 0 || this.consoles.size > 0) return;
+    this.end("its agent has another connection");
   }
 
   private ended(why: string): void {

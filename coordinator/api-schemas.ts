@@ -37,6 +37,18 @@ export const Host = Type.Object(
     runsVcpus: Type.Boolean({ description: "else it can only lend memory" }),
     build: orNull(Type.String()),
     laneHost: orNull(Type.String({ description: "where other hosts reach its engines" })),
+    certificate: orNull(
+      Type.Object(
+        {
+          expiresAt: Time,
+          issuer: Type.String({ description: "the CA that signed it" }),
+          current: Type.Boolean({
+            description: "of the newest CA; else the old one is needed yet",
+          }),
+        },
+        { description: "with which its agent connected last; renewed by itself while it is up" },
+      ),
+    ),
   },
   { $id: "Host" },
 );
@@ -75,6 +87,9 @@ export const TokenRequest = Type.Object(
   {
     host: Type.Optional(Type.String({ ...Name, description: "only for a host of this name" })),
     seconds: Type.Integer({ minimum: 1, maximum: 604_800 }),
+    rejoin: Type.Optional(
+      Type.Boolean({ description: "the host has joined already, and lost its certificate" }),
+    ),
   },
   { additionalProperties: false },
 );

@@ -253,14 +253,14 @@ function tokenRoutes({ tokens }: ApiParts) {
     .post(
       "/v1/tokens",
       async ({ body, set }) => {
-        const token = await tokens.create(body.seconds, body.host);
+        const token = await tokens.create(body.seconds, body.host, body.rejoin);
         set.status = 201;
         return token;
       },
       {
         parse: "json",
         body: schema.TokenRequest,
-        response: { 201: schema.Token, ...fails(400, 403, 409, 503), ...TOO_LARGE },
+        response: { 201: schema.Token, ...fails(400, 403, 404, 409, 503), ...TOO_LARGE },
         detail: {
           operationId: "createToken",
           summary: "make a token that lets one host join, once",

@@ -109,6 +109,7 @@ function run(folder: string): Promise<Coordinator> {
     stateFolder: join(folder, "state"),
     adminSocket: join(folder, "run", "coordinator.api"),
     ...{ heartbeatMs: 50, silenceMs: 400, portBase: 7800 },
+    hostCertificateMs: 10 * 86_400_000,
     say: () => undefined,
   });
 }
@@ -370,7 +371,7 @@ describe("a VM over two hosts", () => {
     const { last } = await place.vmIs("stopped");
     await place.call("PUT", "/v1/vms/demo", bigger, 200);
     expect(await place.vm()).toMatchObject({ spec: bigger, state: "stopped", last });
-    await place.call("PUT", "/v1/vms/demo", { ...two, name: "other" }, 400);
+    await place.call("PUT", "/v1/vms/demo", { ...two, name: "other" }, 409);
     await place.call("PUT", "/v1/vms/demo", { ...two, cacheBytes: 4096 }, 422);
     await place.call("PUT", "/v1/vms/none", { ...two, name: "none" }, 404);
     expect((await place.vm()).spec).toMatchObject(bigger);

@@ -2,23 +2,25 @@
 // agents over mTLS, the door for hosts that join, and the API on a Unix socket of this host.
 // Running guests do not need it: it may be killed and started again at any time.
 
-import { rmSync, statSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 
-import { SsihvError } from "../src/base/errors.ts";
+import type { CoordinatorPlace } from "../src/control/messages.ts";
 import { MetricsServer } from "../src/telemetry/metrics-server.ts";
-import { type Credentials, loadCredentials, readPem } from "../src/tls/credentials.ts";
 import { MtlsListener } from "../src/tls/mtls.ts";
-import { LEAF_DAYS, PkiFolder, secretFolder } from "../src/tls/pki-folder.ts";
+import { PkiFolder, secretFolder } from "../src/tls/pki-folder.ts";
 import { buildApi, metricsOf } from "./api.ts";
 import { Consoles } from "./consoles.ts";
 import { Events } from "./events.ts";
 import { Gateway, type HttpServer, serveUnix } from "./gateway.ts";
+import { HostCertificates } from "./host-certificates.ts";
 import { Hosts } from "./hosts.ts";
 import { JoinDoor } from "./join-door.ts";
 import { Numbers } from "./numbers.ts";
+import { ownCredentials, watchCertificate } from "./own-certificate.ts";
 import { TypedStore } from "./records.ts";
 import { SqliteStore } from "./sqlite-store.ts";
+import type { Store } from "./store.ts";
 import { Tokens } from "./tokens.ts";
 import { Vms } from "./vms.ts";
 
@@ -31,6 +33,8 @@ export interface CoordinatorOptions {
   readonly advertise: string;
   /** Folder of `ssihv certs`, with coordinator.pem. */
   readonly certs: string;
+  /** How long hosts' certificates are valid. */
+  readonly hostCertificateMs: number;
   readonly stateFolder: string;
   /** Path of the local admin socket. */
   readonly adminSocket: string;
@@ -43,10 +47,12 @@ export interface CoordinatorOptions {
   say(text: string): void;
 }
 
-/** Name of its certificate in the folder. */
-const OWN = "coordinator";
-/** New certificates are looked for this often. */
-const LOOK_MS = 2000;
+/** Of a coordinator that leads others, which stand by. */
+export interface Shared {
+  readonly store: Store;
+  /** Where agents reach all of them. */
+  coordinators(): readonly CoordinatorPlace[];
+}
 
 export class Coordinator {
   readonly apiPort: number;
@@ -61,8 +67,14 @@ export class Coordinator {
     this.joinPort = parts.door.port;
   }
 
-  static async start(options: CoordinatorOptions): Promise<Coordinator> {
-    return new Coordinator(await startAll(options));
+  /** Absent `shared`: the only one, its state in a file of this host. */
+  static async start(options: CoordinatorOptions, shared?: Shared): Promise<Coordinator> {
+    return new Coordinator(await startAll(options, shared));
+  }
+
+  /** What `Shared.coordinators` gives is another list now. */
+  tellCoordinators(): void {
+    this.parts.hosts.tellCoordinators();
   }
 
   async close(): Promise<void> {
@@ -81,7 +93,7 @@ export class Coordinator {
 }
 
 interface Running {
-  readonly store: SqliteStore;
+  readonly store: Store;
   readonly hosts: Hosts;
   readonly api: MtlsListener;
   readonly agents: MtlsListener;
@@ -93,17 +105,25 @@ interface Running {
   readonly timer: ReturnType<typeof setInterval>;
 }
 
-async function startAll(options: CoordinatorOptions): Promise<Running> {
+function ownStore(stateFolder: string): Store {
+  secretFolder(stateFolder);
+  return new SqliteStore(join(stateFolder, "state.sqlite"));
+}
+
+async function startAll(options: CoordinatorOptions, shared?: Shared): Promise<Running> {
   const { host, port, say } = options;
   const pki = PkiFolder.open(options.certs);
   const load = () => ownCredentials(pki);
   let credentials = load();
-  secretFolder(options.stateFolder);
   // Opened first: it is locked, so all that follows is the only coordinator's of this state.
-  const store = new SqliteStore(join(options.stateFolder, "state.sqlite"));
+  const store = shared?.store ?? ownStore(options.stateFolder);
   const events = new Events();
   const typed = new TypedStore(store);
-  const hosts = new Hosts(typed, events, options);
+  const certificates = new HostCertificates(pki, options.hostCertificateMs, say);
+  const hosts = new Hosts(typed, events, {
+    ...{ ...options, certificates },
+    coordinators: () => shared?.coordinators() ?? [],
+  });
   const vms = new Vms(typed, hosts, events, options);
   hosts.watcher = vms;
 
@@ -115,10 +135,10 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
     onConnection: (connection) => hosts.attach(connection),
     onRefused: refused("agents"),
   });
-  const door: JoinDoor = new JoinDoor(host, next(2), credentials, () => tokens);
+  const door: JoinDoor = new JoinDoor(host, next(2), credentials, (asked) => tokens.redeem(asked));
   const tokens = new Tokens(typed, events, {
-    sign: (request, name) => pki.sign(request, { name, role: "node", hosts: [], days: LEAF_DAYS }),
-    ca: () => pki.bundle(),
+    certificates,
+    onJoined: (host) => hosts.onJoined(host),
     agentPort: agents.port,
     joinHost: options.advertise,
     joinPort: door.port,
@@ -148,6 +168,7 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
     () => {
       credentials = load();
       for (const listener of [api, agents]) listener.replaceCredentials(credentials);
+      hosts.tellTrust();
       say(`new certificate, valid until ${credentials.expires.toISOString()}`);
     },
     say,
@@ -155,34 +176,4 @@ async function startAll(options: CoordinatorOptions): Promise<Running> {
   return {
     ...{ store, hosts, api, agents, door, gateway, local, timer, adminSocket, metrics },
   };
-}
-
-function ownCredentials(pki: PkiFolder): Credentials {
-  const file = pki.fileOf(OWN);
-  const credentials = loadCredentials(file, pki.caFile);
-  if (credentials.identity.role === "coordinator") return credentials;
-  throw new SsihvError("certificate_invalid", `${file} is not a coordinator's certificate`, {
-    hint: "ssihv certs init makes one",
-  });
-}
-
-/** By what the files say, not by notification: they may lie on any file system. */
-function watchCertificate(
-  pki: PkiFolder,
-  onChange: () => void,
-  say: (text: string) => void,
-): ReturnType<typeof setInterval> {
-  const stamp = () => `${statSync(pki.fileOf(OWN)).ino} ${readPem(pki.caFile, false).length}`;
-  let seen = stamp();
-  return setInterval(() => {
-    try {
-      const now = stamp();
-      if (now === seen) return;
-      onChange();
-      seen = now;
-    } catch (error) {
-      // The old certificate is still good: it is tried again, and told each time.
-      say(`new certificate: ${error instanceof Error ? error.message : String(error)}`);
-    }
-  }, LOOK_MS);
 }

@@ -35,9 +35,11 @@ export class FakeAgent {
   build = "test";
   laneHost = "127.0.0.1";
   problems: string[] = [];
+  /** It says that it takes the place of another connection. */
+  moves = false;
   ended: string | undefined;
   channel: LineChannel | undefined;
-  private readonly admitted: Admitted;
+  readonly admitted: Admitted;
   private readonly welcomed = Promise.withResolvers<ToAgent>();
 
   constructor(admitted: Admitted) {
@@ -55,7 +57,17 @@ export class FakeAgent {
     return agent;
   }
 
-  /** Resolves with the answer to its greeting. `port`: a coordinator that was started again. */
+  /** The same host with other certificates. */
+  with(other: Partial<Admitted>, parts: readonly Part[] = []): FakeAgent {
+    const agent = new FakeAgent({ ...this.admitted, ...other });
+    for (const part of parts) agent.parts.set(part.run, part);
+    return agent;
+  }
+
+  /**
+   * Resolves with the answer to its greeting; rejects where there is none. `port`: a coordinator
+   * that was started again.
+   */
   async connect(port = this.admitted.agentPort): Promise<ToAgent> {
     const { certificate, key, ca, name, coordinatorHost } = this.admitted;
     const credentials: Credentials = {
@@ -67,11 +79,13 @@ export class FakeAgent {
       onMessage: (message) => this.onMessage(message),
       onEnd: (why) => {
         this.ended = why;
+        this.welcomed.reject(new Error(why));
       },
     });
     this.tell({
       type: "hello",
       protocol: AGENT_PROTOCOL,
+      ...(this.moves && { moves: true }),
       ...{ build: this.build, laneHost: this.laneHost },
       capacity: { cpus: this.cpus, memoryBytes: this.memoryBytes },
       check: {

@@ -26,6 +26,8 @@ const STATUS: Partial<Record<ErrorCode, number>> = {
   host_silent: 503,
   vm_silent: 503,
   store_failed: 503,
+  // Another coordinator has to be asked.
+  leader_elsewhere: 503,
 };
 /** Refused by an agent, with a reason of its own. */
 const REFUSED = 502;
@@ -40,7 +42,7 @@ export const ERROR_STATUSES: Readonly<Record<number, string>> = {
   409: "not as things stand",
   422: "well-formed, but no VM can be like that",
   502: "an agent refused, for the reason given",
-  503: "an agent did not answer, or the state cannot be written",
+  503: "an agent did not answer, the state cannot be had, or another coordinator leads",
 };
 
 export function statusOf(error: unknown): number {

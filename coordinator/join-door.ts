@@ -5,24 +5,25 @@
 import { TypeCompiler } from "@sinclair/typebox/compiler";
 
 import { SsihvError } from "../src/base/errors.ts";
-import { JoinRequest } from "../src/control/join-token.ts";
+import { type JoinAnswer, JoinRequest } from "../src/control/join-token.ts";
 import type { Credentials } from "../src/tls/credentials.ts";
 import { bodyOf, statusOf } from "./http-errors.ts";
-import type { Tokens } from "./tokens.ts";
 
 const BODY_BYTES_MAX = 1 << 15;
 const request = TypeCompiler.Compile(JoinRequest);
 /** A guesser at 256 bits needs no help to fail; this keeps it from keeping us busy. */
 const TRIES_PER_SECOND = 50;
 
+export type Redeem = (request: JoinRequest) => Promise<JoinAnswer>;
+
 export class JoinDoor {
   private readonly server: Bun.Server<undefined>;
-  private readonly tokens: () => Tokens;
+  private readonly redeem: Redeem;
   private tries = 0;
   private second = 0;
 
-  constructor(hostname: string, port: number, credentials: Credentials, tokens: () => Tokens) {
-    this.tokens = tokens;
+  constructor(hostname: string, port: number, credentials: Credentials, redeem: Redeem) {
+    this.redeem = redeem;
     try {
       this.server = Bun.serve({
         hostname,
@@ -57,7 +58,7 @@ export class JoinDoor {
       }
       const body: unknown = await asked.json().catch(() => undefined);
       if (!request.Check(body)) throw new SsihvError("request_invalid", "this is no join request");
-      return Response.json(await this.tokens().redeem(body));
+      return Response.json(await this.redeem(body));
     } catch (error) {
       return Response.json(bodyOf(error), { status: statusOf(error) });
     }

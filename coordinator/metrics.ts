@@ -17,6 +17,13 @@ function gauge(name: string, help: string, samples: readonly Sample[]): Family {
   return { name: `ssihv_cluster_${name}`, help, type: "gauge", samples };
 }
 
+const LEADER = "Whether this coordinator leads; with others in one etcd the sum of all is 1.";
+
+/** Of a coordinator that does not lead: the cluster is told by the one that does. */
+export function standbyMetrics(): string {
+  return exposition([gauge("leader", LEADER, [{ labels: {}, value: 0 }])]);
+}
+
 function seconds(date: Date): number {
   return date.getTime() / 1000;
 }
@@ -33,6 +40,7 @@ export function clusterMetrics(now: ClusterNow): string {
   const one = (value: number, labels = {}): Sample[] => [{ labels, value }];
   return exposition([
     gauge("build_info", "The coordinator's build, always 1.", one(1, { version: now.version })),
+    gauge("leader", LEADER, one(1)),
     gauge(
       "start_time_seconds",
       "When the coordinator was started, Unix time.",
@@ -47,6 +55,24 @@ export function clusterMetrics(now: ClusterNow): string {
       "host_up",
       "Whether the host's agent is connected and heard.",
       hosts.map(({ name, state }) => ({ labels: { host: name }, value: state === "up" ? 1 : 0 })),
+    ),
+    gauge(
+      "host_certificate_expiry_time_seconds",
+      "When the certificate ends that the host's agent connected with last, Unix time.",
+      hosts.flatMap(({ name, certificate }) =>
+        certificate === null
+          ? []
+          : [{ labels: { host: name }, value: seconds(new Date(certificate.expiresAt)) }],
+      ),
+    ),
+    gauge(
+      "host_certificate_current",
+      "Whether that certificate is of the newest CA; 0 for long keeps the old one needed.",
+      hosts.flatMap(({ name, certificate }) =>
+        certificate === null
+          ? []
+          : [{ labels: { host: name }, value: certificate.current ? 1 : 0 }],
+      ),
     ),
     gauge(
       "host_cpus",

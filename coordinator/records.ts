@@ -9,12 +9,16 @@ export interface HostRecord {
   readonly joinedAt: string;
   /** As it said last; absent before its agent first connected. */
   readonly capacity?: Capacity;
+  /** With which its agent connected last. */
+  readonly certificate?: { readonly expiresAt: string; readonly issuer: string };
 }
 
 export interface TokenRecord {
   readonly secret: string;
   /** Only for a host of this name. */
   readonly host?: string;
+  /** For the host of that name, which has joined already, to join again. */
+  readonly rejoin?: boolean;
   readonly expiresAt: string;
 }
 

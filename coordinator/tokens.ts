@@ -12,7 +12,9 @@ import {
   sameProof,
 } from "../src/control/join-token.ts";
 import type { Events } from "./events.ts";
-import { put, remove, type TypedStore } from "./records.ts";
+import type { HostCertificates } from "./host-certificates.ts";
+import { type HostRecord, put, remove, type TypedStore } from "./records.ts";
+import type { Stored } from "./store.ts";
 
 export interface TokenView {
   readonly id: string;
@@ -23,8 +25,8 @@ export interface TokenView {
 
 /** Who makes the certificates, and what joiners need to know. */
 export interface Admission {
-  sign(request: string, host: string): Promise<string>;
-  ca(): string;
+  readonly certificates: HostCertificates;
+  onJoined(host: string): void;
   readonly agentPort: number;
   /** Where joiners ask. */
   readonly joinHost: string;
@@ -42,13 +44,20 @@ export class Tokens {
     this.admission = admission;
   }
 
-  async create(seconds: number, host?: string): Promise<TokenView & { readonly token: string }> {
+  /** `rejoin`: for a host that has joined already. */
+  async create(
+    seconds: number,
+    host?: string,
+    rejoin = false,
+  ): Promise<TokenView & { readonly token: string }> {
     await this.dropExpired();
-    if (host !== undefined) await this.refuseTaken(host);
+    if (rejoin) await this.joined(host);
+    else if (host !== undefined) await this.refuseTaken(host);
     const { id, secret } = newSecret();
     const expiresAt = new Date(Date.now() + seconds * 1000).toISOString();
     const named = host === undefined ? {} : { host };
-    await this.store.apply(put("token", id, { secret, expiresAt, ...named }));
+    const record = { secret, expiresAt, ...named, ...(rejoin && { rejoin }) };
+    await this.store.apply(put("token", id, record));
     this.events.tell("token_created", named);
     const { joinHost, joinPort } = this.admission;
     const token = encodeToken({ host: joinHost, port: joinPort, id, secret });
@@ -76,30 +85,45 @@ export class Tokens {
   async redeem(request: JoinRequest): Promise<JoinAnswer> {
     const token = await this.store.get("token", request.token);
     if (token === undefined || Date.parse(token.value.expiresAt) <= Date.now()) throw invalid();
-    const { secret, host } = token.value;
+    const { secret, host, rejoin = false } = token.value;
     if (!sameProof(requestProof(secret, request), request.proof)) throw invalid();
     if (host !== undefined && host !== request.name) {
       throw new SsihvError("token_invalid", `this token is for host ${host}`, {
         hint: `join with ssihv node --name ${host}, or make another token`,
       });
     }
-    await this.refuseTaken(request.name);
-    const certificate = await this.admission.sign(request.request, request.name);
+    const before = rejoin ? await this.joined(host) : undefined;
+    const { capacity } = before?.value ?? {};
+    if (!rejoin) await this.refuseTaken(request.name);
+    // Before it is signed: certificates from before that are not let in any more.
+    const joinedAt = new Date().toISOString();
+    const { certificates, agentPort } = this.admission;
+    const certificate = await certificates.sign(request.request, request.name);
     const joined = await this.store.apply(
       remove("token", request.token, token.revision),
-      put("host", request.name, { joinedAt: new Date().toISOString() }, 0),
+      put("host", request.name, { joinedAt, ...(capacity && { capacity }) }, before?.revision ?? 0),
     );
     if (!joined) throw invalid();
-    this.events.tell("host_joined", { host: request.name });
-    const { agentPort } = this.admission;
-    const answer = { name: request.name, certificate, ca: this.admission.ca(), agentPort };
+    this.admission.onJoined(request.name);
+    const answer = { name: request.name, certificate, ca: certificates.ca(), agentPort };
     return { ...answer, proof: answerProof(secret, answer) };
+  }
+
+  private async joined(host: string | undefined): Promise<Stored<HostRecord>> {
+    const record = host === undefined ? undefined : await this.store.get("host", host);
+    if (record !== undefined) return record;
+    const which = host === undefined ? "a host without a name" : `host ${host}`;
+    throw new SsihvError("host_unknown", `${which} has not joined: it cannot rejoin`, {
+      hint: "ssihv cluster status lists the hosts; --rejoin is for one of them",
+    });
   }
 
   private async refuseTaken(host: string): Promise<void> {
     if ((await this.store.get("host", host)) === undefined) return;
     throw new SsihvError("name_taken", `a host named ${host} has joined already`, {
-      hint: `ssihv cluster remove ${host} lets another take its name`,
+      hint:
+        `ssihv cluster token --rejoin ${host} lets it come back, ` +
+        `ssihv cluster remove ${host} lets another take its name`,
     });
   }
 

@@ -80,7 +80,7 @@ export class Vms implements HostsWatcher {
       const stored = await this.store.get("vm", name);
       if (stored === undefined) throw unknown(name);
       if (spec.name !== name) {
-        throw new SsihvError("request_invalid", `VM ${name} cannot be called ${spec.name}`, {
+        throw new SsihvError("name_taken", `VM ${name} cannot be called ${spec.name}`, {
           hint: "destroy it, and create one of that name",
         });
       }
@@ -291,7 +291,13 @@ export class Vms implements HostsWatcher {
     const run = { id: randomBytes(16).toString("hex"), since: now(), places };
     const record = { ...stored.value, run };
     this.ordering.add(run.id);
-    await this.store.apply(put("vm", name, record, stored.revision));
+    try {
+      await this.store.apply(put("vm", name, record, stored.revision));
+    } catch (error) {
+      // Whether it is on record is not known; nobody gives its orders.
+      this.ordering.delete(run.id);
+      throw error;
+    }
     this.events.tell("vm_state", { vm: name, text: "starting" });
     return { record, run };
   }

@@ -28,6 +28,7 @@ async function coordinator(): Promise<Coordinator> {
     ...{ version: "test", host: "127.0.0.1", port: 0, advertise: "127.0.0.1", certs: pki.path },
     ...{ stateFolder: join(base, "state"), adminSocket: unix, portBase: 7800 },
     ...{ heartbeatMs: 1000, silenceMs: 60_000, say: () => undefined },
+    hostCertificateMs: 86_400_000,
   });
   for (const host of ["host-a", "host-b"]) {
     const made = await send("POST", "/v1/tokens", { host, seconds: 60 });

@@ -3,7 +3,7 @@
 // there are. Usage: bun tools/metrics-doc.ts > docs/METRICS.md
 
 import { clusterMetrics } from "../coordinator/metrics.ts";
-import { metricsText } from "../src/node/vm-metrics.ts";
+import { certificateFamily, metricsText } from "../src/node/vm-metrics.ts";
 import type { VmObserved } from "../src/node/vm-view.ts";
 
 export interface Metric {
@@ -39,6 +39,7 @@ function ofCluster(): string {
   const host = {
     ...{ name: "host-a", since: time, why: null, joinedAt: time, check: null, capacity },
     ...{ used: capacity, runsVcpus: true, build: null, laneHost: null, state: "up" as const },
+    certificate: { expiresAt: time, issuer: "ca", current: true },
   };
   return clusterMetrics({
     ...{ version: "1", startedAt: time, certificateExpires: new Date(time) },
@@ -60,7 +61,7 @@ function familiesIn(text: string): Metric[] {
 
 export async function metrics(): Promise<{ agents: Metric[]; coordinator: Metric[] }> {
   return {
-    agents: familiesIn(await metricsText([VM])),
+    agents: familiesIn(await metricsText([VM], certificateFamily(new Date(0)))),
     coordinator: familiesIn(ofCluster()),
   };
 }

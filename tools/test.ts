@@ -127,7 +127,7 @@ function allSuites(): Suite[] {
         ...["--test-filter", "engine.kvm_", "--test-filter", "engine.test_"],
       ],
     },
-    ...bunSuite("e2e", 300, false, testFiles(["test/e2e"])),
+    ...bunSuite("e2e", 400, false, testFiles(["test/e2e"])),
     ...bunSuite("lab", 1500, false, testFiles(["test/lab"])).map((suite) => ({
       ...suite,
       limit: 4500,

@@ -99,6 +99,7 @@ class Cluster {
       stateFolder: join(this.folder, "state"),
       adminSocket: join(this.folder, "run", "coordinator.api"),
       ...{ heartbeatMs: 50, silenceMs: 2000, portBase: this.vmPorts },
+      hostCertificateMs: 10 * 86_400_000,
       say: () => undefined,
     });
   }
@@ -372,7 +373,8 @@ test("a host that is gone for good: the others tell that the VM has ended", asyn
   const lead = places[0]?.host ?? "";
   const { agent } = place.agents.get(lead) ?? {};
   // Its connection and its engine, at once; it never says a word of it.
-  (agent as unknown as { channel: { end(why: string): void } }).channel.end("gone");
+  const { link } = agent as unknown as { link: { channel: { end(why: string): void } } };
+  link.channel.end("gone");
   (agent as unknown as { over: boolean }).over = true;
   agent?.killAll();
   const { last } = await place.vmIs("demo", "failed");

@@ -5,22 +5,20 @@
 // coordinator has its end on record; nothing that the coordinator sends throws into this process.
 
 import { SsihvError } from "../base/errors.ts";
-import { LineChannel } from "../control/line-channel.ts";
 import {
   AGENT_PROTOCOL,
   type Capacity,
   type Check,
-  type Fault,
   type FromAgent,
   faultOf,
   type Order,
-  parseToAgent,
-  type ToAgent,
 } from "../control/messages.ts";
 import type { VmObserved } from "../node/vm-view.ts";
-import { connectMtls, type MtlsConnection } from "../tls/mtls.ts";
-import { ConsoleStream } from "./console-stream.ts";
-import type { Membership, NodeState } from "./node-state.ts";
+import { connectMtls } from "../tls/mtls.ts";
+import { CertificateRenewal, faultWords } from "./certificate-renewal.ts";
+import { CoordinatorLink, type Told, type Welcome } from "./coordinator-link.ts";
+import { Coordinators } from "./coordinators.ts";
+import { type Membership, type NodeState, rejoinHint } from "./node-state.ts";
 import type { PartRecord } from "./part.ts";
 import { JoinPart, LeadPart, type PartsDeps } from "./vm-parts.ts";
 
@@ -34,7 +32,10 @@ export interface AgentOptions {
   readonly laneHost?: string;
 }
 
-export type AgentDeps = Omit<PartsDeps, "onChange" | "laneHost">;
+export interface AgentDeps extends Omit<PartsDeps, "onChange" | "laneHost"> {
+  /** Unix time in ms, by which certificates end; replaced in tests. */
+  readonly now?: () => number;
+}
 
 const RETRY_MS_MIN = 500;
 const RETRY_MS_MAX = 5000;
@@ -46,13 +47,17 @@ const GOODBYE_MS = 2000;
 export class Agent {
   private readonly state: NodeState;
   private readonly membership: Membership;
+  private readonly coordinators: Coordinators;
   private readonly options: AgentOptions;
   private readonly deps: PartsDeps;
   private readonly parts = new Map<string, { record: PartRecord; lead: LeadPart | undefined }>();
-  private readonly streams = new Map<number, { run: string; stream: ConsoleStream }>();
   private readonly stopped = Promise.withResolvers<void>();
-  private channel: LineChannel | undefined;
-  private connection: MtlsConnection | undefined;
+  private readonly renewal: CertificateRenewal;
+  /** That which the coordinator has for ours; `links` may hold older ones until they are idle. */
+  private link: CoordinatorLink | undefined;
+  private readonly links = new Set<CoordinatorLink>();
+  /** Resolves when another connection is to take the place of this one. */
+  private move = Promise.withResolvers<void>();
   private laneHost = "";
   /** Orders that are not answered yet. */
   private obeying = 0;
@@ -62,6 +67,8 @@ export class Agent {
   constructor(state: NodeState, options: AgentOptions, deps: AgentDeps) {
     this.state = state;
     this.membership = state.membership();
+    const { coordinatorHost: host, agentPort: port, coordinators = [] } = this.membership;
+    this.coordinators = new Coordinators({ host, port }, coordinators);
     this.options = options;
     this.laneHost = options.laneHost ?? "";
     this.deps = {
@@ -69,22 +76,34 @@ export class Agent {
       laneHost: () => this.laneHost,
       onChange: (record) => this.tellNews(record),
     };
+    this.renewal = new CertificateRenewal({
+      ...{ state, say: deps.say, now: deps.now ?? Date.now, chance: Math.random },
+      connected: () => this.link !== undefined,
+      send: (message) => this.tell(message),
+      onRenewed: () => this.move.resolve(),
+    });
   }
 
   /** Until `stop`. */
   async run(): Promise<void> {
     const looking = setInterval(() => {
       for (const { record } of this.parts.values()) this.tellNews(record);
+      this.renewal.look();
     }, LOOK_MS);
     let pause = RETRY_MS_MIN;
-    let told = "";
+    const told = new Set<string>();
     while (!this.over) {
       const why = await this.stay();
       if (this.over) break;
+      if (why === "moves") continue;
       // A connection that was welcomed begins a new count.
-      if (why.welcomed) pause = RETRY_MS_MIN;
-      if (why.words !== told) this.deps.say(`coordinator: ${why.words}; trying again`);
-      told = why.welcomed ? "" : why.words;
+      if (why.welcomed) {
+        pause = RETRY_MS_MIN;
+        told.clear();
+      }
+      if (!told.has(why.words)) this.deps.say(`coordinator: ${why.words}; trying again`);
+      if (!why.welcomed) told.add(why.words);
+      if (this.coordinators.next()) continue;
       await Promise.race([Bun.sleep(pause), this.stopped.promise]);
       pause = Math.min(2 * pause, RETRY_MS_MAX);
     }
@@ -100,9 +119,12 @@ export class Agent {
     while (busy()) await Bun.sleep(10);
     this.over = true;
     this.stopped.resolve();
-    const { channel } = this;
-    channel?.close();
-    setTimeout(() => channel?.end("it does not close"), GOODBYE_MS).unref();
+    for (const link of this.links) link.close(GOODBYE_MS);
+  }
+
+  /** When this host's certificate ends; undefined before the first connection. */
+  get certificateExpires(): Date | undefined {
+    return this.renewal.expires;
   }
 
   /** The VMs' parts that have facts: those that are led here, and those that have joined. */
@@ -120,88 +142,104 @@ export class Agent {
     for (const { record } of this.parts.values()) if (!record.isOver) record.running.killAll();
   }
 
-  /** One connection, from its making to its end. */
-  private async stay(): Promise<{ welcomed: boolean; words: string }> {
-    const { coordinatorHost: host, agentPort: port } = this.membership;
+  /** One connection, from its making to its end, or until another is to take its place. */
+  private async stay(): Promise<"moves" | { welcomed: boolean; words: string }> {
+    const { host, port } = this.coordinators.current;
+    this.move = Promise.withResolvers();
     try {
-      const target = { host, port, credentials: this.state.credentials() };
-      const connection = await connectMtls(target);
+      const credentials = this.state.credentials();
+      this.renewal.use(credentials);
+      const connection = await connectMtls({ host, port, credentials });
       if (this.over) {
         connection.socket.destroy();
         return { welcomed: false, words: "" };
       }
-      return await this.converse(connection);
+      const link: CoordinatorLink = new CoordinatorLink(connection, {
+        onWelcome: (link, welcome) => this.welcomed(link, welcome),
+        onTold: (link, message) => this.take(message, link),
+        onEnd: (link) => {
+          this.links.delete(link);
+          if (this.link === link) this.link = undefined;
+        },
+      });
+      this.links.add(link);
+      this.laneHost = this.options.laneHost ?? link.localHost;
+      this.greet(link);
+      const words = await Promise.race([link.ended, this.move.promise]);
+      return words === undefined ? "moves" : { welcomed: link.welcomed, words };
     } catch (error) {
-      const words = error instanceof Error ? error.message : String(error);
-      return { welcomed: false, words: `${host}:${port}: ${words}` };
+      return { welcomed: false, words: `${host}:${port}: ${this.whyNot(error)}` };
     }
   }
 
-  private async converse(connection: MtlsConnection) {
-    const ended = Promise.withResolvers<string>();
-    let welcomed = false;
-    let beating: ReturnType<typeof setInterval> | undefined;
-    const channel: LineChannel = new LineChannel(connection.socket, {
-      onMessage: (value) => {
-        const message = parseToAgent(value);
-        if (message === undefined) throw new Error("it sent a message of no known kind");
-        if (message.type === "refused") throw new Error(faultWords(message.fault));
-        if (message.type !== "welcome") return this.take(message, channel);
-        if (!welcomed) this.deps.say("coordinator: connected");
-        welcomed = true;
-        clearInterval(beating);
-        beating = setInterval(() => channel.send({ type: "alive" }), message.heartbeatMs);
-        channel.expectWithin(message.silenceMs);
-      },
-      onEnd: ended.resolve,
-    });
-    connection.socket.on("drain", () => {
-      for (const { stream } of this.streams.values()) stream.pump();
-    });
-    this.channel = channel;
-    this.connection = connection;
-    this.laneHost = this.options.laneHost ?? connection.localHost;
-    this.greet();
-    const words = await ended.promise;
-    clearInterval(beating);
-    this.channel = undefined;
-    this.connection = undefined;
-    for (const { stream } of this.streams.values()) stream.close();
-    this.streams.clear();
-    return { welcomed, words };
+  private whyNot(error: unknown): string {
+    if (!(error instanceof SsihvError)) return error instanceof Error ? error.message : "?";
+    if (error.code !== "peer_refused") return faultWords(error);
+    const hint = `was the CA replaced while this host was off? Then ${rejoinHint(this.membership)}`;
+    return faultWords({ message: error.message, hint });
   }
 
-  private greet(): void {
+  private welcomed(link: CoordinatorLink, { trust, coordinators }: Welcome): void {
+    const moved = this.link !== undefined && this.link !== link;
+    this.link = link;
+    this.coordinators.welcomed();
+    if (trust !== undefined) this.renewal.onTrust(trust);
+    if (coordinators !== undefined) this.learn(coordinators);
+    if (!moved) return this.deps.say("coordinator: connected");
+    // What is new since the greeting was told on the older connection, where it is not heard.
+    for (const { record } of this.parts.values()) {
+      this.tell({ type: "part", part: record.report() });
+    }
+  }
+
+  private learn(coordinators: NonNullable<Welcome["coordinators"]>): void {
+    if (!this.coordinators.learn(coordinators)) return;
+    try {
+      this.state.keepCoordinators(this.coordinators.all);
+    } catch (error) {
+      // It knows them until it ends.
+      this.deps.say(`coordinators: not kept: ${error instanceof Error ? error.message : "?"}`);
+    }
+  }
+
+  private greet(link: CoordinatorLink): void {
     const { build, capacity, check, runsVcpus } = this.options;
-    this.tell({
+    link.send({
       type: "hello",
       protocol: AGENT_PROTOCOL,
+      moves: this.link !== undefined,
       ...{ build, capacity, check, runsVcpus },
       laneHost: this.laneHost,
       parts: [...this.parts.values()].map(({ record }) => record.report()),
     });
   }
 
-  private take(
-    message: Exclude<ToAgent, { type: "welcome" | "refused" }>,
-    channel: LineChannel,
-  ): void {
-    if (message.type === "alive") return;
-    if (message.type === "forget") {
-      if (this.parts.get(message.run)?.record.isOver) this.parts.delete(message.run);
-    } else if (message.type === "console_close") {
-      this.streams.get(message.stream)?.stream.close();
-      this.streams.delete(message.stream);
-    } else void this.obey(message, channel);
+  private take(message: Told, link: CoordinatorLink): void {
+    switch (message.type) {
+      case "trust":
+        return this.renewal.onTrust(message.trust);
+      case "coordinators":
+        return this.learn(message.coordinators);
+      case "renewed":
+      case "not_renewed":
+        return this.renewal.onAnswer(message);
+      case "forget":
+        if (this.parts.get(message.run)?.record.isOver) this.parts.delete(message.run);
+        return;
+      case "console_close":
+        return link.closeConsole(message.stream);
+      default:
+        return void this.obey(message, link);
+    }
   }
 
   /** The reply goes where the order came from: on a later connection its id is another order's. */
-  private async obey(order: Order, channel: LineChannel): Promise<void> {
+  private async obey(order: Order, link: CoordinatorLink): Promise<void> {
     const { id } = order;
-    const reply = (message: FromAgent) => channel.send(message);
+    const reply = (message: FromAgent) => link.send(message);
     this.obeying += 1;
     try {
-      const answer = await this.carryOut(order);
+      const answer = await this.carryOut(order, link);
       reply({ type: "reply", id, ...(answer !== undefined && { answer }) });
     } catch (error) {
       reply({ type: "reply", id, fault: faultOf(error) });
@@ -211,7 +249,7 @@ export class Agent {
   }
 
   /** What it answers, where it is a question. */
-  private async carryOut(order: Order): Promise<unknown> {
+  private async carryOut(order: Order, link: CoordinatorLink): Promise<unknown> {
     if (this.stopping && (order.type === "lead" || order.type === "join")) {
       throw new SsihvError("host_silent", "its agent is being ended");
     }
@@ -226,7 +264,7 @@ export class Agent {
         this.part(order.run).record.running.stop();
         return;
       case "console_open":
-        return this.openConsole(order.run, order.stream);
+        return this.openConsole(order.run, order.stream, link);
       case "console_input":
         return await this.lead(order.run).type(Buffer.from(order.data, "base64"));
       case "ask":
@@ -241,25 +279,9 @@ export class Agent {
     this.tellNews(record);
   }
 
-  private openConsole(run: string, id: number): void {
-    const { history } = this.lead(run);
-    const socket = this.connection?.socket;
-    const stream = new ConsoleStream(id, history, {
-      get unsentBytes() {
-        return socket?.writableLength ?? 0;
-      },
-      send: (message) => this.tell(message),
-    });
-    this.streams.set(id, { run, stream });
-    if (this.part(run).record.isOver) this.endStreams(run);
-  }
-
-  private endStreams(run: string): void {
-    for (const [id, each] of this.streams) {
-      if (each.run !== run) continue;
-      each.stream.end();
-      this.streams.delete(id);
-    }
+  private openConsole(run: string, id: number, link: CoordinatorLink): void {
+    link.openConsole(run, id, this.lead(run).history);
+    if (this.part(run).record.isOver) link.endConsoles(run);
   }
 
   private part(run: string): { record: PartRecord; lead: LeadPart | undefined } {
@@ -275,17 +297,13 @@ export class Agent {
   }
 
   private tellNews(record: PartRecord): void {
-    if (record.isOver) this.endStreams(record.run);
-    if (this.channel === undefined || !this.parts.has(record.run)) return;
+    if (record.isOver) for (const link of this.links) link.endConsoles(record.run);
+    if (this.link === undefined || !this.parts.has(record.run)) return;
     const part = record.news();
     if (part !== undefined) this.tell({ type: "part", part });
   }
 
   private tell(message: FromAgent): void {
-    this.channel?.send(message);
+    this.link?.send(message);
   }
-}
-
-function faultWords({ message, hint }: Fault): string {
-  return hint === undefined ? message : `${message} (${hint})`;
 }

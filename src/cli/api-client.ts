@@ -5,12 +5,12 @@
 import { dirname, join } from "node:path";
 
 import type { ApiError, Host, Place, Status, Token, Vm } from "../../coordinator/api-schemas.ts";
-import { isErrorCode, SsihvError } from "../base/errors.ts";
+import { type ErrorCode, isErrorCode, SsihvError } from "../base/errors.ts";
 import type { BalloonAnswer, HeatAnswer, StatsAnswer } from "../control/vm-answers.ts";
 import type { VmSpec } from "../control/vm-spec.ts";
 import { formatAddress } from "../node/join-address.ts";
 import type { PagesShown, VmShown } from "../node/vm-view.ts";
-import { defaultCertsFolder } from "./certs.ts";
+import { defaultCertsFolder } from "./certs-folder.ts";
 import { type CoordinatorAddress, findCoordinator } from "./coordinator-address.ts";
 
 export type { Host, Place, Status, Token, Vm };
@@ -20,6 +20,8 @@ export interface ApiFlags {
   readonly cert?: string;
 }
 
+/** Who of several leads is asked of all at once, and one of them may be switched off. */
+const PROBE_MS = 5000;
 /** Starting a VM may take as long as its hosts take to accept. */
 const ANSWER_MS = 60_000;
 
@@ -65,13 +67,22 @@ export class ApiClient {
     const own = process.env["SSIHV_CERT"] ?? "";
     const file = cert ?? (own === "" ? join(defaultCertsFolder(), "admin.pem") : own);
     const credentials = loadCredentials(file, join(dirname(file), "ca.pem"));
-    const { host, port } = address.target;
-    const where = formatAddress(host, port);
-    return new ApiClient(where, `https://${where}`, { tls: clientTls(credentials) });
+    const { target, others = [] } = address;
+    const clients = [target, ...others].map(({ host, port }) => {
+      const where = formatAddress(host, port);
+      return new ApiClient(where, `https://${where}`, { tls: clientTls(credentials) });
+    });
+    return await leading(clients);
   }
 
   status(): Promise<Status> {
     return this.json("GET", "/v1/status");
+  }
+
+  /** Resolves where it answers for the cluster. */
+  async probe(signal: AbortSignal): Promise<ApiClient> {
+    await this.call("GET", "/v1/status", undefined, signal);
+    return this;
   }
 
   hosts(): Promise<Host[]> {
@@ -82,8 +93,9 @@ export class ApiClient {
     await this.call("DELETE", `/v1/hosts/${encodeURIComponent(name)}`);
   }
 
-  token(seconds: number, host: string | undefined): Promise<Token> {
-    return this.json("POST", "/v1/tokens", { seconds, ...(host !== undefined && { host }) });
+  token(seconds: number, host: string | undefined, rejoin: boolean): Promise<Token> {
+    const wish = { seconds, ...(host !== undefined && { host }), ...(rejoin && { rejoin }) };
+    return this.json("POST", "/v1/tokens", wish);
   }
 
   vms(): Promise<Vm[]> {
@@ -173,7 +185,7 @@ export class ApiClient {
     method: string,
     path: string,
     body?: unknown,
-    limitMs: number | null = ANSWER_MS,
+    limit: AbortSignal | null = AbortSignal.timeout(ANSWER_MS),
   ): Promise<Response> {
     let response: Response;
     try {
@@ -184,13 +196,35 @@ export class ApiClient {
           body: JSON.stringify(body),
           headers: { "content-type": "application/json" },
         }),
-        ...(limitMs === null ? { timeout: false } : { signal: AbortSignal.timeout(limitMs) }),
+        ...(limit === null ? { timeout: false } : { signal: limit }),
       });
     } catch (cause) {
       throw unreachable(this.where, cause);
     }
     if (response.ok) return response;
     throw await errorIn(response, this.where);
+  }
+}
+
+/** Why one of several does not answer for the cluster: other reasons say more. */
+const SAYS_LITTLE: readonly ErrorCode[] = ["leader_elsewhere", "coordinator_unreachable"];
+
+/** The one that answers for the cluster; throws what says most where none does. */
+async function leading(clients: readonly ApiClient[]): Promise<ApiClient> {
+  const [only] = clients;
+  if (clients.length === 1 && only !== undefined) return only;
+  const enough = new AbortController();
+  const limit = AbortSignal.any([enough.signal, AbortSignal.timeout(PROBE_MS)]);
+  try {
+    return await Promise.any(clients.map((client) => client.probe(limit)));
+  } catch (error) {
+    const { errors } = error as AggregateError;
+    // The one that leads knows most; those that stand by may not know yet that it does not.
+    const rank = (each: unknown) =>
+      each instanceof SsihvError ? SAYS_LITTLE.indexOf(each.code) : SAYS_LITTLE.length;
+    throw errors.toSorted((a, b) => rank(a) - rank(b))[0];
+  } finally {
+    enough.abort();
   }
 }
 

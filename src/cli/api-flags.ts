@@ -12,7 +12,7 @@ export const API_FLAGS: FlagParametersForType<ApiFlags, CliContext> = {
     kind: "parsed",
     parse: parseCoordinator,
     optional: true,
-    brief: "HOST:PORT or socket [$SSIHV_COORDINATOR, or the one on this host]",
+    brief: "HOST:PORT,.. or socket [$SSIHV_COORDINATOR, or the one on this host]",
     placeholder: "WHERE",
   },
   cert: {
@@ -26,7 +26,7 @@ export const API_FLAGS: FlagParametersForType<ApiFlags, CliContext> = {
 
 export const API_HELP = `Asks the coordinator: --coordinator, else $SSIHV_COORDINATOR, else the one
 on this host, over a socket that only its user can open. From another host it takes a certificate
-(--cert, $SSIHV_CERT).`;
+(--cert, $SSIHV_CERT). Of several, with commas between, the one that leads is asked.`;
 
 export const API_STATUSES = `Exit status: 0 done, 2 refused (wrong flags, no such VM, no room),
 10 the coordinator or an agent did not answer, or the VM failed.`;

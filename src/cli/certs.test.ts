@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { certsFolder } from "./certs.ts";
+import { certsFolder } from "./certs-folder.ts";
 import { mainHere } from "./main-here.fixture.ts";
 
 const base = mkdtempSync(join(tmpdir(), "ssihv-certs-"));

@@ -2,13 +2,13 @@
 // library behind it is loaded when one of them runs: no other command waits for it.
 
 import { isIP } from "node:net";
-import { homedir } from "node:os";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { buildCommand, buildRouteMap, type FlagParametersForType } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
 import type { Role } from "../tls/identity.ts";
 import type { Listed, PkiFolder } from "../tls/pki-folder.ts";
+import { defaultCertsFolder } from "./certs-folder.ts";
 import type { CliContext } from "./context.ts";
 import { path, text } from "./flags.ts";
 import { printable } from "./report.ts";
@@ -32,6 +32,7 @@ interface IssueFlags extends MakeFlags {
 interface RotateFlags extends FolderFlags {
   readonly ca: boolean;
   readonly dropOld: boolean;
+  readonly force: boolean;
 }
 
 const DNS_NAME = /^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/i;
@@ -41,19 +42,6 @@ export function hostFlag(value: string): string {
   throw new SsihvError("flag_invalid", `--host: "${value.slice(0, 80)}" is no host`, {
     hint: "--host 10.0.0.1 or --host coordinator.example",
   });
-}
-
-/** Where certificates lie unless --dir says so. */
-export function certsFolder(env: Readonly<Record<string, string | undefined>>, uid: number) {
-  const forced = env["SSIHV_CERTS"] ?? "";
-  if (forced !== "") return resolve(forced);
-  if (uid === 0) return "/etc/ssihv/certs";
-  const config = env["XDG_CONFIG_HOME"] ?? "";
-  return join(config === "" ? join(homedir(), ".config") : config, "ssihv", "certs");
-}
-
-export function defaultCertsFolder(): string {
-  return certsFolder(process.env, process.getuid?.() ?? 0);
 }
 
 const HEAD = ["NAME", "ROLE", "EXPIRES", "DAYS", "HOSTS"];
@@ -121,7 +109,17 @@ async function rotate(this: CliContext, flags: RotateFlags, name?: string): Prom
       hint: "leave the name out",
     });
   }
+  if (ca && dropOld && !flags.force) {
+    throw new SsihvError("flag_invalid", "--ca and --drop-old are two steps: hosts are between", {
+      hint: "ssihv certs rotate --ca, and --drop-old once all hosts have changed over",
+    });
+  }
   const folder = await pki(flags, "open");
+  if ((ca || dropOld) && !flags.force) {
+    const { refuseWhileNeeded } = await import("./ca-guard.ts");
+    const say = (line: string) => this.process.stderr.write(`ssihv: ${printable(line)}\n`);
+    await refuseWhileNeeded(dropOld, say);
+  }
   if (ca) await folder.rotateCa();
   if (dropOld) folder.dropOldCas();
   const done = await folder.rotate(name);
@@ -141,7 +139,7 @@ async function list(this: CliContext, flags: FolderFlags): Promise<void> {
 }
 
 const FILES_HELP = `The folder is --dir, else $SSIHV_CERTS, else /etc/ssihv/certs (root) or
-~/.config/ssihv/certs. In it: ca.key, which never leaves this host; ca.pem, which every host and
+~/.config/ssihv/certs. In it: ca.key, for coordinators' hosts alone; ca.pem, which every host and
 user gets; NAME.pem, a certificate with its private key, for its holder alone (mode 600).
 
 Exit status: 0 done, 2 wrong flags, a folder or file that cannot be used.`;
@@ -232,14 +230,15 @@ const rotateCommand = buildCommand<RotateFlags, [name?: string], CliContext>({
     fullDescription: `Makes new keys and certificates for the same holders, in the same files; a
 coordinator that runs takes its own within seconds, and what is connected stays connected.
 
---ca makes a new CA. It is also signed by the old one, so hosts and users with the old ca.pem go on
-until they have the new one; once all have (ssihv certs list, on each), --drop-old ends the old CA
-for good: whoever still has one of its certificates is locked out.
+--ca makes a new CA. It is also signed by the old one, so whoever has the old ca.pem goes on until
+he has the new one. Hosts that are connected take it within seconds by themselves (CERT in ssihv
+cluster status); users need theirs brought. Once all have it, --drop-old ends the old CA for good:
+whoever still has one of its certificates is locked out. Both are refused while hosts are not over.
 
 Examples:
   ssihv certs rotate                              all certificates that were made here
   ssihv certs rotate alice
-  ssihv certs rotate --ca                         ... bring ca.pem and the new files around ...
+  ssihv certs rotate --ca                         ... bring users ca.pem and their files ...
   ssihv certs rotate --drop-old
 
 ${FILES_HELP}`,
@@ -264,6 +263,12 @@ ${FILES_HELP}`,
         default: false,
         withNegated: false,
         brief: "believe the newest CA only",
+      },
+      force: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "though hosts are locked out by it, and must join again",
       },
     },
   },

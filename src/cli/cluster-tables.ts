@@ -4,7 +4,9 @@ import type { Host, Status, Vm } from "./api-client.ts";
 import { printable } from "./report.ts";
 import { duration, table } from "./vm-tables.ts";
 
-const HOST_HEAD = ["HOST", "STATE", "FOR", "CPUS", "USED", "MIB", "USED-MIB", "CHECK", "NOTE"];
+const HOST_HEAD = [
+  ...["HOST", "STATE", "FOR", "CPUS", "USED", "MIB", "USED-MIB", "CERT", "CHECK", "NOTE"],
+];
 const NOTE_MAX = 60;
 const HOST_RIGHT = new Set(["CPUS", "USED", "MIB", "USED-MIB"]);
 
@@ -22,10 +24,13 @@ function age(iso: string | null, now: number): string {
 }
 
 export function hostTable(hosts: readonly Host[], now = Date.now()): string {
-  const rows = hosts.map(({ name, state, since, why, capacity, used, check }) => [
+  const rows = hosts.map(({ name, state, since, why, capacity, used, check, certificate }) => [
     ...[name, state, age(since, now)],
     ...[String(capacity?.cpus ?? "-"), String(used.cpus)],
     ...[capacity === null ? "-" : mib(capacity.memoryBytes), mib(used.memoryBytes)],
+    certificate === null
+      ? "-"
+      : `${certificate.expiresAt.slice(0, 10)}${certificate.current ? "" : " (old CA)"}`,
     ...[check?.verdict ?? "-", note(why ?? check?.problems[0] ?? "")],
   ]);
   return table(HOST_HEAD, rows, HOST_RIGHT);

@@ -18,6 +18,7 @@ interface JsonFlags extends ApiFlags {
 
 interface TokenFlags extends JsonFlags {
   readonly expires: number;
+  readonly rejoin: boolean;
 }
 
 async function status(this: CliContext, flags: JsonFlags): Promise<void> {
@@ -38,16 +39,22 @@ async function token(this: CliContext, flags: TokenFlags, host?: string): Promis
       hint: "for example --expires 60min",
     });
   }
+  if (flags.rejoin && host === undefined) {
+    throw new SsihvError("flag_invalid", "--rejoin: which host is to join again?", {
+      hint: "ssihv cluster token --rejoin HOST; ssihv cluster status lists them",
+    });
+  }
   const api = await ApiClient.open(flags);
-  const made = await api.token(seconds, host);
+  const made = await api.token(seconds, host, flags.rejoin);
   if (flags.json) {
     this.process.stdout.write(`${JSON.stringify(made)}\n`);
     return;
   }
   this.process.stdout.write(`${made.token}\n`);
   const which = host === undefined ? "one host" : `host ${host}`;
-  const how = "ssihv install node --join TOKEN";
-  const words = `lets ${which} join until ${made.expiresAt}: ${how}`;
+  const join = flags.rejoin ? "join again" : "join";
+  const how = flags.rejoin ? "ssihv node --join TOKEN" : "ssihv install node --join TOKEN";
+  const words = `lets ${which} ${join} until ${made.expiresAt}: ${how}`;
   this.process.stderr.write(`ssihv: ${printable(words)}\n`);
 }
 
@@ -61,7 +68,9 @@ const statusCommand = buildCommand<JsonFlags, [], CliContext>({
   docs: {
     brief: "hosts and VMs of the cluster, and what is free",
     fullDescription: `Shows the coordinator, each host (silent: its agent is not heard; why is in
-NOTE) with what it gives and what VMs were promised, and each VM.
+NOTE) with what it gives and what VMs were promised, and each VM. CERT is when the host's
+certificate ends, which it renews by itself; "(old CA)" is one that a host has not yet replaced
+since ssihv certs rotate --ca.
 
 ${API_HELP}
 
@@ -79,8 +88,12 @@ const tokenCommand = buildCommand<TokenFlags, [host?: string], CliContext>({
     fullDescription: `Prints a token on stdout. Who has it before it is used can join in your host's
 place: bring it there by a safe way, and name the host where you can.
 
+A host whose certificate has ended (it was off for long) or is lost joins again under its name with
+--rejoin: it stays the host it was, and its older certificates are worth nothing from then on.
+
 Examples:
   ssihv cluster token host-b
+  ssihv cluster token --rejoin host-b
   ssihv cluster token --expires 60min | ssh host-b 'read t; ssihv node --join "$t"'
 
 ${API_HELP}
@@ -102,6 +115,12 @@ ${API_STATUSES}`,
         default: "15min",
         brief: "how long it can be used",
         placeholder: "TIME",
+      },
+      rejoin: {
+        kind: "boolean",
+        default: false,
+        withNegated: false,
+        brief: "for a host that has joined before, and cannot connect any more",
       },
       json: jsonFlag("one JSON object: {token, id, host, expiresAt}"),
     },

@@ -12,7 +12,12 @@ export const SOCKET_NAME = "coordinator.api";
 
 export type CoordinatorAddress =
   | { readonly kind: "unix"; readonly path: string }
-  | { readonly kind: "tls"; readonly target: HostPort };
+  | {
+      readonly kind: "tls";
+      readonly target: HostPort;
+      /** One of them leads, the others stand by. */
+      readonly others?: readonly HostPort[];
+    };
 
 /** Where a coordinator of this user makes its socket. */
 export function coordinatorSocket(): string {
@@ -20,10 +25,12 @@ export function coordinatorSocket(): string {
   return join(folder?.path ?? "/run/ssihv", SOCKET_NAME);
 }
 
-/** `--coordinator` and $SSIHV_COORDINATOR: HOST:PORT, or the path of a socket. */
+/** `--coordinator` and $SSIHV_COORDINATOR: HOST:PORT, several of them, or the path of a socket. */
 export function parseCoordinator(value: string): CoordinatorAddress {
   if (value.startsWith("/")) return { kind: "unix", path: value };
-  return { kind: "tls", target: parseTarget(value, "--coordinator") };
+  const named = value.split(",").map((each) => parseTarget(each.trim(), "--coordinator"));
+  const [target, ...others] = named as [HostPort, ...HostPort[]];
+  return { kind: "tls", target, ...(others.length > 0 && { others }) };
 }
 
 /** Undefined: no coordinator was named, and none is on this host. */

@@ -75,6 +75,8 @@ test("which coordinator is meant: the flag, the environment, this host's socket"
   const tls = { kind: "tls", target: { host: "c", port: 7780 } } as const;
   expect(findCoordinator(tls, { SSIHV_COORDINATOR: "/other" })).toEqual(tls);
   expect(findCoordinator(undefined, { SSIHV_COORDINATOR: "c:7780" })).toEqual(tls);
+  const several = findCoordinator(undefined, { SSIHV_COORDINATOR: "c:7780, d:1" });
+  expect(several).toEqual({ ...tls, others: [{ host: "d", port: 1 }] });
   expect(findCoordinator(undefined, { SSIHV_COORDINATOR: "/run/c.api" })).toEqual({
     kind: "unix",
     path: "/run/c.api",

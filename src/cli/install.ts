@@ -16,7 +16,7 @@ import {
   uninstall,
 } from "../service/installer.ts";
 import type { Daemon } from "../service/units.ts";
-import { certsFolder } from "./certs.ts";
+import { certsFolder } from "./certs-folder.ts";
 import type { CliContext } from "./context.ts";
 import { COORDINATOR_FLAGS } from "./coordinator.ts";
 import { path } from "./flags.ts";
@@ -37,7 +37,9 @@ type Given = Readonly<Record<string, string | boolean | undefined>>;
 type NodeInstallFlags = InstallFlags & Given & { readonly join?: string; readonly name?: string };
 
 /** Folders and files: a service has no current folder. */
-const PATHS: ReadonlySet<string> = new Set(["state", "certs", "socket"]);
+const PATHS: ReadonlySet<string> = new Set(
+  ["state", "certs", "socket"].concat(["storeCert", "storeKey", "storeCacert"]),
+);
 /** Of this command, not of the daemon. */
 const OWN: ReadonlySet<string> = new Set(["root", "print", "start", "join", "name"]);
 

@@ -13,7 +13,7 @@ import { ControlGroups } from "../node/control-group.ts";
 import { checkHost } from "../node/host-check.ts";
 import type { HostFacts } from "../node/host-facts.ts";
 import { type HostPort, parseIp, parseListen } from "../node/join-address.ts";
-import { metricsText } from "../node/vm-metrics.ts";
+import { certificateFamily, metricsText } from "../node/vm-metrics.ts";
 import { tellReady } from "../service/readiness.ts";
 import { MetricsServer } from "../telemetry/metrics-server.ts";
 import type { CliContext } from "./context.ts";
@@ -87,8 +87,9 @@ export async function joinHere(
   flags: { readonly join: string; readonly name?: string | undefined },
   say: (line: string) => void,
 ): Promise<void> {
-  state.prepare();
-  const name = flags.name ?? nameOfHost(hostname());
+  const before = state.prepare();
+  const name = before ?? flags.name ?? nameOfHost(hostname());
+  refuseOtherName(flags.name, name);
   const { joinCluster } = await import("../control/join-client.ts");
   state.save(await joinCluster(await tokenOf(flags.join), name));
   say(`node: this host has joined as ${name}`);
@@ -106,8 +107,12 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
   const { join } = flags;
   if (join !== undefined) await joinHere(state, { ...flags, join }, say);
   const { name } = state.membership();
-  const unlock = onlyOne(folder);
+  // One that could never connect is told now; later, while VMs run, it goes on trying.
+  state.credentials();
+  const unlock = lockOrLeave(() => onlyOne(folder), flags.join !== undefined);
+  if (unlock === undefined) return say("node: the agent that runs here goes on with it");
   try {
+    state.sweep();
     // What an agent that was killed left here; its engines went with it.
     await sweepDead();
     const check = await checkOf(this, facts);
@@ -139,7 +144,11 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
     const cpus = runsVcpus ? `${capacity.cpus} CPU(s) and ` : "";
     say(`node: ${name} gives ${cpus}${mib} MiB`);
     const { metrics } = flags;
-    const server = metrics && MetricsServer.open(metrics, () => metricsText(agent.observed()));
+    const server =
+      metrics &&
+      MetricsServer.open(metrics, () => {
+        return metricsText(agent.observed(), certificateFamily(agent.certificateExpires));
+      });
     tellReady(say);
     const signal = await untilSignal(agent);
     server?.close();
@@ -147,6 +156,24 @@ async function node(this: CliContext, flags: NodeFlags): Promise<void> {
   } finally {
     unlock();
   }
+}
+
+/** Undefined: a host that has just joined again has an agent, which looks for its certificate. */
+function lockOrLeave(lock: () => () => void, joined: boolean): (() => void) | undefined {
+  try {
+    return lock();
+  } catch (error) {
+    if (joined && error instanceof SsihvError && error.code === "name_taken") return undefined;
+    throw error;
+  }
+}
+
+/** A host that joins again keeps its name. */
+function refuseOtherName(wished: string | undefined, name: string): void {
+  if (wished === undefined || wished === name) return;
+  throw new SsihvError("flag_invalid", `--name: this host is ${name}, and joins again as that`, {
+    hint: "leave --name out; with another --state folder it is a new host",
+  });
 }
 
 interface Stoppable {
@@ -255,6 +282,10 @@ export const nodeCommand = buildCommand<NodeFlags, [], CliContext>({
 runs the engines of VMs. A host joins a cluster once, with a token; from then on the command needs
 no flags. Without the coordinator the VMs go on, and the agent tells the rest when it is back. When
 the agent ends, its engines end: in order on a signal, at once when it is killed.
+
+Its certificate is renewed by itself, after two thirds of its life and when the CA is replaced. A
+host that was off for so long that it ended joins again under its name, with a token of
+ssihv cluster token --rejoin; an agent that runs meanwhile, and its VMs, go on with it.
 
 Examples:
   ssihv node --join ssihv-join-1.eyJ...           join, and go on as the agent

@@ -4,7 +4,10 @@ import { SsihvError } from "../base/errors.ts";
 
 const MICROSECONDS: Record<string, number> = { us: 1, ms: 1000, s: 1_000_000, min: 60_000_000 };
 const NANOSECONDS: Record<string, number> = { ns: 1, us: 1000, ms: 1_000_000, s: 1e9 };
-const DURATION = /^(\d{1,9}(?:\.\d{1,6})?)\s*(ns|us|ms|s|min)$/;
+const MILLISECONDS: Record<string, number> = {
+  ...{ s: 1000, min: 60_000, h: 3_600_000, d: 86_400_000 },
+};
+const DURATION = /^(\d{1,9}(?:\.\d{1,6})?)\s*(ns|us|ms|s|min|h|d)$/;
 
 function parse(text: string, what: string, units: Record<string, number>, hint: string): number {
   const [, digits, unit = ""] = DURATION.exec(text.trim()) ?? [];
@@ -27,4 +30,9 @@ export function parseDurationUs(text: string, what: string): number {
 /** Nanoseconds, perhaps with a fraction. */
 export function parseDurationNs(text: string, what: string): number {
   return parse(text, what, NANOSECONDS, "write a number with a unit: 90ns, 40us or 1.5ms");
+}
+
+/** Milliseconds, of what lasts for days. */
+export function parseLongMs(text: string, what: string): number {
+  return parse(text, what, MILLISECONDS, "write a number with a unit: 365d, 12h or 30min");
 }

@@ -64,10 +64,29 @@ export const Part = Type.Object({
 });
 export type Part = Static<typeof Part>;
 
+/** PEM. */
+const Request = Type.String({ maxLength: 8192 });
+const Certificates = Type.String({ maxLength: 32_768 });
+
+/** The CAs to believe, and which of them signs: a certificate of another is to be renewed. */
+export const Trust = Type.Object({ ca: Certificates, issuer: Word });
+export type Trust = Static<typeof Trust>;
+
+/** Where agents reach a coordinator. */
+export const CoordinatorPlace = Type.Object({
+  host: Type.String({ minLength: 1, maxLength: 255 }),
+  port: Port,
+});
+export type CoordinatorPlace = Static<typeof CoordinatorPlace>;
+/** All of them, where one leads and others stand by. */
+export const CoordinatorPlaces = Type.Array(CoordinatorPlace, { maxItems: 16 });
+
 export const FromAgent = Type.Union([
   Type.Object({
     type: Type.Literal("hello"),
     protocol: Type.Integer(),
+    /** It is connected already: the older connection ends when nothing is open on it. */
+    moves: Type.Optional(Type.Boolean()),
     build: Word,
     /** The address at which other hosts reach its engines. */
     laneHost: Word,
@@ -93,6 +112,8 @@ export const FromAgent = Type.Union([
     data: Type.String({ maxLength: 1 << 20 }),
   }),
   Type.Object({ type: Type.Literal("console_end"), stream: Id }),
+  /** For a new certificate in the place of the one that this connection was made with. */
+  Type.Object({ type: Type.Literal("renew"), request: Request }),
 ]);
 export type FromAgent = Static<typeof FromAgent>;
 
@@ -107,6 +128,8 @@ export const ToAgent = Type.Union([
     heartbeatMs: Count,
     /** Whoever hears nothing for so long takes the other for gone. */
     silenceMs: Count,
+    trust: Type.Optional(Trust),
+    coordinators: Type.Optional(CoordinatorPlaces),
   }),
   Type.Object({ type: Type.Literal("alive") }),
   Type.Object({ type: Type.Literal("refused"), fault: Fault }),
@@ -138,6 +161,13 @@ export const ToAgent = Type.Union([
       Type.Object({ op: Type.Literal("balloon"), bytes: Count }),
     ]),
   }),
+  /** Other CAs than it was welcomed with. */
+  Type.Object({ type: Type.Literal("trust"), trust: Trust }),
+  /** There are others than it was welcomed with. */
+  Type.Object({ type: Type.Literal("coordinators"), coordinators: CoordinatorPlaces }),
+  /** To `renew`: one or the other. */
+  Type.Object({ type: Type.Literal("renewed"), certificate: Certificates, ca: Certificates }),
+  Type.Object({ type: Type.Literal("not_renewed"), fault: Fault }),
   /** Its end is on record. */
   Type.Object({ type: Type.Literal("forget"), run: Run }),
   Type.Object({ ...order("console_open"), stream: Id }),

@@ -43,12 +43,25 @@ function vmFamilies(vms: readonly VmObserved[]): Family[] {
 }
 
 /** The text that a Prometheus reads; it never fails for a node that does not answer. */
-export async function metricsText(vms: readonly VmObserved[]): Promise<string> {
+export async function metricsText(
+  vms: readonly VmObserved[],
+  ...more: readonly Family[]
+): Promise<string> {
   const { version, commit } = buildInfo();
   const build: Family = {
     ...{ name: "ssihv_build_info", help: "The build that runs, always 1.", type: "gauge" },
     samples: [{ labels: { version, commit }, value: 1 }],
   };
   const nodes = (await Promise.all(vms.map(sampleNodes))).flat();
-  return exposition([build, ...vmFamilies(vms), ...nodeFamilies(nodes)]);
+  return exposition([build, ...more, ...vmFamilies(vms), ...nodeFamilies(nodes)]);
+}
+
+/** Of a host's agent; without a sample before its first connection. */
+export function certificateFamily(expires: Date | undefined): Family {
+  return {
+    name: "ssihv_agent_certificate_expiry_time_seconds",
+    help: "When this host's certificate ends, Unix time; it is renewed long before.",
+    type: "gauge",
+    samples: expires === undefined ? [] : [{ labels: {}, value: expires.getTime() / 1000 }],
+  };
 }

@@ -3,7 +3,7 @@
 // the old one. Bytes and text in, text out: files are pki-folder.ts.
 // ECDSA on P-256 throughout: every TLS library has it, and signing takes microseconds.
 
-import { createPublicKey, X509Certificate as NodeCertificate } from "node:crypto";
+import { createHash, createPublicKey, X509Certificate as NodeCertificate } from "node:crypto";
 import { isIP } from "node:net";
 import type {
   Extension,
@@ -19,7 +19,7 @@ import { x509 } from "./x509.ts";
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as const;
 export const DAY_MS = 86_400_000;
 /** Clocks of hosts differ: a certificate is valid a little before it is made. */
-const CLOCK_SKEW_MS = 3_600_000;
+export const CLOCK_SKEW_MS = 3_600_000;
 
 /** A certificate (and what follows it in its chain) with its private key, as PEM. */
 export interface KeyPair {
@@ -42,6 +42,10 @@ export interface CertificateFacts {
   readonly hosts: readonly string[];
   /** Lower-case hex of the SHA-256 of the certificate. */
   readonly fingerprint: string;
+  /** Subject of the CA that signed it. */
+  readonly issuer: string;
+  /** Lower-case hex of the SHA-256 of the public key. */
+  readonly keyPrint: string;
 }
 
 function newKeys(): Promise<CryptoKeyPair> {
@@ -65,7 +69,7 @@ function newSerial(): string {
   return Buffer.from(bytes).toString("hex");
 }
 
-function subjectOf({ name, role }: Identity): string {
+export function subjectOf({ name, role }: Identity): string {
   return `CN=${name}, OU=${role}, O=${ORGANISATION}`;
 }
 
@@ -149,17 +153,31 @@ export async function signRequest(
   leaf: LeafRequest,
   chain = "",
 ): Promise<string> {
-  let key: CryptoKey;
+  const { key } = await readRequest(request);
+  return (await signLeaf(ca, leaf, key, Date.now())) + chain;
+}
+
+/** What a request asks for, with its key. Throws where it is none, or not signed with that key. */
+export async function readRequest(request: string) {
   try {
     const parsed = new x509.Pkcs10CertificateRequest(request);
     if (!(await parsed.verify())) throw new Error("its signature is not its key's");
-    key = await parsed.publicKey.export(ALGORITHM, ["verify"]);
+    return {
+      key: await parsed.publicKey.export(ALGORITHM, ["verify"]),
+      subject: parsed.subject,
+      /** It wishes for more than a name: alternative names, usages. */
+      hasWishes: parsed.attributes.length > 0,
+      keyPrint: sha256(new Uint8Array(parsed.publicKey.rawData)),
+    };
   } catch (cause) {
     throw new SsihvError("certificate_invalid", "this is no certificate request of ours", {
       cause,
     });
   }
-  return (await signLeaf(ca, leaf, key, Date.now())) + chain;
+}
+
+function sha256(bytes: Uint8Array): string {
+  return createHash("sha256").update(bytes).digest("hex");
 }
 
 async function signLeaf(
@@ -221,13 +239,20 @@ export function certificatesIn(pem: string): string[] {
 export function factsOf(pem: string): CertificateFacts {
   const [first] = certificatesIn(pem);
   if (first === undefined) throw new SsihvError("certificate_invalid", "there is no certificate");
+  return factsOfEncoded(first);
+}
+
+/** Of one certificate, PEM or DER. */
+export function factsOfEncoded(encoded: string | Uint8Array): CertificateFacts {
   try {
-    const { subject, validFromDate, validToDate, subjectAltName, fingerprint256 } =
-      new NodeCertificate(first);
+    const parsed = new NodeCertificate(encoded);
+    const { subject, validFromDate, validToDate, subjectAltName, fingerprint256 } = parsed;
     const field = (name: string) => new RegExp(`^${name}=(.*)$`, "m").exec(subject)?.[1];
     return {
       identity: identityOf({ CN: field("CN"), OU: field("OU"), O: field("O") }),
       subject: subject.split("\n").join(", "),
+      issuer: parsed.issuer.split("\n").join(", "),
+      keyPrint: sha256(parsed.publicKey.export({ type: "spki", format: "der" })),
       notBefore: validFromDate,
       notAfter: validToDate,
       hosts: hostsIn(subjectAltName),
@@ -244,6 +269,16 @@ function hostsIn(subjectAltName: string | undefined): string[] {
     .split(", ")
     .map((entry) => entry.replace(/^(DNS|IP Address):/, ""))
     .filter((name) => name !== "" && name !== COORDINATOR_DNS);
+}
+
+/** It signed itself: a CA to believe, and no link of a chain. */
+export function isRoot(pem: string): boolean {
+  return signedBy(pem, pem);
+}
+
+export function signedBy(pem: string, issuer: string): boolean {
+  const [certificate, by] = [new NodeCertificate(pem), new NodeCertificate(issuer)];
+  return certificate.checkIssued(by) && certificate.verify(by.publicKey);
 }
 
 /** Whether the private key belongs to the first certificate. */

@@ -1,12 +1,12 @@
 // What one process shows to its peers and believes of them: its certificate with its private key
-// in one file, and the CA's certificates in another. One file for the pair, so that replacing it is
-// one rename: nobody reads a key beside another key's certificate.
+// in one file, and the CA's certificates in another, or in the same. One file for the pair, so that
+// replacing it is one rename: nobody reads a key beside another key's certificate.
 // A file that other users may read is refused: the key in it is not a secret.
 
 import { closeSync, fstatSync, openSync, readFileSync } from "node:fs";
 
 import { SsihvError } from "../base/errors.ts";
-import { belongsTogether, certificatesIn, DAY_MS, factsOf } from "./certificate.ts";
+import { belongsTogether, certificatesIn, DAY_MS, factsOf, isRoot } from "./certificate.ts";
 import type { Identity } from "./identity.ts";
 
 export interface Credentials {
@@ -56,12 +56,17 @@ export function readPem(file: string, secret: boolean): string {
   }
 }
 
-/** Throws `certificate_expired` with the date, or `certificate_invalid` with what is wrong. */
+/**
+ * CAs in `file` are the ones to believe, else those of `caFile`. Throws `certificate_expired` with
+ * the date, or `certificate_invalid` with what is wrong.
+ */
 export function loadCredentials(file: string, caFile: string, now = Date.now()): Credentials {
   const text = readPem(file, true);
   const key = KEY_BLOCK.exec(text)?.[0];
-  const certificate = certificatesIn(text).join("");
-  const ca = certificatesIn(readPem(caFile, false)).join("");
+  const all = certificatesIn(text);
+  const certificate = all.filter((pem) => !isRoot(pem)).join("");
+  const roots = all.filter(isRoot);
+  const ca = (roots.length > 0 ? roots : certificatesIn(readPem(caFile, false))).join("");
   if (ca === "") throw invalid(caFile, "holds no certificate", "name the ca.pem of the cluster");
   if (key === undefined || certificate === "") {
     throw invalid(file, "does not hold a certificate and its private key", MAKE_HINT);

@@ -9,6 +9,7 @@
 import { connect, createServer, type PeerCertificate, type Server, type TLSSocket } from "node:tls";
 
 import { SsihvError } from "../base/errors.ts";
+import { type CertificateFacts, factsOfEncoded } from "./certificate.ts";
 import type { Credentials } from "./credentials.ts";
 import { COORDINATOR_DNS, type Identity, identityOf, type Role } from "./identity.ts";
 
@@ -21,6 +22,8 @@ const ATTEMPT_MS = 5000;
 /** Both ends are known to each other; the socket is its taker's, errors included. */
 export interface MtlsConnection {
   readonly peer: Identity;
+  /** That the other side showed. */
+  readonly certificate: CertificateFacts;
   /** The IP address of the other side, IPv4 also where the socket is IPv6. */
   readonly remoteHost: string;
   /** Of this side, as the other one reached it or was reached from. */
@@ -45,7 +48,9 @@ function peerOf(socket: TLSSocket): Identity | string {
 
 function connectionOf(socket: TLSSocket, peer: Identity): MtlsConnection {
   const { remoteAddress, localAddress } = socket;
-  return { peer, socket, remoteHost: bare(remoteAddress), localHost: bare(localAddress) };
+  const certificate = factsOfEncoded(socket.getPeerCertificate().raw);
+  const hosts = { remoteHost: bare(remoteAddress), localHost: bare(localAddress) };
+  return { peer, certificate, socket, ...hosts };
 }
 
 function serverTls({ ca, certificate, key }: Credentials) {
@@ -140,7 +145,7 @@ export interface MtlsTarget {
   readonly credentials: Credentials;
 }
 
-/** A connection to the coordinator; rejects with words why there is none. */
+/** A connection to the coordinator; rejects with words why there is none, or `peer_refused`. */
 export async function connectMtls(target: MtlsTarget): Promise<MtlsConnection> {
   const { ca, cert, key, serverName } = clientTls(target.credentials);
   const { host, port } = target;
@@ -150,13 +155,13 @@ export async function connectMtls(target: MtlsTarget): Promise<MtlsConnection> {
   socket.once("secureConnect", () => secured.resolve());
   socket.once("close", () => secured.reject(new Error("it closed the connection")));
   socket.on("error", (error) => {
-    secured.reject(new Error(errorWords(error)));
+    secured.reject(unconnected(error));
     socket.destroy();
   });
   try {
     await secured.promise;
     const peer = peerOf(socket);
-    if (typeof peer === "string") throw new Error(`it is not this cluster's coordinator (${peer})`);
+    if (typeof peer === "string") throw impostor(peer);
     socket.setNoDelay(true);
     return connectionOf(socket, peer);
   } catch (error) {
@@ -175,13 +180,16 @@ const ERRNO_WORDS: Record<string, string> = {
   ENOTFOUND: "that name is not known",
 };
 
-function errorWords(error: unknown): string {
+function unconnected(error: unknown): Error {
   const code = codeOf(error);
-  if (ERRNO_WORDS[code] !== undefined) return ERRNO_WORDS[code];
+  if (ERRNO_WORDS[code] !== undefined) return new Error(ERRNO_WORDS[code]);
   const network = /^E[A-Z]+$/.test(code);
-  return network
-    ? `it cannot be reached (${code})`
-    : `it is not this cluster's coordinator (${code})`;
+  return network ? new Error(`it cannot be reached (${code})`) : impostor(code);
+}
+
+/** Of a CA that we do not know, or with a certificate that is none of a coordinator. */
+function impostor(code: string): SsihvError {
+  return new SsihvError("peer_refused", `it is not this cluster's coordinator (${code})`);
 }
 
 /** What `fetch` takes to show who we are and to know the coordinator. */

@@ -138,6 +138,11 @@ export class PkiFolder {
     return await this.write(request);
   }
 
+  /** The CA that signs now. */
+  issuer(): CertificateFacts {
+    return factsOf(this.ca().certificate);
+  }
+
   /** A certificate for a key that its holder keeps to itself. */
   async sign(csr: string, request: LeafRequest): Promise<string> {
     this.refuseName(request.name);

@@ -40,10 +40,10 @@ export async function until(what: string, holds: () => Promise<boolean> | boolea
   }
 }
 
-function portsAreFree(first: number): boolean {
+function portsAreFree(first: number, count: number): boolean {
   try {
     const data = () => undefined;
-    for (let port = first; port < first + PORTS; port++) {
+    for (let port = first; port < first + count; port++) {
       Bun.listen({ hostname: "127.0.0.1", port, socket: { data } }).stop(true);
     }
     return true;
@@ -53,9 +53,10 @@ function portsAreFree(first: number): boolean {
   }
 }
 
-function freePorts(): number {
-  for (let first = FIRST_PORT; first < 31_000; first += PORTS) {
-    if (portsAreFree(first)) return first;
+/** The first of so many in a row, below those that connections are made from. */
+export function freePorts(count: number, from = FIRST_PORT): number {
+  for (let first = from; first < 31_000; first += count) {
+    if (portsAreFree(first, count)) return first;
   }
   throw new Error("no free ports");
 }
@@ -149,7 +150,7 @@ export class Cluster implements AsyncDisposable {
   private readonly env: Record<string, string | undefined>;
 
   private constructor() {
-    const first = freePorts();
+    const first = freePorts(PORTS);
     this.apiPort = first;
     const tmp = join(this.folder, "tmp");
     mkdirSync(tmp);

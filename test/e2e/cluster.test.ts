@@ -370,7 +370,7 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     expect(childrenOf(cluster.coordinator.pid)).toEqual([]);
     for (const state of ["host-a", "host-b"]) {
       const kept = readdirSync(join(cluster.folder, state)).sort();
-      expect(kept).toEqual(["ca.pem", "lock", "node.json", "node.pem"]);
+      expect(kept).toEqual(["lock", "node.json", "node.pem"]);
     }
   });
 });

@@ -1,0 +1,288 @@
+// What a store promises, of both that there are: changes together or not at all, revisions that
+// notice others, reads that see the last change. And what an etcd's store promises besides: one
+// that does not lead writes nothing, and each change is carried out once, whatever became of its
+// answer.
+
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { EtcdClient } from "../../coordinator/etcd-client.ts";
+import { Leadership } from "../../coordinator/etcd-leader.ts";
+import { EtcdStore } from "../../coordinator/etcd-store.ts";
+import { SqliteStore } from "../../coordinator/sqlite-store.ts";
+import type { Store } from "../../coordinator/store.ts";
+import { x509 } from "../../src/tls/x509.ts";
+import { Etcd } from "../etcd.ts";
+
+const base = mkdtempSync(join(tmpdir(), "ssihv-stores-"));
+afterAll(() => rmSync(base, { recursive: true, force: true }));
+
+let etcd: Etcd;
+beforeAll(async () => {
+  etcd = await Etcd.start();
+}, 60_000);
+afterAll(() => etcd[Symbol.asyncDispose]());
+
+let count = 0;
+const silent = () => undefined;
+const client = (endpoints: readonly string[] = [etcd.endpoint]) =>
+  new EtcdClient({ endpoints, prefix: "" });
+const memberOf = (id: string) => ({ api: `${id}:7780`, id });
+
+async function leader(prefix: string, id: string, leaseSeconds = 30): Promise<Leadership> {
+  const options = { client: client(), prefix, member: memberOf(id), leaseSeconds, say: silent };
+  const led = await Leadership.campaign(options);
+  if (led instanceof Leadership) return led;
+  throw new Error(`${led?.id} leads`);
+}
+
+async function etcdStore(endpoints?: readonly string[]): Promise<Store> {
+  const prefix = `/test-${count++}`;
+  const { fence } = await leader(prefix, "one");
+  return new EtcdStore(client(endpoints), prefix, fence, silent);
+}
+
+const STORES: Record<string, () => Promise<Store>> = {
+  sqlite: async () => new SqliteStore(join(base, `${count++}`, "state.sqlite")),
+  etcd: () => etcdStore(),
+};
+
+for (const [name, open] of Object.entries(STORES)) {
+  describe(name, () => {
+    test("records keep their value, and their revision grows", async () => {
+      const store = await open();
+      expect(await store.get("vm", "a")).toBeUndefined();
+      const value = { text: 'ü "quoted" \u0000 / %', n: 1.5, none: null, list: [[], {}] };
+      expect(await store.apply([{ kind: "vm", id: "a", value }])).toBe(true);
+      const first = await store.get("vm", "a");
+      expect(first).toEqual({ id: "a", revision: first?.revision ?? 0, value });
+      expect(first?.revision).toBeGreaterThan(0);
+      const ifRevision = first?.revision ?? 0;
+      expect(await store.apply([{ kind: "vm", id: "a", value: 2, ifRevision }])).toBe(true);
+      const second = await store.get("vm", "a");
+      expect(second?.value).toBe(2);
+      expect(second?.revision).toBeGreaterThan(ifRevision);
+      // Of another kind with the same name, and with names that begin alike.
+      expect(await store.get("host", "a")).toBeUndefined();
+      for (const id of ["c", "ab", "a-b", "a/b"]) {
+        await store.apply([{ kind: "vm", id, value: id, ifRevision: 0 }]);
+      }
+      expect((await store.list("vm")).map(({ id }) => id)).toEqual(["a", "a-b", "a/b", "ab", "c"]);
+      expect(await store.list("host")).toEqual([]);
+      await store.apply([
+        { kind: "vm", id: "a", value: undefined },
+        { kind: "vm", id: "none", value: undefined },
+      ]);
+      expect(await store.get("vm", "a")).toBeUndefined();
+      store.close();
+    });
+
+    test("one change that does not apply leaves all of them out", async () => {
+      const store = await open();
+      await store.apply([{ kind: "token", id: "t", value: 1 }]);
+      const ifRevision = (await store.get("token", "t"))?.revision ?? 0;
+      const taken = [
+        { kind: "token", id: "t", value: undefined, ifRevision },
+        { kind: "host", id: "h", value: 1, ifRevision: 0 },
+      ] as const;
+      expect(await store.apply(taken)).toBe(true);
+      expect(await store.apply(taken)).toBe(false);
+      await store.apply([{ kind: "token", id: "u", value: 1 }]);
+      const late = [{ kind: "token", id: "u", value: undefined }, taken[1]] as const;
+      expect(await store.apply(late)).toBe(false);
+      expect((await store.list("token")).map(({ id }) => id)).toEqual(["u"]);
+      store.close();
+    });
+
+    test("of many that change one record at a time one succeeds, each time", async () => {
+      const store = await open();
+      const wins = await Promise.all(
+        Array.from({ length: 8 }, async (_, id) => {
+          let won = 0;
+          for (let i = 0; i < 5; i++) {
+            const { revision = 0, value = 0 } = (await store.get("vm", "sum")) ?? {};
+            const next = { kind: "vm", id: "sum", value: Number(value) + 1 } as const;
+            const mine = { kind: "vm", id: `mine-${id}`, value: i } as const;
+            if (await store.apply([{ ...next, ifRevision: revision }, mine])) won += 1;
+          }
+          return won;
+        }),
+      );
+      const total = wins.reduce((sum, won) => sum + won, 0);
+      expect((await store.get("vm", "sum"))?.value).toBe(total);
+      expect(total).toBeGreaterThanOrEqual(5);
+      store.close();
+    });
+
+    test("many records are listed whole and in order", async () => {
+      const store = await open();
+      const ids = Array.from({ length: 700 }, (_, i) => `vm-${String(i).padStart(4, "0")}`);
+      for (let i = 0; i < ids.length; i += 100) {
+        const part = ids.slice(i, i + 100);
+        await store.apply(part.map((id) => ({ kind: "vm", id, value: { id } })));
+      }
+      const listed = await store.list("vm");
+      expect(listed.map(({ id }) => id)).toEqual(ids);
+      expect(listed.every(({ id, value }) => (value as { id: string }).id === id)).toBe(true);
+      store.close();
+    });
+  });
+}
+
+test("one leads; when it is gone another does, and the first can write nothing", async () => {
+  const prefix = `/test-${count++}`;
+  const first = await leader(prefix, "one");
+  let deposed = 0;
+  const old = new EtcdStore(client(), prefix, first.fence, () => {
+    deposed += 1;
+  });
+  expect(await old.apply([{ kind: "vm", id: "a", value: 1 }])).toBe(true);
+  const options = { client: client(), prefix, member: memberOf("two"), leaseSeconds: 30 };
+  const campaign = () => Leadership.campaign({ ...options, say: silent });
+  expect(await campaign()).toEqual(memberOf("one"));
+  // As when its lease ends: it has not noticed yet.
+  await client().endLease((first as unknown as { lease: string }).lease);
+  const second = await campaign();
+  if (!(second instanceof Leadership)) throw new Error("nobody leads");
+  const store = new EtcdStore(client(), prefix, second.fence, silent);
+  expect((await store.get("vm", "a"))?.value).toBe(1);
+  await expect(old.apply([{ kind: "vm", id: "a", value: 2 }])).rejects.toThrow("lead any more");
+  await expect(old.apply([{ kind: "vm", id: "b", value: 2 }])).rejects.toThrow("lead any more");
+  expect(deposed).toBe(2);
+  expect(await store.apply([{ kind: "vm", id: "b", value: 3, ifRevision: 0 }])).toBe(true);
+  expect((await store.list("vm")).map(({ value }) => value)).toEqual([1, 3]);
+  // The first one's lease is gone: giving it back is no trouble.
+  await first.resign();
+  await second.resign();
+  expect(await second.lost).toBe("it was ended");
+  const third = await campaign();
+  expect(third).toBeInstanceOf(Leadership);
+  if (third instanceof Leadership) await third.resign();
+});
+
+/** Forwards to the etcd, and loses what it answers to writes, as the test says. */
+function lossy(lose: (nth: number) => boolean) {
+  let writes = 0;
+  return Bun.serve({
+    ...{ hostname: "127.0.0.1", port: 0 },
+    fetch: async (request) => {
+      const { pathname } = new URL(request.url);
+      const answer = await fetch(`${etcd.endpoint}${pathname}`, {
+        ...{ method: "POST", body: await request.text() },
+      });
+      const text = await answer.text();
+      if (pathname !== "/v3/kv/txn" || !lose(writes++)) {
+        return new Response(text, { status: answer.status });
+      }
+      return Response.json({ error: "etcdserver: request timed out" }, { status: 503 });
+    },
+  });
+}
+
+test("a change whose answer is lost is carried out once, and told as done", async () => {
+  await using proxy = lossy((nth) => nth % 2 === 0);
+  const store = await etcdStore([`http://127.0.0.1:${proxy.port}`, "http://127.0.0.1:1"]);
+  let revision = 0;
+  for (let n = 1; n <= 5; n++) {
+    // Asked twice without more ado, the second time would find another revision.
+    expect(await store.apply([{ kind: "vm", id: "a", value: n, ifRevision: revision }])).toBe(true);
+    const now = await store.get("vm", "a");
+    expect(now?.value).toBe(n);
+    revision = now?.revision ?? 0;
+  }
+  expect(await store.apply([{ kind: "vm", id: "a", value: 9, ifRevision: 0 }])).toBe(false);
+});
+
+test("a change that was given up and came through later: the next one goes on top", async () => {
+  await using proxy = lossy((nth) => nth < 3);
+  const store = await etcdStore([`http://127.0.0.1:${proxy.port}`]);
+  const lost = store.apply([{ kind: "vm", id: "a", value: 1, ifRevision: 0 }]);
+  await expect(lost).rejects.toThrow("etcd does not answer (http://127.0.0.1");
+  expect((await store.get("vm", "a"))?.value).toBe(1);
+  expect(await store.apply([{ kind: "vm", id: "b", value: 2, ifRevision: 0 }])).toBe(true);
+  expect((await store.list("vm")).map(({ value }) => value)).toEqual([1, 2]);
+});
+
+test("members that are away are gone around; where none answers it is said", async () => {
+  await using own = await Etcd.start();
+  const endpoints = ["http://127.0.0.1:1", own.endpoint];
+  const prefix = "/away";
+  const options = { client: client(endpoints), prefix, member: memberOf("one"), say: silent };
+  const led = await Leadership.campaign({ ...options, leaseSeconds: 60 });
+  if (!(led instanceof Leadership)) throw new Error("somebody else leads");
+  const store = new EtcdStore(client(endpoints), prefix, led.fence, silent);
+  await store.apply([{ kind: "vm", id: "a", value: 1 }]);
+  await own.kill();
+  const words = /^etcd does not answer \(.*nobody listens; .*nobody listens\)$/;
+  await expect(store.get("vm", "a")).rejects.toThrow(words);
+  await expect(store.apply([{ kind: "vm", id: "a", value: 2 }])).rejects.toThrow(words);
+  await own.up();
+  // What was told as done is there, and its leader still leads.
+  expect((await store.get("vm", "a"))?.value).toBe(1);
+  expect(await store.apply([{ kind: "vm", id: "a", value: 3 }])).toBe(true);
+  await led.resign();
+}, 60_000);
+
+test("a leader that etcd is not heard by deposes itself within its lease", async () => {
+  await using own = await Etcd.start();
+  const options = { client: client([own.endpoint]), prefix: "/cut", member: memberOf("one") };
+  const led = await Leadership.campaign({ ...options, leaseSeconds: 2, say: silent });
+  if (!(led instanceof Leadership)) throw new Error("somebody else leads");
+  own.halt();
+  expect(await led.lost).toMatch(/^etcd was not heard for \d\.\d s$/);
+  own.go();
+  // The lease was not kept: whoever comes next leads.
+  for (let next: unknown; !(next instanceof Leadership); await Bun.sleep(50)) {
+    const two = { member: memberOf("two"), leaseSeconds: 2, say: silent };
+    next = await Leadership.campaign({ ...options, ...two });
+    if (next instanceof Leadership) await next.resign();
+  }
+}, 60_000);
+
+/** A certificate for both ends, as etcd's gateway wants one: it is a client of its own server. */
+async function pair(name: string, ca?: { certificate: string; keys: CryptoKeyPair }) {
+  const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as const;
+  const keys = await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
+  const usages = [x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth];
+  const made = await x509.X509CertificateGenerator.create({
+    ...{ subject: `CN=${name}`, issuer: ca ? "CN=ca" : `CN=${name}`, publicKey: keys.publicKey },
+    signingKey: (ca?.keys ?? keys).privateKey,
+    signingAlgorithm: algorithm,
+    notBefore: new Date(Date.now() - 60_000),
+    notAfter: new Date(Date.now() + 3_600_000),
+    extensions: ca
+      ? [
+          new x509.SubjectAlternativeNameExtension([{ type: "ip", value: "127.0.0.1" }]),
+          new x509.ExtendedKeyUsageExtension(usages),
+        ]
+      : [new x509.BasicConstraintsExtension(true, undefined, true)],
+  });
+  const pkcs8 = await crypto.subtle.exportKey("pkcs8", keys.privateKey);
+  const file = (ending: string, text: string) => {
+    const path = join(base, `${name}.${ending}`);
+    writeFileSync(path, text);
+    return path;
+  };
+  const certificate = made.toString("pem");
+  return {
+    ...{ certificate, keys, cert: file("pem", certificate) },
+    key: file("key", x509.PemConverter.encode(pkcs8, "PRIVATE KEY")),
+  };
+}
+
+test("an etcd that asks for certificates is shown ours, and is to be of its CA", async () => {
+  const ca = await pair("ca");
+  const [server, own, rogue] = [await pair("server", ca), await pair("own", ca), await pair("x")];
+  await using secure = await Etcd.start({ cert: server.cert, key: server.key, ca: ca.cert });
+  const endpoints = [secure.endpoint];
+  const { cert, key } = own;
+  const good = new EtcdClient({ endpoints, prefix: "", cert, key, cacert: ca.cert });
+  expect(await good.get("/none")).toBeUndefined();
+  const without = new EtcdClient({ endpoints, prefix: "", cacert: ca.cert });
+  await expect(without.get("/none")).rejects.toThrow("etcd does not answer");
+  const wrong = new EtcdClient({ endpoints, prefix: "", cert, key, cacert: rogue.cert });
+  await expect(wrong.get("/none")).rejects.toThrow(/etcd does not answer .*certificate/i);
+  const gone = () => new EtcdClient({ endpoints, prefix: "", cert: join(base, "none.pem") });
+  expect(gone).toThrow("none.pem cannot be read");
+}, 60_000);
