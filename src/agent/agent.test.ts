@@ -13,9 +13,9 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-
 import type { Token, Vm } from "../../coordinator/api-schemas.ts";
 import { Coordinator } from "../../coordinator/coordinator.ts";
+import { freePorts } from "../base/free-ports.fixture.ts";
 import { joinCluster } from "../control/join-client.ts";
 import type { ParentPage } from "../node/engine-process.ts";
 import { hostFacts } from "../node/host-facts.ts";
@@ -63,22 +63,6 @@ async function until(holds: () => Promise<boolean> | boolean): Promise<void> {
   while (!(await holds())) {
     if (Date.now() > end) throw new Error("it never came to be");
     await Bun.sleep(5);
-  }
-}
-
-/** The first of `count` ports in a row that were free a moment ago. */
-function freePorts(count: number): number {
-  for (;;) {
-    const first = 20_000 + Math.floor(Math.random() * 10_000);
-    const taken = Array.from({ length: count }, (_, i) => first + i).some((port) => {
-      try {
-        Bun.listen({ hostname: "127.0.0.1", port, socket: { data: () => undefined } }).stop(true);
-        return false;
-      } catch {
-        return true;
-      }
-    });
-    if (!taken) return first;
   }
 }
 

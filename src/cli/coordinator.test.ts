@@ -6,6 +6,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { freePorts } from "../base/free-ports.fixture.ts";
 import { stateFolder } from "./coordinator.ts";
 import { findCoordinator } from "./coordinator-address.ts";
 
@@ -34,9 +35,7 @@ test("is found on its host, answers over TLS, and is gone when it has ended", as
   const before = await ssihv("cluster", "status");
   expect([before.code, before.err]).toEqual([10, expect.stringContaining("no coordinator runs")]);
 
-  const free = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
-  const port = Math.min(free.port, 65_000);
-  free.stop(true);
+  const port = freePorts(3);
   const state = join(base, "state");
   const flags = ["--listen", `127.0.0.1:${port}`, "--state", state];
   const child = Bun.spawn([...MAIN, "coordinator", ...flags], { env, stderr: "pipe" });

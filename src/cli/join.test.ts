@@ -6,6 +6,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { freePorts } from "../base/free-ports.fixture.ts";
+
 const MAIN = [process.execPath, join(import.meta.dir, "fake-main.fixture.ts")];
 const KERNEL = MAIN[1] ?? "";
 let folder = "";
@@ -18,17 +20,6 @@ beforeAll(() => {
 });
 
 afterAll(() => rmSync(folder, { recursive: true }));
-
-function freePort(): number {
-  const probe = Bun.listen({
-    hostname: "127.0.0.1",
-    port: 0,
-    socket: { data: () => undefined },
-  });
-  const { port } = probe;
-  probe.stop(true);
-  return Math.min(port, 65_000);
-}
 
 class Command {
   stderr = "";
@@ -69,7 +60,7 @@ class Command {
 }
 
 function pair(script: string, ...more: string[]): { lead: Command; host: Command } {
-  const address = `127.0.0.1:${freePort()}`;
+  const address = `127.0.0.1:${freePorts(4)}`;
   const shape = ["--kernel", KERNEL, "--memory", "64M", "--nodes", "2", "--cmdline", script];
   const door = ["--listen", address, "--key-file", key];
   return {

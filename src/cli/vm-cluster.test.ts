@@ -6,10 +6,12 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { freePorts } from "../base/free-ports.fixture.ts";
+
 const MAIN = [process.execPath, join(import.meta.dir, "fake-main.fixture.ts")];
 const base = mkdtempSync(join(tmpdir(), "ssihv-vm-cluster-"));
-const port = 30_000 + Math.floor(Math.random() * 1000) * 4;
-const vmPort = port + 10_000;
+const port = freePorts(3);
+const vmPort = freePorts(64);
 
 const env = {
   ...process.env,

@@ -4,8 +4,8 @@
 import { expect, test } from "bun:test";
 import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
-
 import { SsihvError } from "../base/errors.ts";
+import { freePorts } from "../base/free-ports.fixture.ts";
 import { buildInfo } from "./build-info.ts";
 import type { ParentPage } from "./engine-process.ts";
 import { type JoinDeps, JoinSession } from "./join.ts";
@@ -16,14 +16,8 @@ import { Vm, type VmEvent, type VmOutcome, type VmPlan } from "./vm.ts";
 const COMMAND = [process.execPath, join(import.meta.dir, "fake-engine.fixture.ts")];
 const KEY = new Uint8Array(32).fill(5);
 const HOST = "127.0.0.1";
-
-/** A port that was free a moment ago, and so were the lanes' ports after it. */
-function freePort(): number {
-  const probe = Bun.listen({ hostname: HOST, port: 0, socket: { data: () => undefined } });
-  const { port } = probe;
-  probe.stop(true);
-  return Math.min(port, 65_000);
-}
+/** The channel's, and after it those of lanes. */
+const LANE_PORTS = 4;
 
 function page(words = ""): ParentPage {
   const fd = openSync("/dev/null", "r+");
@@ -59,7 +53,7 @@ function planOf(port: number, cmdline: string, nodes = 2, peerTimeoutMs = 5000):
 }
 
 class Lead {
-  readonly port = freePort();
+  readonly port = freePorts(LANE_PORTS);
   readonly events: VmEvent[] = [];
   readonly vm: Vm;
   readonly outcome: Promise<VmOutcome>;
@@ -237,7 +231,7 @@ test("a host that runs vCPUs does not become a memory node unasked", async () =>
 });
 
 test("a joining host waits for a lead that is not there yet", async () => {
-  const port = freePort();
+  const port = freePorts(LANE_PORTS);
   const host = joiner(port);
   while (!host.events.includes("waiting")) await Bun.sleep(5);
   const vm = new Vm(
@@ -251,7 +245,7 @@ test("a joining host waits for a lead that is not there yet", async () => {
 });
 
 test("a lead that never comes is an error that names it and the way out", async () => {
-  const port = freePort();
+  const port = freePorts(LANE_PORTS);
   const error = failure(await joiner(port, { waitMs: 60 }).outcome);
   expect(error.code).toBe("node_unreachable");
   expect(error.message).toContain(`no VM to join at ${HOST}:${port}`);

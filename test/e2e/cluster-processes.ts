@@ -13,8 +13,8 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-
 import type { Host, Vm } from "../../coordinator/api-schemas.ts";
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { binary, type Finished, run } from "./support.ts";
 import { asm, increment, say, writeGuest } from "./tiny-guest.ts";
 
@@ -28,7 +28,6 @@ export const ECHO: number[] = asm.repeat(1_000_000, [
 ]);
 /** RAM of node 1: the second half of 256 MiB. */
 const REMOTE = 192 << 20;
-const FIRST_PORT = 21_000;
 /** For the coordinator and its VMs. */
 const PORTS = 3 + 16 * 3;
 
@@ -38,27 +37,6 @@ export async function until(what: string, holds: () => Promise<boolean> | boolea
     if (Date.now() > end) throw new Error(`never happened: ${what}`);
     await Bun.sleep(20);
   }
-}
-
-function portsAreFree(first: number, count: number): boolean {
-  try {
-    const data = () => undefined;
-    for (let port = first; port < first + count; port++) {
-      Bun.listen({ hostname: "127.0.0.1", port, socket: { data } }).stop(true);
-    }
-    return true;
-  } catch {
-    // Somebody has one of them.
-    return false;
-  }
-}
-
-/** The first of so many in a row, below those that connections are made from. */
-export function freePorts(count: number, from = FIRST_PORT): number {
-  for (let first = from; first < 31_000; first += count) {
-    if (portsAreFree(first, count)) return first;
-  }
-  throw new Error("no free ports");
 }
 
 /** Living children of a process. */

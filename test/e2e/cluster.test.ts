@@ -7,6 +7,7 @@ import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Vm } from "../../coordinator/api-schemas.ts";
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import {
   Cluster,
   childrenOf,
@@ -16,7 +17,7 @@ import {
   isAlive,
   until,
 } from "./cluster-processes.ts";
-import { binary, freePort, hasKvm } from "./support.ts";
+import { binary, hasKvm } from "./support.ts";
 import { asm, eachPage, say } from "./tiny-guest.ts";
 
 /** More of them: SSIHV_CYCLES=200. */
@@ -158,7 +159,7 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
   test("agents and the coordinator tell Prometheus of what they look after", async () => {
     await using cluster = await Cluster.start("host-a", "host-b");
     const metricsOf = async (daemon: Daemon) => {
-      const address = `127.0.0.1:${freePort()}`;
+      const address = `127.0.0.1:${freePorts()}`;
       await daemon.end();
       daemon.start("--metrics", address);
       const read = async () => await (await fetch(`http://${address}/metrics`)).text();

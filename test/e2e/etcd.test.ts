@@ -5,19 +5,18 @@ import { describe, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-
 import type { Host, Vm } from "../../coordinator/api-schemas.ts";
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { Etcd } from "../etcd.ts";
-import { childrenOf, Daemon, ECHO, freePorts, isAlive, until } from "./cluster-processes.ts";
-import { binary, freePort, hasKvm, run } from "./support.ts";
+import { childrenOf, Daemon, ECHO, isAlive, until } from "./cluster-processes.ts";
+import { binary, hasKvm, run } from "./support.ts";
 import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 const LEASE_S = 2;
 const COORDINATORS = 3;
 const PORTS_EACH = 3;
-/** For them and a VM, apart from those of other tests' clusters. */
+/** For them and a VM. */
 const PORTS = COORDINATORS * PORTS_EACH + 16;
-const FIRST_PORT = 25_000;
 /** RAM of node 1. */
 const REMOTE = 192 << 20;
 const HOSTS = ["host-a", "host-b"] as const;
@@ -39,7 +38,7 @@ class Three implements AsyncDisposable {
 
   private constructor(etcd: Etcd) {
     this.etcd = etcd;
-    const first = freePorts(PORTS, FIRST_PORT);
+    const first = freePorts(PORTS);
     const vmPorts = String(first + COORDINATORS * PORTS_EACH);
     const places = Array.from({ length: COORDINATORS }, (_, i) => first + i * PORTS_EACH);
     const apis = places.map((port) => `127.0.0.1:${port}`);
@@ -51,7 +50,7 @@ class Three implements AsyncDisposable {
     this.coordinators = apis.map((api, i) => {
       const socket = join(this.folder, `run-${i}`, "coordinator.api");
       const shared = ["--store", `etcd=${etcd.endpoint}`, "--lease", String(LEASE_S)];
-      const metrics = `127.0.0.1:${freePort()}`;
+      const metrics = `127.0.0.1:${freePorts()}`;
       const own = ["--listen", api, "--socket", socket, "--vm-ports", vmPorts].concat([
         "--metrics",
         metrics,

@@ -4,10 +4,10 @@
 
 import { afterAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import {
   binary,
   type Finished,
-  freePort,
   hasKvm,
   removeRuntimeFolder,
   run,
@@ -31,7 +31,7 @@ async function boot(
   const key = `${folder.path}/vm.key`;
   writeGuest(kernel, ...code);
   writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
-  const address = `127.0.0.1:${freePort()}`;
+  const address = `127.0.0.1:${freePorts(4)}`;
   const shape = ["--kernel", kernel, "--memory", "256M", "--nodes", "2", "--name", "tiny"];
   shape.push("--report");
   const [lead, host] = await Promise.all([

@@ -3,16 +3,10 @@
 
 import { afterAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { unpackedPackage } from "../lab/debian.ts";
 import { key, powerOff, REMOTE, start } from "./running-vm.ts";
-import {
-  checkout,
-  freePort,
-  hasKvm,
-  removeRuntimeFolder,
-  run,
-  temporaryFolder,
-} from "./support.ts";
+import { checkout, hasKvm, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
 import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
@@ -39,7 +33,7 @@ interface Answer {
 /** A Prometheus that scrapes `target` each second, ended at the end of the block. */
 async function prometheus(folder: string, target: string) {
   const root = await unpackedPackage("prometheus");
-  const port = freePort();
+  const port = freePorts();
   const config = `${folder}/prometheus.yml`;
   writeFileSync(
     config,
@@ -86,7 +80,7 @@ describe.skipIf(!hasKvm())("metrics of a running VM (needs /dev/kvm)", () => {
     using folder = temporaryFolder();
     const kernel = `${folder.path}/bzImage`;
     writeGuest(kernel, increment(REMOTE), say("1"), key, powerOff);
-    const target = `127.0.0.1:${freePort()}`;
+    const target = `127.0.0.1:${freePorts()}`;
     await using running = start(kernel, ...SHAPE, "--metrics", target);
     await running.out.until("1");
 

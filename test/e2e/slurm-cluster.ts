@@ -5,9 +5,10 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { unpackedClosure } from "../lab/debian.ts";
 import { until } from "./cluster-processes.ts";
-import { type Finished, freePort, run } from "./support.ts";
+import { type Finished, run } from "./support.ts";
 
 const PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"];
 const MULTIARCH = "lib/x86_64-linux-gnu";
@@ -106,7 +107,7 @@ export class SlurmCluster implements AsyncDisposable {
 
   private configure(): void {
     const { folder, root } = this;
-    const ports = Array.from({ length: NODES.length + 1 }, freePort);
+    const ports = Array.from({ length: NODES.length + 1 }, () => freePorts());
     const settings = {
       ClusterName: "ssihv",
       SlurmctldHost: `${hostname()}(127.0.0.1)`,

@@ -7,9 +7,10 @@ import { readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { unpackedClosure } from "../lab/debian.ts";
 import { childrenOf, isAlive, until } from "./cluster-processes.ts";
-import { freePort, run } from "./support.ts";
+import { run } from "./support.ts";
 
 const MULTIARCH = "lib/x86_64-linux-gnu";
 
@@ -113,7 +114,7 @@ export class SshHosts implements AsyncDisposable {
   }
 
   private async add(name: string, address: string): Promise<void> {
-    const port = freePort();
+    const port = freePorts();
     const home = join(this.folder, name, "home");
     const tmp = join(this.folder, name, "tmp");
     const runtime = join(this.folder, name, "run");

@@ -58,11 +58,3 @@ export function hasKvm(): boolean {
     return false;
   }
 }
-
-/** A TCP port of this host that is free now; the one after it exists. */
-export function freePort(): number {
-  const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
-  const { port } = probe;
-  probe.stop(true);
-  return Math.min(port, 65_000);
-}

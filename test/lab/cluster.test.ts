@@ -1,6 +1,7 @@
 // A cluster of two emulated hosts, set up from nothing by the commands of README.md: a Debian over
 // both is created through the coordinator, its console attached, the coordinator killed and started
-// again under it, and at last a host killed; what is listed is looked at after each.
+// again under it; then an agent is killed, the VM started again, and at last a host killed; what is
+// listed is looked at after each.
 // The times are those of emulated hosts, on which a command takes seconds.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
@@ -10,12 +11,11 @@ import { type Lab, startLab } from "./lab.ts";
 import { labMissing } from "./tools.ts";
 
 const reason = labMissing();
-/** For `make soak`: a boot over two hosts more would take CI beyond its time. */
-const soaking = Number(process.env["SSIHV_SPAN_BOOTS"] ?? 0) >= 10;
-const describeIfSoaking = soaking ? describe.skipIf(reason !== undefined) : () => undefined;
 /** A boot over two hosts, as in span.test.ts. */
 const bootSeconds = 900;
 const coordinator = "coordinator --listen 10.9.0.1:7780 --heartbeat 2s --silence 30s";
+
+const LOST = /Last run: .*(vcpu lost|vCPU is lost|lost: )/;
 
 /** Lets a command go on after its script, with its words in a file. */
 function daemon(name: string, command: string): string {
@@ -31,7 +31,7 @@ function until(command: string, pattern: string, seconds: number): string {
     done; echo "$said"`;
 }
 
-describeIfSoaking("a cluster of two hosts", () => {
+describe.skipIf(reason !== undefined)("a cluster of two hosts", () => {
   let lab: Lab;
   let failed = true;
   beforeAll(async () => {
@@ -46,7 +46,7 @@ describeIfSoaking("a cluster of two hosts", () => {
   }
 
   test(
-    "set up from nothing, a Debian over both, kill -9 of the coordinator, a killed host",
+    "set up from nothing, a Debian over both, coordinator, agent and host killed",
     async () => {
       // From nothing to two hosts that are up.
       await on(1, `/out/ssihv certs init && ${daemon("coordinator", coordinator)}`);
@@ -106,12 +106,23 @@ END
       expect(late).toContain("answer-42");
       expect(late).not.toMatch(TROUBLE);
 
+      // An agent is killed, and its engine with it: the VM is over. Both start again.
+      await on(2, "kill -9 $(cat /tmp/node.pid)");
+      const lost = await on(1, until("/out/ssihv vm show demo", "State: +failed", 180), 240);
+      expect(lost).toMatch(LOST);
+      expect(await on(2, 'echo "left=$(pgrep -fc "[s]sihv engine")"')).toContain("left=0");
+      await on(2, daemon("node", "node"));
+      await on(1, until("/out/ssihv cluster status", "2 up, 0 silent", 120), 180);
+      const again = await on(1, "/out/ssihv vm start demo --wait 300s", 330);
+      expect(again).toContain("running after");
+      await on(1, until("/out/ssihv vm list", "demo +running", 60), 120);
+
       // A host is killed: the VM is over, and both are listed so.
       lab.host(2).kill();
       const list = await on(1, until("/out/ssihv cluster status", "lab2 +silent", 180), 240);
       expect(list).toMatch(/\nlab1 +up .*\nlab2 +silent /);
       const ended = await on(1, until("/out/ssihv vm show demo", "State: +failed", 180), 240);
-      expect(ended).toMatch(/Last run: .*(vcpu lost|vCPU is lost|lost: )/);
+      expect(ended).toMatch(LOST);
       const left = await on(1, 'echo "left=$(pgrep -fc "[s]sihv engine")"; ls /run/ssihv');
       expect(left).toContain("left=0");
       expect(left).not.toContain("demo");
