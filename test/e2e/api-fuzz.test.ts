@@ -164,8 +164,8 @@ describe.skipIf(fuzzer() === undefined)("the API, fuzzed (needs schemathesis)", 
     const operations = Object.values(document.paths).flatMap((path) => Object.values(path));
     const asked = Object.keys(answers.counts).sort();
     expect(asked).toEqual(operations.map(({ operationId }) => operationId).sort());
-    // Who types must hold what only an open console gives: nobody guesses that. A change names its VM
-    // twice: some runs guess it, and tools/api-doc.test.ts does it in every one.
+    // Who types must hold what only an open console gives: nobody guesses that. A change names its
+    // VM twice: some runs guess it, and tools/api-doc.test.ts does it in every one.
     const rare = ["changeVm", "typeAtConsole"];
     expect(answers.neverDone.filter((id) => !rare.includes(id))).toEqual([]);
   }, 300_000);

@@ -198,7 +198,12 @@ describe.skipIf(reason !== undefined)("one VM over two hosts", () => {
       console.log(`span, two hosts: ${JSON.stringify(lastLine(first?.log ?? ""))}`);
       assertHealthy(first ?? { exitCode: -1, log: "" });
       expectTwoNodes(first?.log ?? "");
-      if (soaking) expect(first?.log).toContain("connected again");
+      if (soaking) {
+        // A cut that comes soon after another one is not told apart.
+        const again = first?.log.match(/connected again/g)?.length ?? 0;
+        console.log(`span, two hosts: connected again ${again} times`);
+        expect(again).toBeGreaterThanOrEqual(20);
+      }
       expect(second?.exitCode).toBe(0);
       failed = false;
     },
