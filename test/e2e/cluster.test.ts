@@ -20,8 +20,8 @@ import {
 import { binary, hasKvm } from "./support.ts";
 import { asm, eachPage, say } from "./tiny-guest.ts";
 
-/** More of them: SSIHV_CYCLES=200. */
-const CYCLES = Number(process.env["SSIHV_CYCLES"] ?? 20);
+/** More of them: SSIHV_CYCLES=600. */
+const CYCLES = Number(process.env["SSIHV_CYCLES"] ?? 200);
 /** By then caches and heaps have their size. */
 const WARM_CYCLES = 5;
 /** Heaps of two runtimes breathe; 200 leaks of an engine's page would be far more. */

@@ -63,7 +63,7 @@ async function hostileHost(cluster: Cluster): Promise<FakeAgent> {
   const beat = setInterval(() => agent.tell({ type: "alive" }), 500);
   beat.unref();
   const nodes = [{ cpus: 1, memoryBytes: 64 * MIB, host: "rogue" }];
-  await cluster.call("POST", "/v1/vms", { name: "trap", nodes, kernel: HOSTILE });
+  await cluster.call("POST", "/v1/vms", { name: "trap", nodes, kernel: `/${HOSTILE}` });
   await cluster.call("POST", "/v1/vms/trap/start");
   agent.lead("ended", { kind: "failed", reason: "engine_dead", text: HOSTILE });
   await cluster.vmIs("trap", "failed");
