@@ -66,6 +66,8 @@ export class AgentSession {
   runsVcpus = false;
   /** It says that it takes the place of another connection of the same agent. */
   moves = false;
+  /** It did: its agent was not restarted, and what is not known of it yet is on its way. */
+  hasTakenOver = false;
   private readonly channel: LineChannel;
   private readonly hooks: SessionHooks;
   private readonly heartbeatMs: number;
@@ -111,6 +113,12 @@ export class AgentSession {
       this.waiting.delete(id);
       this.endWhenIdle();
     }
+  }
+
+  /** What was told on the older connection since this one greeted is true, too. */
+  takeOver(before: AgentSession): void {
+    this.hasTakenOver = true;
+    for (const [run, part] of before.parts) if (!this.parts.has(run)) this.parts.set(run, part);
   }
 
   /** The agent has another connection: this one ends when its orders and consoles have. */
@@ -190,6 +198,8 @@ export class AgentSession {
         });
       }
       await this.hooks.admit(this);
+      // Nobody is there any more to be welcomed.
+      if (this.channel.ended) return;
       const { heartbeatMs, silenceMs } = this;
       this.tell({ type: "welcome", heartbeatMs, silenceMs, ...this.hooks.news() });
       this.channel.expectWithin(this.silenceMs);

@@ -139,6 +139,7 @@ async function startAll(options: CoordinatorOptions, shared?: Shared): Promise<R
   const tokens = new Tokens(typed, events, {
     certificates,
     onJoined: (host) => hosts.onJoined(host),
+    holdRenewals: (host) => hosts.holdRenewals(host),
     agentPort: agents.port,
     joinHost: options.advertise,
     joinPort: door.port,

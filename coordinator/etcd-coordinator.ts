@@ -31,7 +31,6 @@ export class EtcdCoordinator {
   readonly done: Promise<void>;
   private readonly options: EtcdCoordinatorOptions;
   private readonly client: EtcdClient;
-  private readonly id = randomBytes(8).toString("hex");
   private readonly ending = Promise.withResolvers<undefined>();
   private closed = false;
   private registered = false;
@@ -88,12 +87,13 @@ export class EtcdCoordinator {
     if (this.closed) return undefined;
     const { etcd, leaseSeconds, say } = this.options;
     try {
+      // Before it can lead: a leader that could not go on would keep its lease, and all others out.
+      await this.register();
       const found = await Leadership.campaign({
         ...{ client: this.client, prefix: etcd.prefix, leaseSeconds, say },
-        member: { api: this.api, id: this.id },
+        member: { api: this.api, id: randomBytes(8).toString("hex") },
       });
       this.trouble = undefined;
-      await this.register();
       if (found instanceof Leadership) return found;
       this.leader = found?.api;
       this.tell(`coordinator: stands by; ${this.leader ?? "nobody"} leads`);
@@ -144,7 +144,10 @@ export class EtcdCoordinator {
   /** All that ever ran over this etcd, this one too. */
   private async members(): Promise<CoordinatorPlace[]> {
     const found = await this.client.list(this.folder);
-    const places: unknown[] = found.map(({ value }) => JSON.parse(value));
+    // The newest first: addresses that are used no more are not taken away.
+    const places: unknown[] = found
+      .toSorted((a, b) => b.modRevision - a.modRevision)
+      .map(({ value }) => JSON.parse(value));
     return places.filter((place) => Value.Check(CoordinatorPlace, place)).slice(0, MEMBERS_MAX);
   }
 

@@ -13,7 +13,7 @@ import type { Fence } from "./etcd-store.ts";
 export interface Member {
   /** Where its API is reached: HOST:PORT. */
   readonly api: string;
-  /** Told apart by chance: of one start. */
+  /** Told apart by chance: of one campaign. */
   readonly id: string;
 }
 
@@ -109,8 +109,12 @@ export class Leadership {
     this.asking = true;
     const askedAt = performance.now();
     try {
-      if (await client.keepLease(this.lease)) this.heardAt = askedAt;
-      else this.depose("its lease in etcd has ended");
+      if (!(await client.keepLease(this.lease))) return this.depose("its lease in etcd has ended");
+      const there = await client.get(this.fence.key);
+      if (there?.createRevision !== this.fence.createRevision) {
+        return this.depose("its key in etcd is gone");
+      }
+      this.heardAt = askedAt;
     } catch (error) {
       this.options.say(`leader: ${error instanceof Error ? error.message : String(error)}`);
     } finally {

@@ -58,6 +58,9 @@ export class Hosts {
   /** Whose agents have another connection. */
   private readonly leaving = new Set<AgentSession>();
   private readonly changes = new Map<string, { at: string; why: string | null }>();
+  /** Hosts that are joining again: who has their name by now gets no new certificate. */
+  private readonly rejoining = new Set<string>();
+  private closed = false;
 
   constructor(store: TypedStore, events: Events, options: HostsOptions) {
     this.store = store;
@@ -155,7 +158,14 @@ export class Hosts {
     for (const session of this.sessions.values()) session.tellCoordinators(coordinators);
   }
 
+  /** Until the returned function is called, no agent of the host gets a new certificate. */
+  holdRenewals(host: string): () => void {
+    this.rejoining.add(host);
+    return () => this.rejoining.delete(host);
+  }
+
   close(): void {
+    this.closed = true;
     const why = "the coordinator ends";
     for (const session of [...this.sessions.values(), ...this.leaving]) session.end(why);
   }
@@ -190,8 +200,9 @@ export class Hosts {
     const shown = { expiresAt: certificate.notAfter.toISOString(), issuer: certificate.issuer };
     const known = { ...record.value, capacity, certificate: shown };
     // The host may have been removed, or have joined again, in this moment.
-    if (await this.store.apply(put("host", host, known, record.revision))) return;
-    await this.admit(session);
+    const admitted = await this.store.apply(put("host", host, known, record.revision));
+    if (this.closed) throw new SsihvError("leader_elsewhere", "this coordinator has ended");
+    if (!admitted) await this.admit(session);
   }
 
   private async onUp(session: AgentSession): Promise<void> {
@@ -199,6 +210,7 @@ export class Hosts {
     const before = this.sessions.get(host);
     this.sessions.set(host, session);
     if (before !== undefined && session.moves) {
+      session.takeOver(before);
       this.leaving.add(before);
       before.handOver();
       const text = `until ${dateText(session.certificate.notAfter)}`;
@@ -221,7 +233,10 @@ export class Hosts {
     if (this.sessions.get(host) !== session) {
       throw new SsihvError("peer_refused", "its agent has another connection");
     }
-    return await this.options.certificates.renew(certificate, request);
+    const renewed = await this.options.certificates.renew(certificate, request);
+    // Also one that was begun before: its date may be of after.
+    if (!this.rejoining.has(host) && this.sessions.get(host) === session) return renewed;
+    throw new SsihvError("peer_refused", `host ${host} joins again`);
   }
 
   private onEnd(session: AgentSession, why: string): void {

@@ -1,7 +1,7 @@
 // The coordinator's own certificate: read from the folder of `ssihv certs`, and again when there is
 // a new one.
 
-import { statSync } from "node:fs";
+import { createHash } from "node:crypto";
 
 import { SsihvError } from "../src/base/errors.ts";
 import { type Credentials, loadCredentials, readPem } from "../src/tls/credentials.ts";
@@ -27,17 +27,24 @@ export function watchCertificate(
   onChange: () => void,
   say: (text: string) => void,
 ): ReturnType<typeof setInterval> {
-  const stamp = () => `${statSync(pki.fileOf(OWN)).ino} ${readPem(pki.caFile, false).length}`;
+  const stamp = () => {
+    const files = [readPem(pki.fileOf(OWN), true), readPem(pki.caFile, false)];
+    return createHash("sha256").update(files.join("\0")).digest("hex");
+  };
   let seen = stamp();
+  let said = "";
   return setInterval(() => {
     try {
       const now = stamp();
       if (now === seen) return;
       onChange();
       seen = now;
+      said = "";
     } catch (error) {
-      // The old certificate is still good: it is tried again, and told each time.
-      say(`new certificate: ${error instanceof Error ? error.message : String(error)}`);
+      // The old certificate is still good: it is tried again.
+      const text = `new certificate: ${error instanceof Error ? error.message : String(error)}`;
+      if (text !== said) say(text);
+      said = text;
     }
   }, LOOK_MS);
 }

@@ -291,6 +291,36 @@ test("a connection takes another's place: orders and consoles end where they beg
   await until(() => second.ended !== undefined);
 });
 
+test("what a connection that takes over does not know of goes on", async () => {
+  const place = await Place.start();
+  const first = await place.agent("a");
+  const spec = { name: "demo", nodes: [{ cpus: 1, memoryBytes: 2 ** 30 }], kernel: "/k" };
+  await place.call("POST", "/v1/vms", spec);
+  // It greets before it is ordered to lead, and takes over after that; or before it has answered.
+  for (const late of [false, true]) {
+    const second = first.again();
+    second.moves = true;
+    if (late) first.held = [];
+    const started = place.call("POST", "/v1/vms/demo/start");
+    if (late) await until(() => first.held?.length === 1);
+    else await started;
+    await place.connect(second);
+    await until(() => place.events.includes("host_certificate"));
+    for (const answer of first.held?.splice(0) ?? []) answer();
+    await started;
+    for (const part of first.parts.values()) second.report(part);
+    second.lead("running");
+    await until(async () => (await place.call<Vm>("GET", "/v1/vms/demo")).state === "running");
+    expect(second.orders.map(({ type }) => type)).not.toContain("stop");
+    second.lead("ended", { kind: "stopped", reason: "requested", text: "stopped" });
+    await until(async () => (await place.call<Vm>("GET", "/v1/vms/demo")).state === "stopped");
+    first.parts.clear();
+    place.events.length = 0;
+    first.held = undefined;
+    await place.connect(first);
+  }
+});
+
 test("a host comes back by a token for its name; its older certificate is void", async () => {
   const place = await Place.start();
   const agent = await place.agent("a");
@@ -307,14 +337,26 @@ test("a host comes back by a token for its name; its older certificate is void",
     ]);
   }
   const token = await place.token("a", true);
-  // A certificate's dates are whole seconds, and so is what they can tell apart.
-  await Bun.sleep(2100);
+  // Whoever has the older one renews it as often as it can meanwhile.
+  let newest = agent;
+  const renewing = (async () => {
+    while (agent.ended === undefined) {
+      const { request, key } = await requestLeaf({ name: "a", role: "node" });
+      const answer = await Promise.race([renew(agent, request), Bun.sleep(1000)]);
+      if (answer?.type !== "renewed") continue;
+      newest = agent.with({ certificate: answer.certificate, key, ca: answer.ca });
+    }
+  })();
+  await until(() => newest !== agent);
   const back = await FakeAgent.join(token, "a");
   await until(() => agent.ended !== undefined);
+  await renewing;
   await place.connect(back);
-  expect(await agent.again().connect()).toMatchObject({
-    ...{ type: "refused", fault: { code: "peer_refused" } },
-  });
+  for (const old of [agent, newest]) {
+    expect(await old.again().connect()).toMatchObject({
+      ...{ type: "refused", fault: { code: "peer_refused" } },
+    });
+  }
   expect((await place.call<Host[]>("GET", "/v1/hosts")).length).toBe(1);
   await expect(FakeAgent.join(token, "a")).rejects.toThrow("not valid (any more)");
 });

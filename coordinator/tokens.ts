@@ -13,7 +13,7 @@ import {
 } from "../src/control/join-token.ts";
 import type { Events } from "./events.ts";
 import type { HostCertificates } from "./host-certificates.ts";
-import { type HostRecord, put, remove, type TypedStore } from "./records.ts";
+import { type HostRecord, put, remove, type TokenRecord, type TypedStore } from "./records.ts";
 import type { Stored } from "./store.ts";
 
 export interface TokenView {
@@ -27,11 +27,16 @@ export interface TokenView {
 export interface Admission {
   readonly certificates: HostCertificates;
   onJoined(host: string): void;
+  /** Until the returned function is called, nobody of that name gets a new certificate. */
+  holdRenewals(host: string): () => void;
   readonly agentPort: number;
   /** Where joiners ask. */
   readonly joinHost: string;
   readonly joinPort: number;
 }
+
+/** An agent that connects again and again cannot keep its host from joining anew. */
+const TRIES = 20;
 
 export class Tokens {
   private readonly store: TypedStore;
@@ -92,21 +97,43 @@ export class Tokens {
         hint: `join with ssihv node --name ${host}, or make another token`,
       });
     }
-    const before = rejoin ? await this.joined(host) : undefined;
-    const { capacity } = before?.value ?? {};
-    if (!rejoin) await this.refuseTaken(request.name);
-    // Before it is signed: certificates from before that are not let in any more.
-    const joinedAt = new Date().toISOString();
     const { certificates, agentPort } = this.admission;
-    const certificate = await certificates.sign(request.request, request.name);
-    const joined = await this.store.apply(
-      remove("token", request.token, token.revision),
-      put("host", request.name, { joinedAt, ...(capacity && { capacity }) }, before?.revision ?? 0),
-    );
-    if (!joined) throw invalid();
+    if (!rejoin) await this.refuseTaken(request.name);
+    // Whoever has its name by now must not come by a certificate that is as new as this one.
+    const release = rejoin ? this.admission.holdRenewals(request.name) : () => undefined;
+    let certificate: string;
+    try {
+      if (rejoin) await nextSecond();
+      certificate = await this.letIn(request, token, rejoin);
+    } finally {
+      release();
+    }
     this.admission.onJoined(request.name);
     const answer = { name: request.name, certificate, ca: certificates.ca(), agentPort };
     return { ...answer, proof: answerProof(secret, answer) };
+  }
+
+  /** The certificate; the token is gone, and the host on record. */
+  private async letIn(
+    { token: id, name, request }: JoinRequest,
+    token: Stored<TokenRecord>,
+    rejoin: boolean,
+  ): Promise<string> {
+    // Before it is signed: certificates from before that are not let in any more.
+    const joinedAt = new Date().toISOString();
+    const certificate = await this.admission.certificates.sign(request, name);
+    for (let tries = 0; tries < TRIES; tries++) {
+      const before = rejoin ? await this.joined(name) : undefined;
+      const { capacity } = before?.value ?? {};
+      const joined = await this.store.apply(
+        remove("token", id, token.revision),
+        put("host", name, { joinedAt, ...(capacity && { capacity }) }, before?.revision ?? 0),
+      );
+      if (joined) return certificate;
+      // The host's record changes whenever its agent connects: the token may still be there.
+      if ((await this.store.get("token", id))?.revision !== token.revision) break;
+    }
+    throw invalid();
   }
 
   private async joined(host: string | undefined): Promise<Stored<HostRecord>> {
@@ -133,6 +160,11 @@ export class Tokens {
       await this.store.apply(remove("token", id, revision));
     }
   }
+}
+
+/** Certificates tell whole seconds: in the next one none is older that was made before. */
+async function nextSecond(): Promise<void> {
+  await Bun.sleep(1000 - (Date.now() % 1000) + 1);
 }
 
 function invalid(): SsihvError {

@@ -68,7 +68,7 @@ export class Vms implements HostsWatcher {
         throw new SsihvError("placement_refused", `${SLOTS_MAX} VMs: no ports are left`);
       }
       const record: VmRecord = { spec, slot, createdAt: now() };
-      await this.store.apply(put("vm", spec.name, record, 0));
+      if (!(await this.store.apply(put("vm", spec.name, record, 0)))) throw meanwhile(spec.name);
       this.events.tell("vm_created", { vm: spec.name });
       return this.view(record);
     });
@@ -93,7 +93,9 @@ export class Vms implements HostsWatcher {
       demandsOf(spec);
       checkMatrices(spec);
       const record: VmRecord = { ...stored.value, spec };
-      await this.store.apply(put("vm", name, record, stored.revision));
+      if (!(await this.store.apply(put("vm", name, record, stored.revision)))) {
+        throw meanwhile(name);
+      }
       this.events.tell("vm_changed", { vm: name });
       return this.view(record);
     });
@@ -194,7 +196,7 @@ export class Vms implements HostsWatcher {
 
   /** A run that its lead's agent does not know has ended. */
   private async settleRestarted(name: string, run: RunRecord, lead: AgentSession): Promise<void> {
-    if (lead.parts.has(run.id)) return;
+    if (lead.parts.has(run.id) || lead.hasTakenOver) return;
     const text = `the agent of host ${lead.host} does not run it any more: was it restarted?`;
     await this.finish(name, run.id, lost(text));
   }
@@ -292,9 +294,11 @@ export class Vms implements HostsWatcher {
     const record = { ...stored.value, run };
     this.ordering.add(run.id);
     try {
-      await this.store.apply(put("vm", name, record, stored.revision));
+      if (!(await this.store.apply(put("vm", name, record, stored.revision)))) {
+        throw meanwhile(name);
+      }
     } catch (error) {
-      // Whether it is on record is not known; nobody gives its orders.
+      // It is not on record, or nobody knows whether it is: nobody gives its orders.
       this.ordering.delete(run.id);
       throw error;
     }
@@ -418,6 +422,13 @@ function checkMatrices({ nodes, memoryLatencyNs, memoryBandwidthMBps }: VmSpec):
 function notRunning(name: string, why: string): SsihvError {
   return new SsihvError("vm_busy", `VM ${name} does not run: ${why}`, {
     hint: `ssihv vm start ${name}`,
+  });
+}
+
+/** A change whose answer was lost has been carried out after all. */
+function meanwhile(name: string): SsihvError {
+  return new SsihvError("vm_busy", `VM ${name} was changed in this moment`, {
+    hint: `ssihv vm show ${name} tells how it is now; ask again`,
   });
 }
 

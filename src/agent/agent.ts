@@ -180,15 +180,16 @@ export class Agent {
   }
 
   private welcomed(link: CoordinatorLink, { trust, coordinators }: Welcome): void {
-    const moved = this.link !== undefined && this.link !== link;
     this.link = link;
     this.coordinators.welcomed();
     if (trust !== undefined) this.renewal.onTrust(trust);
     if (coordinators !== undefined) this.learn(coordinators);
-    if (!moved) return this.deps.say("coordinator: connected");
-    // What is new since the greeting was told on the older connection, where it is not heard.
+    if (!link.moves) this.deps.say("coordinator: connected");
+    // What is new since the greeting; on a link that moves, what was told on the older one meanwhile
+    // may not have been heard there.
     for (const { record } of this.parts.values()) {
-      this.tell({ type: "part", part: record.report() });
+      if (link.moves) this.tell({ type: "part", part: record.tell() });
+      else this.tellNews(record);
     }
   }
 
@@ -204,13 +205,17 @@ export class Agent {
 
   private greet(link: CoordinatorLink): void {
     const { build, capacity, check, runsVcpus } = this.options;
+    link.moves = this.link !== undefined;
     link.send({
       type: "hello",
       protocol: AGENT_PROTOCOL,
-      moves: this.link !== undefined,
+      moves: link.moves,
       ...{ build, capacity, check, runsVcpus },
       laneHost: this.laneHost,
-      parts: [...this.parts.values()].map(({ record }) => record.report()),
+      // An older connection has yet to hear its news, should this one come to nothing.
+      parts: [...this.parts.values()].map(({ record }) => {
+        return link.moves ? record.report() : record.tell();
+      }),
     });
   }
 

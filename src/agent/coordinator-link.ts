@@ -12,6 +12,9 @@ import { ConsoleStream } from "./console-stream.ts";
 export type Told = Exclude<ToAgent, { type: "welcome" | "refused" | "alive" }>;
 export type Welcome = Extract<ToAgent, { type: "welcome" }>;
 
+/** From the greeting to the welcome, which says how often each is to be heard. */
+const WELCOME_MS = 15_000;
+
 export interface LinkHooks {
   onWelcome(link: CoordinatorLink, welcome: Welcome): void;
   onTold(link: CoordinatorLink, message: Told): void;
@@ -22,6 +25,8 @@ export class CoordinatorLink {
   /** In words, once it has ended. */
   readonly ended: Promise<string>;
   welcomed = false;
+  /** It is to take the place of another one. */
+  moves = false;
   private readonly connection: MtlsConnection;
   private readonly channel: LineChannel;
   private readonly streams = new Map<number, { run: string; stream: ConsoleStream }>();
@@ -41,6 +46,8 @@ export class CoordinatorLink {
         ended.resolve(why);
       },
     });
+    // A coordinator that hangs, or whose host has died, welcomes nobody; others may.
+    this.channel.expectWithin(WELCOME_MS);
     connection.socket.on("drain", () => {
       for (const { stream } of this.streams.values()) stream.pump();
     });

@@ -39,3 +39,9 @@ test("what the one that leads tells is kept, once, and it stays the one that is 
   // One that the list lacks is known as long as it answers.
   expect(some.all).toEqual([b, c]);
 });
+
+test("no more are kept than a host's file takes, the one that is asked among them", () => {
+  const some = new Coordinators(a, []);
+  expect(some.learn(Array.from({ length: 40 }, (_, i) => ({ host: `h${i}`, port: 1 })))).toBe(true);
+  expect([some.all.length, some.all[0]]).toEqual([16, a]);
+});

@@ -3,6 +3,9 @@
 
 import type { CoordinatorPlace } from "../control/messages.ts";
 
+/** As many as a host keeps (Membership). */
+const PLACES_MAX = 16;
+
 const same = (a: CoordinatorPlace, b: CoordinatorPlace) => a.host === b.host && a.port === b.port;
 
 export class Coordinators {
@@ -27,7 +30,8 @@ export class Coordinators {
         .map(({ host, port }) => `${host} ${port}`)
         .sort()
         .join("\n");
-    const next = [current, ...all.filter((place) => !same(place, current))];
+    const others = all.filter((place) => !same(place, current));
+    const next = [current, ...others].slice(0, PLACES_MAX);
     const isNew = known(next) !== known(this.places);
     this.places = next;
     this.at = 0;

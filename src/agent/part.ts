@@ -87,12 +87,15 @@ export class PartRecord {
     }
   }
 
+  /** The report, which is told now. */
+  tell(): Part {
+    const part = this.report();
+    this.told = JSON.stringify(part);
+    return part;
+  }
+
   /** The report, where it says something new. */
   news(): Part | undefined {
-    const part = this.report();
-    const text = JSON.stringify(part);
-    if (text === this.told) return undefined;
-    this.told = text;
-    return part;
+    return JSON.stringify(this.report()) === this.told ? undefined : this.tell();
   }
 }
