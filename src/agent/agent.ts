@@ -185,8 +185,8 @@ export class Agent {
     if (trust !== undefined) this.renewal.onTrust(trust);
     if (coordinators !== undefined) this.learn(coordinators);
     if (!link.moves) this.deps.say("coordinator: connected");
-    // What is new since the greeting; on a link that moves, what was told on the older one meanwhile
-    // may not have been heard there.
+    // What is new since the greeting. On a link that moves: all, since what was told on the older
+    // one meanwhile may not have been heard there.
     for (const { record } of this.parts.values()) {
       if (link.moves) this.tell({ type: "part", part: record.tell() });
       else this.tellNews(record);

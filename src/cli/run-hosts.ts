@@ -166,6 +166,7 @@ export async function runOnHosts(
     ...(flags.listen !== undefined && { listen: flags.listen }),
     nameChosen: flags.name !== undefined || config?.cluster !== undefined,
     acceptUnfit: flags.acceptUnfit === true,
+    sandbox: flags.sandbox,
     ownPart: ownPart(),
     payload: () => payloadOf(ownFile()),
     onCopying: (host, bytes, total) => progress.copying(host, bytes, total),

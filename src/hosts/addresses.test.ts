@@ -30,6 +30,11 @@ test("a loopback address is refused where another host would reach itself by it"
   const far = host("b", { reachedAt: "10.0.0.2" });
   expect(() => leadAddress(a, [far], OWN)).toThrow("where b would reach itself");
   expect(leadAddress(a, [host("b", { reachedAt: "127.0.0.3" })], OWN)).toBe("127.0.0.2");
+  // As Slurm has it, where the first node calls itself so.
+  const node = host("n1", { address: "127.0.1.1" });
+  const other = host("n2", { address: "10.0.0.2" });
+  expect(() => leadAddress(node, [other], OWN)).toThrow("where n2 would reach itself");
+  expect(leadAddress({ ...node, isChosen: true }, [other], OWN)).toBe("127.0.1.1");
 });
 
 test("the first ports that are free on every host, or none", () => {

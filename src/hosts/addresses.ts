@@ -12,6 +12,8 @@ export interface Reached {
   readonly name: string;
   /** As the user gave it, or the way there. */
   readonly address?: string;
+  /** It was the user. */
+  readonly isChosen?: boolean;
   /** It is the one that the user's command runs on. */
   readonly here: boolean;
   readonly reachedAt?: string;
@@ -19,7 +21,7 @@ export interface Reached {
   readonly freePorts: readonly number[];
 }
 
-function isLoopback(address: string): boolean {
+export function isLoopback(address: string): boolean {
   return address === "::1" || address.startsWith("127.") || address.startsWith("::ffff:127.");
 }
 
@@ -49,8 +51,10 @@ export function leadAddress(
   if (address === undefined || isAnyHost(address)) {
     throw unknown(lead, "no address is known at which the other hosts reach it");
   }
-  const far = others.find(({ here, reachedAt = "" }) => !here && !isLoopback(reachedAt));
-  if (isLoopback(address) && lead.address === undefined && far !== undefined) {
+  const far = others.find(({ here, address = "", reachedAt = address }) => {
+    return !here && !isLoopback(reachedAt);
+  });
+  if (isLoopback(address) && lead.isChosen !== true && far !== undefined) {
     throw unknown(lead, `it was reached at ${address}, where ${far.name} would reach itself`);
   }
   return address;

@@ -32,6 +32,10 @@ const FILE_CHUNK = 192 << 10;
 const STDERR_LINES_MAX = 20;
 /** For what belongs to an error on stdout. */
 const STDERR_MS = 500;
+/** Until its part runs, a host may be silent for so long: a login, a program or a disk may hang. */
+const SILENT_MS = 60_000;
+/** A way there that says why it waits is heard, should nothing come of it soon. */
+const WORDS_MS = 5_000;
 
 type Child = Bun.Subprocess<"pipe", "pipe", "pipe">;
 
@@ -48,6 +52,8 @@ export class HostLink {
   private noise = "";
   private closed = false;
   private broken = false;
+  private heardAt = performance.now();
+  private waiting: ReturnType<typeof setInterval> | undefined;
 
   private constructor(name: string, reach: Reach | undefined, child: Child, hooks: LinkHooks) {
     this.name = name;
@@ -70,6 +76,7 @@ export class HostLink {
     const child = start(name, reach.command(bootstrapScript(payload)), reach.env ?? process.env);
     const link = new HostLink(name, reach, child, hooks);
     void link.read(payload);
+    link.waiting = setInterval(() => link.lookForSilence(), WORDS_MS);
     return link;
   }
 
@@ -92,6 +99,7 @@ export class HostLink {
   /** Ends the part there; resolves when the way there has ended too. */
   async close(): Promise<void> {
     this.closed = true;
+    clearInterval(this.waiting);
     this.talk?.close();
     const timer = setTimeout(() => this.kill(), CLOSE_MS);
     try {
@@ -106,10 +114,25 @@ export class HostLink {
   /** At once: the part there ends when its stdin does. */
   kill(): void {
     this.closed = true;
+    clearInterval(this.waiting);
     this.child.kill("SIGTERM");
   }
 
+  /** Not once it talks: then both sides say that they live. */
+  private lookForSilence(): void {
+    const silentMs = performance.now() - this.heardAt;
+    if (silentMs < SILENT_MS) {
+      for (const held of this.held.splice(0)) this.hooks.onStderr(held);
+      return;
+    }
+    const words = this.noise === "" ? "" : `; the last was: ${this.noise}`;
+    const message = `host ${this.name}: nothing was heard for ${SILENT_MS / 1000} s${words}`;
+    const hint = this.reach && `this must work without a question: ${this.reach.trial}`;
+    this.lost(new SsihvError("node_unreachable", message, { ...(hint && { hint }) }));
+  }
+
   private begin(): void {
+    clearInterval(this.waiting);
     this.talk = new Talk<FromPart, ToPart>((line) => this.write(line), {
       onMessage: (message) => {
         if (message.type === "host") this.up.resolve(message.host);
@@ -161,6 +184,7 @@ export class HostLink {
   }
 
   private line(line: string, payload: Payload | undefined): void {
+    this.heardAt = performance.now();
     if (this.talk !== undefined) {
       // It lives: what it wrote to stderr was not its end.
       for (const held of this.held.splice(0)) this.hooks.onStderr(held);
@@ -185,6 +209,7 @@ export class HostLink {
       this.write(chunk.slice());
       await this.drained();
       sent += chunk.length;
+      this.heardAt = performance.now();
       this.hooks.onCopying(sent, payload.bytes);
     }
   }
@@ -226,6 +251,7 @@ export class HostLink {
   }
 
   private lost(error: SsihvError): void {
+    clearInterval(this.waiting);
     this.talk?.close();
     this.up.reject(error);
     if (this.closed) return;

@@ -9,7 +9,7 @@ import { randomBytes } from "node:crypto";
 import { networkInterfaces } from "node:os";
 
 import { SsihvError } from "../base/errors.ts";
-import type { EngineSummary } from "../engine/messages.ts";
+import type { EngineSummary, SandboxMode } from "../engine/messages.ts";
 import type { HostPort } from "../node/join-address.ts";
 import { decodeOutcome } from "../node/join-messages.ts";
 import type { VmEvent, VmHooks, VmOutcome, VmPlan } from "../node/vm.ts";
@@ -35,6 +35,7 @@ export interface HostsRequest {
   readonly listen?: HostPort;
   readonly nameChosen: boolean;
   readonly acceptUnfit: boolean;
+  readonly sandbox: SandboxMode;
   /** What starts a part on this host. */
   readonly ownPart: readonly string[];
   /** What is brought to the others. */
@@ -211,7 +212,7 @@ export class HostsVm {
   }
 
   private async begin(): Promise<void> {
-    const { plan, nameChosen } = this.request;
+    const { plan, nameChosen, sandbox } = this.request;
     const { lead } = this;
     const key = randomBytes(32).toString("hex");
     const listen = this.members.length > 1 ? await this.listen() : undefined;
@@ -219,7 +220,8 @@ export class HostsVm {
       await lead.sendFile("kernel", plan.kernel);
       if (plan.initrd !== undefined) await lead.sendFile("initrd", plan.initrd);
     }
-    lead.send({ type: "lead", plan, key, nameChosen, ...(listen !== undefined && { listen }) });
+    const door = listen === undefined ? {} : { listen };
+    lead.send({ type: "lead", plan, key, nameChosen, sandbox, ...door });
     const failed = this.ended.promise.then((outcome) => {
       if (outcome.kind === "failed") throw outcome.error;
       throw new SsihvError("engine_failed", `host ${lead.name} ended before the VM began`);
@@ -231,7 +233,7 @@ export class HostsVm {
     for (const { node, link, place, memoryOnly } of this.members.slice(1)) {
       const { address } = place;
       const lane = address === undefined ? {} : { laneHost: address };
-      const order = { lead: listen, key, node, memoryOnly, hostName: place.name };
+      const order = { lead: listen, key, node, memoryOnly, hostName: place.name, sandbox };
       link.send({ type: "join", ...order, ...lane });
     }
   }
@@ -244,7 +246,7 @@ export class HostsVm {
         return {
           name: place.name,
           here: place.reach === undefined,
-          ...(address !== undefined && { address }),
+          ...(address !== undefined && { address, isChosen: place.address !== undefined }),
           ...(reachedAt !== undefined && { reachedAt }),
           ...(reachedFrom !== undefined && { reachedFrom }),
           freePorts,

@@ -5,7 +5,7 @@
 // until `ended`. Console bytes cross one chunk at a time each way, and are answered, so that a
 // slow reader holds back the guest and a slow guest its writer.
 
-import type { EngineSummary } from "../engine/messages.ts";
+import type { EngineSummary, SandboxMode } from "../engine/messages.ts";
 import type { HostCheck } from "../node/host-check.ts";
 import type { HostPort } from "../node/join-address.ts";
 import type { EndedOutcome } from "../node/join-messages.ts";
@@ -22,6 +22,7 @@ export interface LeadOrder {
   /** Hex. It is told here and nowhere else: no argument, environment, file or log has it. */
   readonly key: string;
   readonly nameChosen: boolean;
+  readonly sandbox: SandboxMode;
 }
 
 export interface JoinOrder {
@@ -33,6 +34,7 @@ export interface JoinOrder {
   readonly node: number;
   readonly memoryOnly: boolean;
   readonly laneHost?: string;
+  readonly sandbox: SandboxMode;
 }
 
 export type ToPart =

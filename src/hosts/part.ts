@@ -223,7 +223,10 @@ export class HostPart {
         onConsole: (chunk) => this.onConsole(chunk),
         onEvent: (event) => this.onEvent(event),
       },
-      { createPage, ...(engineCommand !== undefined && { command: engineCommand }) },
+      {
+        ...{ createPage, sandbox: order.sandbox },
+        ...(engineCommand !== undefined && { command: engineCommand }),
+      },
     );
     this.vm = vm;
     admin.server?.serve(vm);
@@ -246,6 +249,7 @@ export class HostPart {
     memoryOnly,
     laneHost,
     hostName,
+    sandbox,
   }: JoinOrder): Promise<Running> {
     const { send, createPage, engineCommand, facts } = this.deps;
     const admin = new JoinAdmin();
@@ -259,7 +263,7 @@ export class HostPart {
         ...{ memoryOnly, node, hostName },
       },
       {
-        createPage,
+        ...{ createPage, sandbox },
         ...(engineCommand !== undefined && { command: engineCommand }),
         check: ({ nodes }) => checkMemory(nodes.slice(node, node + 1), facts()),
         onEvent: (event) => {

@@ -6,6 +6,7 @@
 import { lookup } from "node:dns/promises";
 
 import { SsihvError } from "../base/errors.ts";
+import { isLoopback } from "./addresses.ts";
 import type { Reach } from "./reach.ts";
 
 export interface SlurmNode {
@@ -58,7 +59,9 @@ async function addressOf(name: string, ask: Ask): Promise<string> {
   const told = await ask(["scontrol", "--oneliner", "show", "node", name]);
   const address = /\bNodeAddr=(\S+)/.exec(told)?.[1] ?? name;
   try {
-    return (await lookup(address)).address;
+    const all = (await lookup(address, { all: true })).map((each) => each.address);
+    // Debian calls a host by a loopback address in its own /etc/hosts: no other reaches it there.
+    return all.find((each) => !isLoopback(each)) ?? all[0] ?? address;
   } catch (cause) {
     throw new SsihvError("address_invalid", `host ${name}: ${address} is no known address`, {
       hint: "Slurm's NodeAddr must be one that nodes of the allocation can look up",

@@ -16,8 +16,11 @@ const PREFIX = "engine-";
 const OWN = "agent";
 /** Page states and directory entries of every guest page (README). */
 const STATE_BYTES = 44;
-/** Page tables of host and KVM, and what KVM remembers of each page. */
-const TABLES_PART = 64;
+/**
+ * Page tables of host and KVM, and what KVM remembers of each page: of all that the guest has ever
+ * touched here, since tables stay when pages leave. Without nested paging they are largest.
+ */
+const TABLES_PART = 16;
 /** The engine's runtime, its executable as far as it is read, lanes. */
 const ENGINE_BYTES = 512 * MIB;
 /** The kernel lets go of a group a moment after its last process. */
@@ -36,7 +39,7 @@ export function engineBytesMax(nodes: readonly NodeSizes[], node: number): numbe
     (own?.residentBytes ?? own?.memoryBytes ?? 0) +
       (own?.cacheBytes ?? total - (own?.memoryBytes ?? 0));
   const states = (total / Number(PAGE_BYTES)) * STATE_BYTES;
-  return Math.ceil(given + given / TABLES_PART + states + ENGINE_BYTES);
+  return Math.ceil(given + total / TABLES_PART + states + ENGINE_BYTES);
 }
 
 export interface GroupFiles {

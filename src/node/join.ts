@@ -25,7 +25,7 @@ import {
   type Welcome,
 } from "./join-messages.ts";
 import { type Asked, Questions } from "./questions.ts";
-import { type SandboxMode, sandboxFor } from "./sandbox.ts";
+import { giveBack, type SandboxMode, sandboxFor } from "./sandbox.ts";
 import { GRACE_MS, type VmOutcome } from "./vm.ts";
 import type { VmFacts, VmObserved, VmState } from "./vm-view.ts";
 
@@ -303,6 +303,7 @@ export class JoinSession implements VmObserved {
   private spawn({ vm, node, nodes }: Welcome): void {
     const page = this.deps.createPage();
     const { command, groups } = this.deps;
+    const sandbox = sandboxFor(this.deps.sandbox ?? "auto", "none");
     let engine: EngineProcess;
     try {
       engine = new EngineProcess({
@@ -311,7 +312,7 @@ export class JoinSession implements VmObserved {
         page,
         console: false,
         memoryOnly: this.options.memoryOnly,
-        sandbox: sandboxFor(this.deps.sandbox ?? "auto", "none"),
+        sandbox,
         ...(groups !== undefined && { group: { groups, bytesMax: engineBytesMax(nodes, node) } }),
         hooks: {
           onMessage: (message) => this.onEngine(message),
@@ -325,9 +326,11 @@ export class JoinSession implements VmObserved {
       });
     } catch (error) {
       page.close();
+      giveBack(sandbox);
       throw error;
     }
     this.engine = engine;
+    void engine.exited.then(() => giveBack(sandbox));
     void engine.exited.then((exit) => this.onEngineExit(engine, exit));
   }
 

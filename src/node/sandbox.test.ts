@@ -3,7 +3,7 @@ import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { sandboxFor, sandboxWords } from "./sandbox.ts";
+import { giveBack, sandboxFor, sandboxWords } from "./sandbox.ts";
 
 const usual = process.env["TMPDIR"];
 afterEach(() => {
@@ -24,6 +24,24 @@ test("root's engines get a user that no account has, each VM its own", () => {
   expect(sandboxWords({ mode: "auto", user })).toEqual([
     ...["--sandbox", "auto", "--user", String(user)],
   ]);
+});
+
+test("a user is given again when its VM has ended, and not before", () => {
+  const first = sandboxFor("auto", "none", true);
+  const others = Array.from({ length: 300 }, () => {
+    const other = sandboxFor("auto", "none", true);
+    giveBack(other);
+    return other.user;
+  });
+  expect(others).not.toContain(first.user);
+  giveBack(first);
+  expect(
+    Array.from({ length: 256 }, () => {
+      const other = sandboxFor("auto", "none", true);
+      giveBack(other);
+      return other.user;
+    }),
+  ).toContain(first.user);
 });
 
 test("engines stay who they are where they could not reach each other, and why is said", () => {

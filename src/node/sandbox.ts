@@ -17,6 +17,8 @@ const FIRST_USER = 0x7000_0000;
 const USERS_OF_A_PROCESS = 256;
 const OTHERS_ENTER = 0o001;
 let made = 0;
+/** Of VMs that run. */
+const inUse = new Set<number>();
 
 /** Where the lanes' sockets of engines on one host lie. */
 export type LanePlaces =
@@ -40,14 +42,30 @@ export function sandboxFor(
   if (!root) return { mode, noUser: "ssihv was not started by root" };
   const noUser = shutOut(lanes);
   if (noUser === undefined) {
-    made += 1;
-    const user = FIRST_USER + process.pid * USERS_OF_A_PROCESS + (made % USERS_OF_A_PROCESS);
-    return { mode, user };
+    return { mode, user: freeUser() };
   }
   if (mode === "auto") return { mode, noUser };
   throw new SsihvError("host_unfit", `no sandbox for the engines: ${noUser}`, {
     hint: "let TMPDIR be /tmp, and lanes TCP; --sandbox auto goes on without that",
   });
+}
+
+function freeUser(): number {
+  for (let tries = 0; tries < USERS_OF_A_PROCESS; tries++) {
+    made += 1;
+    const user = FIRST_USER + process.pid * USERS_OF_A_PROCESS + (made % USERS_OF_A_PROCESS);
+    if (inUse.has(user)) continue;
+    inUse.add(user);
+    return user;
+  }
+  throw new SsihvError("host_unfit", `${USERS_OF_A_PROCESS} VMs run here: no user is left`, {
+    hint: "--sandbox off runs engines as the user that started them",
+  });
+}
+
+/** Its engines have ended: another VM may have the user. */
+export function giveBack({ user }: SandboxWish): void {
+  if (user !== undefined) inUse.delete(user);
 }
 
 /** Why another user's engines could not reach each other. */

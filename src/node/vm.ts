@@ -43,6 +43,7 @@ import { JoinListener, joinCommand } from "./join-listener.ts";
 import { type Asked, Questions } from "./questions.ts";
 import { RemoteEngine } from "./remote-engine.ts";
 import {
+  giveBack,
   giveFolder,
   type LanePlaces,
   type SandboxMode,
@@ -556,6 +557,7 @@ export class Vm implements VmObserved {
     await all;
     clearTimeout(timer);
     this.removeLaneFolder();
+    giveBack(this.sandbox);
     for (const { engine } of this.members) engine.release();
   }
 

@@ -1,8 +1,10 @@
 //! The system calls of an engine that runs a guest, as a seccomp filter (seccomp(2), classic BPF):
 //! a list of what its threads and its runtime use; everything else fails with EPERM and a line in
 //! the host's audit log. It fails and does not kill, since an engine that ends takes its VM along,
-//! and a call that failed has done no harm. Paths are not resolved any more: an engine opens what
-//! it needs before. No process is made, none but its own is signalled.
+//! and a call that failed has done no harm. No path is opened any more: an engine opens what it
+//! needs before. No process is made, none but its own is signalled. Unix sockets are streams: by
+//! datagrams systemd, which goes by the sender's control group, could be told things in its agent's
+//! name.
 //! JavaScriptCore looks into /proc/self/statm now and then and glibc tries clone3 for each thread;
 //! both take a refusal well. A second, small filter that logs nothing refuses them first, or the
 //! log would be full of it.
@@ -75,18 +77,20 @@ const allowed = [_]Call{
     .gettimeofday,           .time,                   .futex_waitv,     .times,
     // Descriptors that are open, and those that have no path.
     .close,                  .close_range,            .fstat,           .lseek,
-    .fcntl,                  .dup,                    .dup2,            .dup3,
-    .pipe,                   .pipe2,                  .eventfd2,        .signalfd4,
-    .epoll_create1,          .epoll_ctl,              .pselect6,        .select,
-    .fsync,                  .fdatasync,              .ftruncate,       .preadv,
-    .pwritev,                .preadv2,                .pwritev2,        .shutdown,
+    .dup,                    .dup2,                   .dup3,            .pipe,
+    .pipe2,                  .eventfd2,               .signalfd4,       .epoll_create1,
+    .epoll_ctl,              .pselect6,               .select,          .fsync,
+    .fdatasync,              .ftruncate,              .preadv,          .pwritev,
+    .preadv2,                .pwritev2,               .shutdown,
     // Lanes, which come again after a cut; their families are looked at below.
-    .connect,                .bind,                   .listen,          .accept,
-    .accept4,                .getsockname,            .getpeername,     .setsockopt,
-    .getsockopt,             .sendmmsg,               .recvmmsg,        .getrandom,
+           .connect,
+    .bind,                   .listen,                 .accept,          .accept4,
+    .getsockname,            .getpeername,            .setsockopt,      .getsockopt,
+    .sendmmsg,               .recvmmsg,               .getrandom,
     // What a runtime asks of itself; seccomp, which can only take more away, for the second filter.
-    .uname,                  .sysinfo,                .getrusage,       .getrlimit,
-    .getcwd,                 .wait4,                  .capget,          .seccomp,
+          .uname,
+    .sysinfo,                .getrusage,              .getrlimit,       .getcwd,
+    .wait4,                  .capget,                 .seccomp,
 };
 
 /// The argument that decides, and what it may be.
@@ -97,8 +101,6 @@ const AF = linux.AF;
 /// PR_GET_NO_NEW_PRIVS, PR_GET_SECCOMP, PR_SET_TIMERSLACK, PR_SET_VMA.
 const prctls = [_]u32{ 15, 16, 3, 1, 2, 39, 21, 29, 0x5356_4d41 };
 const checked = [_]Checked{
-    .{ .call = .socket, .arg = 0, .values = &.{ AF.UNIX, AF.INET, AF.INET6 } },
-    .{ .call = .socketpair, .arg = 0, .values = &.{AF.UNIX} },
     .{ .call = .prctl, .arg = 0, .values = &prctls },
     // Of a descriptor, as libraries ask for it: AT_EMPTY_PATH.
     .{ .call = .newfstatat, .arg = 3, .values = &.{linux.AT.EMPTY_PATH} },
@@ -107,6 +109,12 @@ const checked = [_]Checked{
     .{ .call = .sched_setscheduler, .arg = 0, .values = &.{0} },
     .{ .call = .sched_setaffinity, .arg = 0, .values = &.{0} },
 };
+/// linux/fcntl.h, asm-generic/fcntl.h: F_SETOWN, F_SETSIG, F_SETOWN_EX, by which a descriptor
+/// signals whom one likes.
+const refused_fcntls = [_]u32{ 8, 10, 15 };
+/// linux/net.h: of a socket's type, without its flags.
+const type_mask = 0xf;
+const ALU_AND_K = 0x54;
 /// Their first argument is whom they signal: this process only.
 const signals = [_]Call{ .kill, .tgkill, .rt_sigqueueinfo, .rt_tgsigqueueinfo };
 
@@ -142,6 +150,36 @@ const Assembler = struct {
         }
         self.ret(refusal(.PERM));
     }
+
+    /// Allows the call unless the low half of its argument is one of `values`.
+    fn unlessValue(self: *Assembler, call: Call, arg_offset: u32, values: []const u32) void {
+        const rest: u8 = @intCast(2 + 2 * values.len);
+        self.add(JEQ_K, @intCast(@backingInt(call)), 0, rest);
+        self.add(LD_W_ABS, arg_offset, 0, 0);
+        for (values) |value| {
+            self.add(JEQ_K, value, 0, 1);
+            self.ret(refusal(.PERM));
+        }
+        self.ret(RET_ALLOW);
+    }
+
+    /// A Unix socket must be a stream; other families are one of `families`.
+    fn onSocket(self: *Assembler, call: Call, families: []const u32) void {
+        const rest: u8 = @intCast(8 + 2 * families.len);
+        self.add(JEQ_K, @intCast(@backingInt(call)), 0, rest);
+        self.add(LD_W_ABS, argOffset(0), 0, 0);
+        self.add(JEQ_K, AF.UNIX, 0, 5);
+        self.add(LD_W_ABS, argOffset(1), 0, 0);
+        self.add(ALU_AND_K, type_mask, 0, 0);
+        self.add(JEQ_K, linux.SOCK.STREAM, 0, 1);
+        self.ret(RET_ALLOW);
+        self.ret(refusal(.PERM));
+        for (families) |family| {
+            self.add(JEQ_K, family, 0, 1);
+            self.ret(RET_ALLOW);
+        }
+        self.ret(refusal(.PERM));
+    }
 };
 
 fn refusal(e: linux.E) u32 {
@@ -162,6 +200,9 @@ fn assemble(a: *Assembler, pid: u32) void {
     a.add(JGT_K, newest, 0, 1);
     a.ret(refusal(.NOSYS));
     a.on(.clone3, refusal(.NOSYS));
+    a.onSocket(.socket, &.{ AF.INET, AF.INET6 });
+    a.onSocket(.socketpair, &.{});
+    a.unlessValue(.fcntl, argOffset(1), &refused_fcntls);
     inline for (checked) |c| a.onValue(c.call, argOffset(c.arg), c.values);
     for (signals) |call| a.onValue(call, argOffset(0), &.{pid});
     // A thread, never a process; the flag of one excludes namespaces of its own but for these.
@@ -270,6 +311,11 @@ fn forbiddenCalls() u8 {
         call(.socket, linux.AF.NETLINK, linux.SOCK.RAW, 0),
         call(.socket, linux.AF.PACKET, linux.SOCK.RAW, 0),
         call(.socket, 40, linux.SOCK.STREAM, 0),
+        call(.socket, linux.AF.UNIX, linux.SOCK.DGRAM, 0),
+        call(.socket, linux.AF.UNIX, linux.SOCK.SEQPACKET | linux.SOCK.CLOEXEC, 0),
+        linux.syscall4(.socketpair, linux.AF.UNIX, linux.SOCK.DGRAM, 0, path),
+        call(.fcntl, 0, 8, tid),
+        call(.fcntl, 0, 10, 9),
         call(.kill, tid, 0, 0),
         call(.tgkill, tid, tid, 0),
         call(.pidfd_open, tid, 0, 0),
@@ -291,6 +337,12 @@ fn neededCalls() u8 {
     for ([_]u32{ linux.AF.UNIX, linux.AF.INET }) |family| {
         if (linux.errno(linux.socket(family, linux.SOCK.STREAM, 0)) != .SUCCESS) return 2;
     }
+    const stream = linux.SOCK.STREAM | linux.SOCK.CLOEXEC | linux.SOCK.NONBLOCK;
+    const r = linux.socket(linux.AF.UNIX, stream, 0);
+    if (linux.errno(r) != .SUCCESS) return 12;
+    if (linux.errno(linux.fcntl(@intCast(r), linux.F.GETFL, 0)) != .SUCCESS) return 13;
+    var pair: [2]i32 = undefined;
+    if (linux.errno(linux.socketpair(linux.AF.UNIX, stream, 0, &pair)) != .SUCCESS) return 14;
     const memory = sys.mapAnonymous(1 << 20) catch return 3;
     memory[0] = 1;
     if (linux.errno(linux.madvise(memory.ptr, memory.len, 4)) != .SUCCESS) return 4;
