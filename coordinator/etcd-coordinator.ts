@@ -37,6 +37,8 @@ export class EtcdCoordinator {
   /** Who leads, as far as it is known; or why it is not. */
   private leader: string | undefined;
   private trouble: EtcdSilent | undefined;
+  /** The same in words. */
+  private standing = "";
   private told = "";
 
   constructor(options: EtcdCoordinatorOptions) {
@@ -73,6 +75,8 @@ export class EtcdCoordinator {
     const pauseMs = (this.options.leaseSeconds * 1000) / LOOKS_PER_LEASE;
     try {
       while (!this.closed) {
+        // Told once its ports are open: whoever reads it may ask there.
+        this.tell(`coordinator: stands by; ${this.standing}`);
         await Promise.race([Bun.sleep(pauseMs), this.ending.promise]);
         const led = await this.campaign();
         if (led !== undefined) return led;
@@ -96,11 +100,11 @@ export class EtcdCoordinator {
       this.trouble = undefined;
       if (found instanceof Leadership) return found;
       this.leader = found?.api;
-      this.tell(`coordinator: stands by; ${this.leader ?? "nobody"} leads`);
+      this.standing = `${this.leader ?? "nobody"} leads`;
     } catch (error) {
       if (!(error instanceof EtcdSilent)) throw error;
       this.trouble = error;
-      this.tell(`coordinator: stands by; ${error.message}`);
+      this.standing = error.message;
     }
     return undefined;
   }

@@ -8,6 +8,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
@@ -55,6 +56,14 @@ export function isAlive(pid: number): boolean {
 }
 
 /** What a process holds, in numbers that must not grow. */
+/** Which namespaces a process is in, as the kernel numbers them. */
+export function namespacesOf(pid: number): string {
+  const folder = `/proc/${pid}/ns`;
+  return readdirSync(folder)
+    .map((name) => readlinkSync(`${folder}/${name}`))
+    .join(" ");
+}
+
 export function holdings(pid: number) {
   const status = readFileSync(`/proc/${pid}/status`, "utf8");
   const maps = readFileSync(`/proc/${pid}/maps`, "utf8").split("\n");
@@ -63,6 +72,7 @@ export function holdings(pid: number) {
     sharedPages: maps.filter((line) => line.includes("memfd:")).length,
     threads: readdirSync(`/proc/${pid}/task`).length,
     children: childrenOf(pid).length,
+    namespaces: namespacesOf(pid),
     residentMib: Math.round(Number(/^VmRSS:\s+(\d+)/m.exec(status)?.[1] ?? 0) / 1024),
   };
 }

@@ -15,6 +15,7 @@ import {
   ECHO,
   holdings,
   isAlive,
+  namespacesOf,
   until,
 } from "./cluster-processes.ts";
 import { binary, hasKvm } from "./support.ts";
@@ -332,6 +333,7 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
       await cluster.vmIs("tiny", "running");
       const engines = cluster.engines();
       expect(engines.length).toBe(2);
+      expect(new Set(engines.map(namespacesOf))).toEqual(new Set([namespacesOf(process.pid)]));
       // By turns in order, and with the VM still running.
       if (i % 2 === 0) {
         await cluster.call("POST", "/v1/vms/tiny/stop");
@@ -363,6 +365,9 @@ describe.skipIf(!hasKvm())("a cluster of processes (needs /dev/kvm)", () => {
     expect(grown()).toEqual([]);
     const after = pids().map(holdings);
     console.log(`before ${JSON.stringify(before)}\nafter ${JSON.stringify(after)}`);
+    expect(after.map(({ namespaces }) => namespaces)).toEqual(
+      before.map(({ namespaces }) => namespaces),
+    );
     after.forEach(({ residentMib }, i) => {
       expect(residentMib - (before[i]?.residentMib ?? 0)).toBeLessThan(GROWTH_MIB_MAX);
     });

@@ -5,7 +5,7 @@
 // The times are those of emulated hosts, on which a command takes seconds.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { guestInitrd, guestKernel } from "./guest-image.ts";
+import { guestInitrd, guestKernel, guestNumactl } from "./guest-image.ts";
 import { BINARY, TROUBLE } from "./guest-run.ts";
 import { type Lab, startLab } from "./lab.ts";
 import { labMissing } from "./tools.ts";
@@ -15,12 +15,28 @@ const reason = labMissing();
 const bootSeconds = 900;
 const coordinator = "coordinator --listen 10.9.0.1:7780 --heartbeat 2s --silence 30s";
 
+const MIB = 2 ** 20;
 const LOST = /Last run: .*(vcpu lost|vCPU is lost|lost: )/;
 
 /** Lets a command go on after its script, with its words in a file. */
 function daemon(name: string, command: string): string {
   return `setsid /out/ssihv ${command} >>/tmp/${name}.log 2>&1 & echo $! >/tmp/${name}.pid`;
 }
+
+/**
+ * The agent of host 2 in a control group of its own, as a service has: its engines get groups below
+ * with limits.
+ */
+const GROUP = "/sys/fs/cgroup/ssihv";
+const groupScript = `mount -t cgroup2 none /sys/fs/cgroup
+  echo +memory >/sys/fs/cgroup/cgroup.subtree_control; mkdir ${GROUP}`;
+function groupedAgent(command: string): string {
+  const script = `echo $$ >${GROUP}/cgroup.procs; exec /out/ssihv ${command}`;
+  return `setsid sh -c '${script}' >>/tmp/node.log 2>&1 & echo $! >/tmp/node.pid`;
+}
+/** NAME BYTES PROCESSES of each engine's group. */
+const groups = `cd ${GROUP}; for g in engine-*; do
+  echo "$g $(cat $g/memory.max) $(wc -l <$g/cgroup.procs)"; done`;
 
 /** Until the command's output has the pattern; what it said last, where it never has. */
 function until(command: string, pattern: string, seconds: number): string {
@@ -55,12 +71,13 @@ describe.skipIf(reason !== undefined)("a cluster of two hosts", () => {
       await on(1, "umask 077; /out/ssihv cluster token lab2 >/out/token");
       const token = "/out/ssihv cluster token lab1";
       await on(1, `${token} >/tmp/token; ${daemon("node", "node --join - </tmp/token")}`);
-      await on(2, daemon("node", "node --join - </out/token"));
+      await on(2, `${groupScript}\n${groupedAgent("node --join - </out/token")}`);
       const hosts = await on(1, until("/out/ssihv cluster status", "2 up, 0 silent", 120), 180);
       expect(hosts).toMatch(/\nlab1 +up .*\nlab2 +up /);
 
       // A VM over both, from a file.
-      const [kernel, initrd] = [await guestKernel("cloud"), await guestInitrd()];
+      const kernel = await guestKernel("cloud");
+      const initrd = await guestInitrd(await guestNumactl());
       const file = `cat >/tmp/demo.yaml <<'END'
 name: demo
 nodes:
@@ -84,6 +101,15 @@ END
       );
       expect(booted).toContain("ssihv-guest: ready cpus=2 nodes=2");
 
+      // The second engine is in its control group: 128 MiB for its pages, and as much for others.
+      const [limited] = await on(2, groups).then(
+        (text) => text.match(/^engine-\d+ \d+ 1$/gm) ?? [],
+      );
+      expect(Number(limited?.split(" ")[1])).toBeGreaterThan(256 * MIB);
+      expect(await on(1, "/out/ssihv vm show demo")).toMatch(
+        /sandbox of node 1: .*at most \d+ MiB/,
+      );
+
       // The coordinator is killed; the guest does not notice, and is listed again.
       const before = await on(1, "/out/ssihv vm show demo --json");
       await on(1, "kill -9 $(cat /tmp/coordinator.pid)");
@@ -98,12 +124,15 @@ END
       };
       expect(identity(after)).toEqual(identity(before));
 
-      // A late reader sees the boot, and the guest still answers.
-      const typed = `(echo 'echo answer-$((6*7))'; sleep 600) | /out/ssihv vm console demo`;
+      // A late reader sees the boot, and the guest still answers, and knows its nodes.
+      const asked = "numactl --hardware; echo answer-$((6*7))";
+      const typed = `(echo '${asked}'; sleep 600) | /out/ssihv vm console demo`;
       await on(1, `setsid sh -c "${typed.replaceAll("$", "\\$")}" >/tmp/late 2>&1 &`);
       const late = await on(1, until("cat /tmp/late", "answer-42", 300), 360);
       expect(late).toContain("ssihv-guest: ready");
       expect(late).toContain("answer-42");
+      expect(late).toContain("available: 2 nodes (0-1)");
+      expect(late).toMatch(/node +0 +1 *\r?\n +0: +10 +20 *\r?\n +1: +20 +10/);
       expect(late).not.toMatch(TROUBLE);
 
       // An agent is killed, and its engine with it: the VM is over. Both start again.
@@ -111,11 +140,13 @@ END
       const lost = await on(1, until("/out/ssihv vm show demo", "State: +failed", 180), 240);
       expect(lost).toMatch(LOST);
       expect(await on(2, 'echo "left=$(pgrep -fc "[s]sihv engine")"')).toContain("left=0");
-      await on(2, daemon("node", "node"));
+      await on(2, groupedAgent("node"));
       await on(1, until("/out/ssihv cluster status", "2 up, 0 silent", 120), 180);
       const again = await on(1, "/out/ssihv vm start demo --wait 300s", 330);
       expect(again).toContain("running after");
       await on(1, until("/out/ssihv vm list", "demo +running", 60), 120);
+      // The group of the engine that was killed is gone.
+      expect(await on(2, groups)).toMatch(/^engine-\d+ \d+ 1\n$/);
 
       // A host is killed: the VM is over, and both are listed so.
       lab.host(2).kill();

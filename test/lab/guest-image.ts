@@ -50,6 +50,22 @@ export async function guestModules(
   );
 }
 
+/** Debian's numactl, with the libraries that it needs. */
+export async function guestNumactl(): Promise<GuestFile[]> {
+  const libraries = "lib/x86_64-linux-gnu";
+  const files = [
+    ["numactl", "usr/bin/numactl", "bin/numactl"],
+    ["libnuma1", `usr/${libraries}/libnuma.so.1.0.0`, `${libraries}/libnuma.so.1`],
+    ["libc6", `${libraries}/libc.so.6`, `${libraries}/libc.so.6`],
+    ["libc6", `${libraries}/ld-linux-x86-64.so.2`, "lib64/ld-linux-x86-64.so.2"],
+  ] as const;
+  const found: GuestFile[] = [];
+  for (const [name, from, path] of files) {
+    found.push({ path, bytes: await Bun.file(`${await unpackedPackage(name)}/${from}`).bytes() });
+  }
+  return found;
+}
+
 /** Path of the guest's initramfs; `files` go in beside busybox (`bin/` is on its PATH). */
 export async function guestInitrd(files: readonly GuestFile[] = []): Promise<string> {
   const busybox = await Bun.file((await findTool("busybox")).path).bytes();
