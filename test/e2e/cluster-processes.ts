@@ -32,10 +32,16 @@ const REMOTE = 192 << 20;
 /** For the coordinator and its VMs. */
 const PORTS = 3 + 16 * 3;
 
-export async function until(what: string, holds: () => Promise<boolean> | boolean): Promise<void> {
+/** `what`: in words, or what makes them when it never came to be. */
+export async function until(
+  what: string | (() => string),
+  holds: () => Promise<boolean> | boolean,
+): Promise<void> {
   const end = Date.now() + 60_000;
   while (!(await holds())) {
-    if (Date.now() > end) throw new Error(`never happened: ${what}`);
+    if (Date.now() > end) {
+      throw new Error(`never happened: ${typeof what === "string" ? what : what()}`);
+    }
     await Bun.sleep(20);
   }
 }
@@ -106,7 +112,10 @@ export class Daemon {
   }
 
   says(text: string, from = 0): Promise<void> {
-    return until(`"${text}" in\n${this.text}`, () => this.text.includes(text, from));
+    return until(
+      () => `"${text}" in\n${this.text}`,
+      () => this.text.includes(text, from),
+    );
   }
 
   /** As by the kernel's out-of-memory killer: nothing of it runs any more. */
