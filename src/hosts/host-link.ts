@@ -72,11 +72,18 @@ export class HostLink {
     return link;
   }
 
-  static there(name: string, reach: Reach, payload: Payload, hooks: LinkHooks): HostLink {
+  static there(
+    name: string,
+    reach: Reach,
+    payload: Payload,
+    hooks: LinkHooks,
+    silentMsMax = SILENT_MS,
+  ): HostLink {
     const child = start(name, reach.command(bootstrapScript(payload)), reach.env ?? process.env);
     const link = new HostLink(name, reach, child, hooks);
     void link.read(payload);
-    link.waiting = setInterval(() => link.lookForSilence(), WORDS_MS);
+    const everyMs = Math.min(WORDS_MS, silentMsMax / 4);
+    link.waiting = setInterval(() => link.lookForSilence(silentMsMax), everyMs);
     return link;
   }
 
@@ -119,14 +126,13 @@ export class HostLink {
   }
 
   /** Not once it talks: then both sides say that they live. */
-  private lookForSilence(): void {
-    const silentMs = performance.now() - this.heardAt;
-    if (silentMs < SILENT_MS) {
+  private lookForSilence(silentMsMax: number): void {
+    if (performance.now() - this.heardAt < silentMsMax) {
       for (const held of this.held.splice(0)) this.hooks.onStderr(held);
       return;
     }
     const words = this.noise === "" ? "" : `; the last was: ${this.noise}`;
-    const message = `host ${this.name}: nothing was heard for ${SILENT_MS / 1000} s${words}`;
+    const message = `host ${this.name}: nothing was heard for ${silentMsMax / 1000} s${words}`;
     const hint = this.reach && `this must work without a question: ${this.reach.trial}`;
     this.lost(new SsihvError("node_unreachable", message, { ...(hint && { hint }) }));
   }
