@@ -6,6 +6,7 @@ import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { until as untilWithin } from "../src/base/until.fixture.ts";
 import { joinCluster } from "../src/control/join-client.ts";
 import { decodeToken, encodeToken } from "../src/control/join-token.ts";
 import { loadCredentials } from "../src/tls/credentials.ts";
@@ -14,6 +15,7 @@ import { PkiFolder } from "../src/tls/pki-folder.ts";
 import type { Host, Token, Vm } from "./api-schemas.ts";
 import { Coordinator } from "./coordinator.ts";
 import { FakeAgent } from "./fake-agent.fixture.ts";
+import { askApi } from "./local-api.fixture.ts";
 import type { OpenApi } from "./openapi.ts";
 import { SqliteStore } from "./sqlite-store.ts";
 
@@ -63,14 +65,7 @@ class Place {
   }
 
   async call(method: string, path: string, body?: unknown, expected?: number): Promise<unknown> {
-    const response = await fetch(`http://x${path}`, {
-      method,
-      unix: join(this.folder, "run", "coordinator.api"),
-      ...(body !== undefined && {
-        body: JSON.stringify(body),
-        headers: { "content-type": "application/json" },
-      }),
-    });
+    const response = await askApi(join(this.folder, "run", "coordinator.api"), method, path, body);
     const text = await response.text();
     if (expected !== undefined) expect([response.status, text]).toEqual([expected, text]);
     return text === "" ? undefined : JSON.parse(text);
@@ -114,13 +109,7 @@ function run(folder: string): Promise<Coordinator> {
   });
 }
 
-async function until(holds: () => Promise<boolean> | boolean): Promise<void> {
-  const end = Date.now() + 10_000;
-  while (!(await holds())) {
-    if (Date.now() > end) throw new Error("it never came to be");
-    await Bun.sleep(5);
-  }
-}
+const until = (holds: () => Promise<boolean> | boolean) => untilWithin(holds, 10_000);
 
 const beating = (agent: FakeAgent) => {
   const timer = setInterval(() => agent.tell({ type: "alive" }), 50);

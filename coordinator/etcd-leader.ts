@@ -5,7 +5,7 @@
 // asked, takes itself for deposed, before etcd lets another lead; what it writes is fenced besides
 // (etcd-store.ts), so clocks decide nothing about the state.
 
-import { SsihvError } from "../src/base/errors.ts";
+import { messageOf, SsihvError } from "../src/base/errors.ts";
 import type { EtcdClient } from "./etcd-client.ts";
 import type { Fence } from "./etcd-store.ts";
 
@@ -116,7 +116,7 @@ export class Leadership {
       }
       this.heardAt = askedAt;
     } catch (error) {
-      this.options.say(`leader: ${error instanceof Error ? error.message : String(error)}`);
+      this.options.say(`leader: ${messageOf(error)}`);
     } finally {
       this.asking = false;
     }

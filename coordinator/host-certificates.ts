@@ -3,7 +3,7 @@
 // back: with a token for its own name.
 // Invariant: a renewal names whom the certificate of the asking connection names, whatever it asks.
 
-import { SsihvError } from "../src/base/errors.ts";
+import { messageOf, SsihvError } from "../src/base/errors.ts";
 import type { Trust } from "../src/control/messages.ts";
 import { type CertificateFacts, CLOCK_SKEW_MS, DAY_MS } from "../src/tls/certificate.ts";
 import type { PkiFolder } from "../src/tls/pki-folder.ts";
@@ -62,7 +62,7 @@ export class HostCertificates {
       this.said = "";
       return issuer;
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       if (why !== this.said) this.say(`hosts' certificates cannot be renewed: ${why}`);
       this.said = why;
       return undefined;

@@ -4,7 +4,7 @@
 // Invariants: an agent that does not answer delays nobody beyond the limit, counted from when it
 // was asked, and is not asked again while it owes an answer.
 
-import { SsihvError } from "../src/base/errors.ts";
+import { messageOf, SsihvError } from "../src/base/errors.ts";
 import type { StatsAnswer } from "../src/control/vm-answers.ts";
 import type { VmNumbers } from "./number-schemas.ts";
 import type { Vms } from "./vms.ts";
@@ -57,7 +57,7 @@ export class Numbers {
           const { nodes } = await this.ask(name);
           return { name, state, at: now(), nodes, silent: null };
         } catch (error) {
-          const silent = error instanceof Error ? error.message : String(error);
+          const silent = messageOf(error);
           return { name, state, at: now(), nodes: [], silent };
         }
       }),

@@ -3,7 +3,7 @@
 
 import { createHash } from "node:crypto";
 
-import { SsihvError } from "../src/base/errors.ts";
+import { messageOf, SsihvError } from "../src/base/errors.ts";
 import { type Credentials, loadCredentials, readPem } from "../src/tls/credentials.ts";
 import type { PkiFolder } from "../src/tls/pki-folder.ts";
 
@@ -42,7 +42,7 @@ export function watchCertificate(
       said = "";
     } catch (error) {
       // The old certificate is still good: it is tried again.
-      const text = `new certificate: ${error instanceof Error ? error.message : String(error)}`;
+      const text = `new certificate: ${messageOf(error)}`;
       if (text !== said) say(text);
       said = text;
     }

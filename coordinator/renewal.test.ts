@@ -7,12 +7,14 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { until } from "../src/base/until.fixture.ts";
 import type { ToAgent } from "../src/control/messages.ts";
 import { factsOf, requestLeaf } from "../src/tls/certificate.ts";
 import { PkiFolder } from "../src/tls/pki-folder.ts";
 import type { Host, Token, Vm } from "./api-schemas.ts";
 import { Coordinator } from "./coordinator.ts";
 import { FakeAgent } from "./fake-agent.fixture.ts";
+import { askApi } from "./local-api.fixture.ts";
 
 const base = mkdtempSync(join(tmpdir(), "ssihv-coordinator-renewal-"));
 afterAll(() => rmSync(base, { recursive: true, force: true }));
@@ -23,14 +25,6 @@ beforeAll(async () => {
   pki = await PkiFolder.create(join(base, "pki"));
   await pki.issue({ name: "coordinator", role: "coordinator", hosts: [], days: 10 });
 });
-
-async function until(holds: () => Promise<boolean> | boolean): Promise<void> {
-  const end = Date.now() + 20_000;
-  while (!(await holds())) {
-    if (Date.now() > end) throw new Error("it never came to be");
-    await Bun.sleep(5);
-  }
-}
 
 let count = 0;
 const open: Place[] = [];
@@ -73,14 +67,7 @@ class Place {
   }
 
   fetch(method: string, path: string, body?: unknown): Promise<Response> {
-    return fetch(`http://x${path}`, {
-      method,
-      unix: join(this.folder, "run", "coordinator.api"),
-      ...(body !== undefined && {
-        body: JSON.stringify(body),
-        headers: { "content-type": "application/json" },
-      }),
-    });
+    return askApi(join(this.folder, "run", "coordinator.api"), method, path, body);
   }
 
   async call<T>(method: string, path: string, body?: unknown): Promise<T> {

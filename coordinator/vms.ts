@@ -6,7 +6,7 @@
 
 import { randomBytes } from "node:crypto";
 
-import { SsihvError } from "../src/base/errors.ts";
+import { messageOf, SsihvError } from "../src/base/errors.ts";
 import type { AgentQuestion, Capacity, Ended, Part } from "../src/control/messages.ts";
 import { type Answers, parseAnswer } from "../src/control/vm-answers.ts";
 import type { VmSpec } from "../src/control/vm-spec.ts";
@@ -203,7 +203,7 @@ export class Vms implements HostsWatcher {
 
   onHostDown(host: string): void {
     void this.looseLeads(host).catch((error: unknown) => {
-      const text = error instanceof Error ? error.message : String(error);
+      const text = messageOf(error);
       this.events.tell("host_notice", { host, text });
     });
   }
@@ -235,7 +235,7 @@ export class Vms implements HostsWatcher {
 
   onPart(session: AgentSession, part: Part): void {
     void this.settle(session, part).catch((error: unknown) => {
-      session.end(error instanceof Error ? error.message : String(error));
+      session.end(messageOf(error));
     });
   }
 
@@ -259,7 +259,7 @@ export class Vms implements HostsWatcher {
       await session.order({ type: "stop", run: part.run });
     } catch (error) {
       // A host that went away meanwhile hears it when it comes again.
-      const text = error instanceof Error ? error.message : String(error);
+      const text = messageOf(error);
       this.events.tell("host_notice", { host: session.host, text });
     }
   }
@@ -332,7 +332,7 @@ export class Vms implements HostsWatcher {
   /** A host did not accept: whoever did is told to stop, and the reason is on record. */
   private async giveUp(name: string, run: RunRecord, error: unknown): Promise<void> {
     const reason = error instanceof SsihvError ? error.code : "defect_found";
-    const text = error instanceof Error ? error.message : String(error);
+    const text = messageOf(error);
     await this.finish(name, run.id, { kind: "failed", reason, text });
   }
 

@@ -4,10 +4,10 @@ import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-
 import type { Token } from "../coordinator/api-schemas.ts";
 import { Coordinator } from "../coordinator/coordinator.ts";
 import { FakeAgent } from "../coordinator/fake-agent.fixture.ts";
+import { askApi } from "../coordinator/local-api.fixture.ts";
 import { PkiFolder } from "../src/tls/pki-folder.ts";
 import { apiDoc, exampleOf, openApi } from "./api-doc.ts";
 
@@ -16,9 +16,7 @@ afterAll(() => rmSync(base, { recursive: true, force: true }));
 const unix = join(base, "run", "coordinator.api");
 
 function send(method: string, path: string, body: unknown): Promise<Response> {
-  const headers = { "content-type": "application/json" };
-  const sent = body === undefined ? {} : { headers, body: JSON.stringify(body) };
-  return fetch(`http://ssihv${path}`, { unix, method, ...sent });
+  return askApi(unix, method, path, body);
 }
 
 async function coordinator(): Promise<Coordinator> {

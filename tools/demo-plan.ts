@@ -2,6 +2,7 @@
 // which rung, the command line, and whether what the guest printed is what was promised.
 
 import { parseArgs } from "node:util";
+import { messageOf } from "../src/base/errors.ts";
 import { guestRun } from "../test/lab/guest-image.ts";
 
 export const USAGE = `Usage: bun tools/demo.ts [flags]     (make demo ARGS='...')
@@ -42,7 +43,7 @@ export function demoOptions(argv: readonly string[]): DemoOptions | string {
     const chosen = rung && { rung: rung === "1" ? (1 as const) : (2 as const) };
     return { ...chosen, nodes: nodes === "1" ? 1 : 2, runFlags };
   } catch (error) {
-    return error instanceof Error ? error.message : String(error);
+    return messageOf(error);
   }
 }
 

@@ -15,7 +15,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Token, Vm } from "../../coordinator/api-schemas.ts";
 import { Coordinator } from "../../coordinator/coordinator.ts";
+import { askApi } from "../../coordinator/local-api.fixture.ts";
 import { freePorts } from "../base/free-ports.fixture.ts";
+import { until } from "../base/until.fixture.ts";
 import { joinCluster } from "../control/join-client.ts";
 import type { ParentPage } from "../node/engine-process.ts";
 import { hostFacts } from "../node/host-facts.ts";
@@ -58,14 +60,6 @@ function page(): ParentPage {
   };
 }
 
-async function until(holds: () => Promise<boolean> | boolean): Promise<void> {
-  const end = Date.now() + 20_000;
-  while (!(await holds())) {
-    if (Date.now() > end) throw new Error("it never came to be");
-    await Bun.sleep(5);
-  }
-}
-
 /** A coordinator, its agents and its operator. */
 class Cluster {
   coordinator: Coordinator | undefined;
@@ -94,14 +88,7 @@ class Cluster {
   }
 
   fetch(method: string, path: string, body?: unknown): Promise<Response> {
-    return fetch(`http://x${path}`, {
-      method,
-      unix: join(this.folder, "run", "coordinator.api"),
-      ...(body !== undefined && {
-        body: JSON.stringify(body),
-        headers: { "content-type": "application/json" },
-      }),
-    });
+    return askApi(join(this.folder, "run", "coordinator.api"), method, path, body);
   }
 
   async call<T>(method: string, path: string, body?: unknown): Promise<T> {

@@ -3,6 +3,7 @@
 // Invariants: one request at a time; what is kept has been checked to be ours and to be usable; the
 // old certificate is in use until then, so a failure costs nothing but a later try.
 
+import { messageOf } from "../base/errors.ts";
 import type { FromAgent, ToAgent, Trust } from "../control/messages.ts";
 import { factsOf, requestLeaf } from "../tls/certificate.ts";
 import { type Credentials, dateText } from "../tls/credentials.ts";
@@ -81,7 +82,7 @@ export class CertificateRenewal {
       this.deps.state.keep(asked.key, answer);
       this.use(this.deps.state.credentials());
     } catch (error) {
-      return this.failed(error instanceof Error ? error.message : String(error));
+      return this.failed(messageOf(error));
     }
     this.said = "";
     this.renewedAt = this.deps.now();

@@ -58,6 +58,11 @@ export function isErrorCode(code: string): code is ErrorCode {
   return (ERROR_CODES as readonly string[]).includes(code);
 }
 
+/** Of whatever was thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 export class SsihvError extends Error {
   readonly code: ErrorCode;
   readonly hint: string | undefined;

@@ -1,7 +1,7 @@
 // Asks the coordinator, where there is one, whether all hosts have a certificate of the newest CA:
 // only then can an older CA be dropped, or the next one come, without locking a host out.
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { ApiClient, type Host } from "./api-client.ts";
 
 /** Throws `certificate_needed` with hosts that are not over; says where none could be asked. */
@@ -19,7 +19,7 @@ export async function refuseWhileNeeded(
     }
     hosts = await api.hosts();
   } catch (error) {
-    return say(`hosts were not asked: ${error instanceof Error ? error.message : String(error)}`);
+    return say(`hosts were not asked: ${messageOf(error)}`);
   }
   const behind = hosts.filter(({ certificate }) => certificate !== null && !certificate.current);
   if (behind.length === 0) return;

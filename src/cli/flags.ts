@@ -3,7 +3,7 @@
 import type { FlagParametersForType } from "@stricli/core";
 
 import { SsihvError } from "../base/errors.ts";
-import type { SandboxMode } from "../node/sandbox.ts";
+import { SANDBOX_MODES, type SandboxMode } from "../node/sandbox.ts";
 import type { CliContext, HostAccess } from "./context.ts";
 
 export interface SandboxFlags {
@@ -14,7 +14,7 @@ export interface SandboxFlags {
 export const SANDBOX_FLAG: FlagParametersForType<SandboxFlags, CliContext> = {
   sandbox: {
     kind: "enum",
-    values: ["auto", "off", "required"],
+    values: SANDBOX_MODES,
     default: "auto",
     brief: "shut engines in: as far as this host allows, not at all, or not to run them otherwise",
   },

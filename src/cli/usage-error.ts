@@ -14,7 +14,7 @@ import {
   UnsatisfiedPositionalError,
 } from "@stricli/core";
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { suggest } from "../base/suggest.ts";
 
 const HELP = "ssihv --help lists the commands, ssihv COMMAND --help their flags";
@@ -73,7 +73,7 @@ export function usageError(error: unknown): SsihvError {
   if (error instanceof UnsatisfiedPositionalError) {
     return invalid(`the argument ${error.placeholder} is missing`);
   }
-  return invalid(error instanceof Error ? error.message : String(error));
+  return invalid(messageOf(error));
 }
 
 export function unknownCommand(input: string, corrections: readonly string[]): SsihvError {

@@ -4,7 +4,7 @@
 import { constants } from "node:os";
 import { buildCommand } from "@stricli/core";
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { ApiClient, type ApiFlags, type ConsoleStream, type Vm } from "./api-client.ts";
 import { API_FLAGS, API_HELP, API_STATUSES } from "./api-flags.ts";
 import { type ConsoleCommand, EscapeParser } from "./console-escape.ts";
@@ -70,7 +70,7 @@ class Attached {
       }
     } catch (error) {
       // A connection that broke: the coordinator tells what it was, if there still is one.
-      if (!this.left) this.say(`the console broke off: ${wordsOf(error)}`);
+      if (!this.left) this.say(`the console broke off: ${messageOf(error)}`);
     } finally {
       this.input.close();
       for (const signal of ENDING) process.off(signal, onSignal);
@@ -106,13 +106,9 @@ class Attached {
         await this.api.type(this.name, writer, bytes.subarray(at, at + TYPED_BYTES_MAX));
       }
     } catch (error) {
-      this.say(`what was typed is lost: ${wordsOf(error)}`);
+      this.say(`what was typed is lost: ${messageOf(error)}`);
     }
   }
-}
-
-function wordsOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 /** The VM after its console has ended, which may be a moment before its end is on record. */

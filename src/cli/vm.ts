@@ -3,7 +3,7 @@
 
 import { buildCommand, buildRouteMap } from "@stricli/core";
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { askPages, askShow, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
 import { PAGES_AT_ONCE_MAX, type PagesShown } from "../node/vm-view.ts";
@@ -73,7 +73,7 @@ async function showCluster(api: ApiClient, name: string | undefined, json: boole
     if (RUNS.has(vm.state)) engines = await api.engines(vm.name);
   } catch (error) {
     // It may have ended just now, or its host gone: what the coordinator knows is still true.
-    silent = error instanceof Error ? error.message : String(error);
+    silent = messageOf(error);
   }
   if (json) return `${JSON.stringify({ ...vm, engines, silent })}\n`;
   // The lead calls its own host "this": here that would be another.

@@ -4,7 +4,7 @@
 
 import { isMap, isPair, isScalar, LineCounter, type Node, parseDocument } from "yaml";
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 
 export interface Mistake {
   /** Offset into the text. */
@@ -101,7 +101,7 @@ export class YamlSource {
     try {
       return this.document.toJS({ maxAliasCount: 100 });
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       return this.refuse([{ offset: 0, text: plain(why) }]);
     }
   }

@@ -4,6 +4,8 @@
 
 import type { Duplex } from "node:stream";
 
+import { messageOf } from "../base/errors.ts";
+
 export interface LineChannelHooks {
   onMessage(message: unknown): void;
   /** In words. */
@@ -96,7 +98,7 @@ export class LineChannel {
     try {
       this.hooks.onMessage(JSON.parse(line));
     } catch (error) {
-      this.end(error instanceof Error ? error.message : String(error));
+      this.end(messageOf(error));
     }
   }
 }

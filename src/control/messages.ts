@@ -6,7 +6,7 @@
 import { type Static, type TSchema, Type } from "@sinclair/typebox";
 import { TypeCompiler } from "@sinclair/typebox/compiler";
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { literals } from "./literals.ts";
 import { Name, VmSpec } from "./vm-spec.ts";
 
@@ -28,7 +28,7 @@ export function faultOf(error: unknown): Fault {
   const ours = error instanceof SsihvError;
   return {
     code: ours ? error.code : "defect_found",
-    message: error instanceof Error ? error.message : String(error),
+    message: messageOf(error),
     ...(ours && error.hint !== undefined && { hint: error.hint }),
   };
 }

@@ -155,8 +155,8 @@ export interface PageCopy {
   readonly revokesDeferred: number;
 }
 
-export type SandboxMode = "auto" | "off" | "required";
-export const SANDBOX_MODES: readonly SandboxMode[] = ["auto", "off", "required"];
+export const SANDBOX_MODES = ["auto", "off", "required"] as const;
+export type SandboxMode = (typeof SANDBOX_MODES)[number];
 
 /** What an engine is to do to shut itself in; its parent's word, on its command line. */
 export interface SandboxWish {

@@ -2,7 +2,7 @@
 // first word with a peer or a guest. What a host does not allow is told, not done without a word:
 // `auto` goes on without, `required` does not.
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { becomeUser, dieWithParent, filterCalls } from "../native/engine-handle.ts";
 import type { SandboxState, SandboxWish } from "./messages.ts";
 
@@ -25,7 +25,7 @@ export function enterSandbox(
       what();
       return true;
     } catch (error) {
-      missing.push(error instanceof Error ? error.message : String(error));
+      missing.push(messageOf(error));
       return false;
     }
   };

@@ -12,7 +12,7 @@ import { SsihvError } from "../base/errors.ts";
 import type { EngineSummary, SandboxMode } from "../engine/messages.ts";
 import type { HostPort } from "../node/join-address.ts";
 import { decodeOutcome } from "../node/join-messages.ts";
-import type { VmEvent, VmHooks, VmOutcome, VmPlan } from "../node/vm.ts";
+import { REQUESTED, type VmEvent, type VmHooks, type VmOutcome, type VmPlan } from "../node/vm.ts";
 import { isMemoryNode } from "../vmm/memory-budget.ts";
 import { listenAt, type Reached } from "./addresses.ts";
 import type { Payload } from "./bootstrap.ts";
@@ -349,15 +349,6 @@ export class HostsVm {
     await Promise.all(this.members.map(({ link }) => link.close()));
   }
 }
-
-const REQUESTED: VmOutcome = {
-  kind: "stopped",
-  node: 0,
-  reason: "requested",
-  code: undefined,
-  detail: undefined,
-  registers: undefined,
-};
 
 /** What a lead's host has to say, not its VM. */
 const NOT_THE_VMS = new Set<string>(["address_invalid", "engine_dead"]);

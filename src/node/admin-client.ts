@@ -1,6 +1,6 @@
 // Asks running VMs of this user through their admin sockets, and finds them by name.
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { suggest } from "../base/suggest.ts";
 import type { BalloonSummary } from "../engine/messages.ts";
 import { findSockets } from "./admin-folder.ts";
@@ -106,7 +106,7 @@ async function look(path: string): Promise<RunningVm | undefined> {
     const listing = (await askAdmin(path, { op: "list" }, LIST_MS)) as VmListing | undefined;
     return listing === undefined ? undefined : { path, label, listing, silent: null };
   } catch (error) {
-    const silent = error instanceof Error ? error.message : String(error);
+    const silent = messageOf(error);
     return { path, label, listing: null, silent };
   }
 }

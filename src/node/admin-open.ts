@@ -2,7 +2,7 @@
 // one than not at all, so what is wrong with the place is a warning. A name that the user chose and
 // that is taken is an error.
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import type { AdminName } from "./admin-name.ts";
 import { AdminServer } from "./admin-server.ts";
 import type { VmObserved } from "./vm-view.ts";
@@ -40,7 +40,7 @@ export class JoinAdmin {
       this.server = server;
       server?.serve(observed);
     } catch (error) {
-      warn(error instanceof Error ? error.message : String(error));
+      warn(messageOf(error));
     }
     if (this.closed) this.close();
   }

@@ -4,7 +4,7 @@
 // What comes from the other side is not trusted to be of this build, nor to be any of this: lines
 // have a length, requests are read field by field, and everything else gets an error back.
 
-import { isErrorCode, SsihvError } from "../base/errors.ts";
+import { isErrorCode, messageOf, SsihvError } from "../base/errors.ts";
 
 export const ADMIN_PROTOCOL = 1;
 export const REQUEST_BYTES_MAX = 4096;
@@ -115,7 +115,7 @@ export function okReply(id: number | null, ok: unknown): string {
 export function errorReply(id: number | null, error: unknown): string {
   const ours = error instanceof SsihvError;
   const code = ours ? error.code : "defect_found";
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   const hint = ours && error.hint !== undefined ? { hint: error.hint } : {};
   return `${JSON.stringify({ protocol: ADMIN_PROTOCOL, id, error: { code, message, ...hint } })}\n`;
 }

@@ -6,7 +6,7 @@
 import { chmodSync, lstatSync } from "node:fs";
 import { join } from "node:path";
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { NODES_MAX } from "../vmm/topology.ts";
 import { adminFolders, prepareFolder, socketName, unnamedSocket } from "./admin-folder.ts";
 import { type AdminName, claimName, NAMES_MAX, removeIfThere } from "./admin-name.ts";
@@ -67,7 +67,7 @@ export class AdminServer {
       } catch (error) {
         door?.close();
         if (error instanceof SsihvError) throw error;
-        reasons.push(`${folder.path}: ${error instanceof Error ? error.message : String(error)}`);
+        reasons.push(`${folder.path}: ${messageOf(error)}`);
       }
     }
     throw new SsihvError("admin_failed", "no folder can hold the VM's admin socket", {

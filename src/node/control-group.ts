@@ -6,9 +6,10 @@
 // Everything here may fail on a host that does it otherwise; then engines have no group, and why is
 // told (`ssihv vm show`).
 
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, rmdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
+import { fileOrNone } from "../base/file-or-none.ts";
 import { type NodeSizes, PAGE_BYTES } from "../vmm/memory-budget.ts";
 
 const MIB = 2 ** 20;
@@ -46,15 +47,6 @@ export interface GroupFiles {
   readonly self: string | undefined;
   readonly mounts: string | undefined;
   readonly pid: number;
-}
-
-function fileOrNone(path: string): string | undefined {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    // Not there, or hidden in this container.
-    return undefined;
-  }
 }
 
 function ownFiles(): GroupFiles {

@@ -2,9 +2,11 @@
 // before it starts anything. Reading is here, judging is in host-check.ts; a file that is not there
 // is undefined.
 
-import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
+
+import { fileOrNone } from "../base/file-or-none.ts";
 
 export interface HostFacts {
   /** As uname -r: "6.1.0-18-amd64". */
@@ -25,15 +27,6 @@ export interface HostFacts {
   readonly root: boolean;
 }
 
-function read(path: string): string | undefined {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    // Absent on this kernel or hidden in this container: the fact is then unknown.
-    return undefined;
-  }
-}
-
 /** A field of /proc/meminfo in bytes. */
 export function meminfoBytes(text: string, field: string): number {
   const kilobytes = new RegExp(`^${field}:\\s+(\\d+) kB`, "m").exec(text)?.[1];
@@ -50,24 +43,27 @@ export function softLimit(text: string, row: string): number {
  * What the control group and those around it still allow; Infinity without a limit (cgroup v2
  * alone). An agent's own has none: its service's has.
  */
-export function groupHeadroom(root = "/sys/fs/cgroup", self = read("/proc/self/cgroup")): number {
+export function groupHeadroom(
+  root = "/sys/fs/cgroup",
+  self = fileOrNone("/proc/self/cgroup"),
+): number {
   const path = /^0::(\/.*)$/m.exec(self ?? "")?.[1];
   let headroom = Infinity;
   for (let at = path; at !== undefined; at = at === "/" ? undefined : dirname(at)) {
-    const max = Number(read(join(root, at, "memory.max")) ?? Number.NaN);
-    const used = Number(read(join(root, at, "memory.current")) ?? 0);
+    const max = Number(fileOrNone(join(root, at, "memory.max")) ?? Number.NaN);
+    const used = Number(fileOrNone(join(root, at, "memory.current")) ?? 0);
     if (Number.isFinite(max)) headroom = Math.min(headroom, Math.max(0, max - used));
   }
   return headroom;
 }
 
 export function hostFacts(): HostFacts {
-  const memory = read("/proc/meminfo") ?? "";
-  const limits = read("/proc/self/limits") ?? "";
-  const flags = /^flags\s*:(.*)$/m.exec(read("/proc/cpuinfo") ?? "")?.[1] ?? "";
-  const sysctl = (name: string) => Number(read(`/proc/sys/vm/${name}`) ?? 0);
+  const memory = fileOrNone("/proc/meminfo") ?? "";
+  const limits = fileOrNone("/proc/self/limits") ?? "";
+  const flags = /^flags\s*:(.*)$/m.exec(fileOrNone("/proc/cpuinfo") ?? "")?.[1] ?? "";
+  const sysctl = (name: string) => Number(fileOrNone(`/proc/sys/vm/${name}`) ?? 0);
   return {
-    kernel: (read("/proc/sys/kernel/osrelease") ?? "unknown").trim(),
+    kernel: (fileOrNone("/proc/sys/kernel/osrelease") ?? "unknown").trim(),
     cpus: availableParallelism(),
     virtualisation: / svm\b/.test(flags) ? "svm" : / vmx\b/.test(flags) ? "vmx" : undefined,
     kvmModules: ["kvm_amd", "kvm_intel", "kvm_pvm"].filter((name) =>

@@ -5,7 +5,7 @@
 
 import { hostname } from "node:os";
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import type { FromEngine, Question, SandboxState } from "../engine/messages.ts";
 import { buildInfo } from "./build-info.ts";
 import { engineBytesMax, type Groups } from "./control-group.ts";
@@ -426,7 +426,7 @@ function unreachable(lead: string, why: string, waitMs: number): SsihvError {
 
 function asSsihvError(error: unknown): SsihvError {
   if (error instanceof SsihvError) return error;
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   return new SsihvError("engine_failed", `the engine could not be started: ${message}`, {
     cause: error,
   });

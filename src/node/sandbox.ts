@@ -6,9 +6,9 @@ import { tmpdir } from "node:os";
 import { dirname } from "node:path";
 
 import { SsihvError } from "../base/errors.ts";
-import type { SandboxMode, SandboxWish } from "../engine/messages.ts";
+import { SANDBOX_MODES, type SandboxMode, type SandboxWish } from "../engine/messages.ts";
 
-export type { SandboxMode, SandboxWish };
+export { SANDBOX_MODES, type SandboxMode, type SandboxWish };
 
 /** Beyond what Linux distributions, systemd and container managers give out (systemd's
  * UIDS-GIDS.md): no account has them. */

@@ -4,7 +4,7 @@
 // The nodes' answers come one after another while the guest runs: each is exact, but together they
 // are no snapshot of one instant.
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import {
   type BalloonSummary,
   type EngineSummary,
@@ -185,7 +185,7 @@ export async function sampleVm(
       const answer = await vm.ask(node, { kind: "stats" });
       return { ...head, stats: answer.kind === "stats" ? answer.stats : null, silent: null };
     } catch (error) {
-      return { ...head, stats: null, silent: wordsOf(error) };
+      return { ...head, stats: null, silent: messageOf(error) };
     }
   });
   return { name, state, nodes: await Promise.all(samples) };
@@ -199,7 +199,7 @@ export async function heatOfVm(vm: VmObserved): Promise<HeatShown> {
       const answer = await vm.ask(node, { kind: "heat" });
       return { node, heat: answer.kind === "heat" ? answer.heat : null, silent: null };
     } catch (error) {
-      return { node, heat: null, silent: wordsOf(error) };
+      return { node, heat: null, silent: messageOf(error) };
     }
   });
   return { vm: name, ranges: ramPartsOf(shape), nodes: await Promise.all(asked) };
@@ -224,12 +224,8 @@ async function showNode(
     const stats = answer.kind === "summary" ? answer.summary : null;
     return { ...head, stats, silent: null };
   } catch (error) {
-    return { ...head, stats: null, silent: wordsOf(error) };
+    return { ...head, stats: null, silent: messageOf(error) };
   }
-}
-
-function wordsOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 /** Another size for the balloon, which is on node 0; the guest gives or takes the rest in time. */
@@ -264,7 +260,7 @@ export async function showPages(vm: VmObserved, gpa: number, count: number): Pro
   const silent: { node: number; why: string }[] = [];
   asked.forEach((result, i) => {
     const node = compute[i]?.node ?? 0;
-    if (result.status === "rejected") silent.push({ node, why: wordsOf(result.reason) });
+    if (result.status === "rejected") silent.push({ node, why: messageOf(result.reason) });
     else if (result.value.kind === "pages") reports.set(node, result.value.pages);
   });
   const failed = asked.find((result) => result.status === "rejected");

@@ -10,7 +10,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { isErrorCode, SsihvError } from "../base/errors.ts";
+import { isErrorCode, messageOf, SsihvError } from "../base/errors.ts";
 import type { MemoryCostsGiven } from "../config/memory-costs.ts";
 import type {
   EngineCapabilities,
@@ -144,6 +144,16 @@ interface Member {
   gone: boolean;
 }
 
+/** Its user ended it. */
+export const REQUESTED: VmOutcome = {
+  kind: "stopped",
+  node: 0,
+  reason: "requested",
+  code: undefined,
+  detail: undefined,
+  registers: undefined,
+};
+
 export class Vm implements VmObserved {
   private readonly members: Member[] = [];
   private readonly ended = Promise.withResolvers<VmOutcome>();
@@ -257,14 +267,7 @@ export class Vm implements VmObserved {
 
   /** Ends the VM as its user asked; `run` resolves with reason "requested". */
   stop(): void {
-    this.end({
-      kind: "stopped",
-      node: 0,
-      reason: "requested",
-      code: undefined,
-      detail: undefined,
-      registers: undefined,
-    });
+    this.end(REQUESTED);
   }
 
   /** At once and for good; for the last moments of the parent itself. */
@@ -574,7 +577,7 @@ function lanePlaces({ nodes, door, addresses }: VmPlan): LanePlaces {
 
 function asSsihvError(error: unknown): SsihvError {
   if (error instanceof SsihvError) return error;
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   return new SsihvError("engine_failed", `an engine could not be started: ${message}`, {
     cause: error,
   });

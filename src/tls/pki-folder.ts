@@ -44,7 +44,6 @@ const OWN_NAMES = ["ca", "cross"];
 const NOT_OWNER = 0o077;
 
 export const CA_DAYS = 3650;
-export const LEAF_DAYS = 365;
 
 export interface Listed extends CertificateFacts {
   readonly file: string;

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
+import { messageOf } from "../base/errors.ts";
 import {
   frameRanges,
   type MemoryBudget,
@@ -118,7 +119,7 @@ describe("what has no room is refused", () => {
     try {
       planBudget(bad);
     } catch (error) {
-      return error instanceof Error ? error.message : String(error);
+      return messageOf(error);
     }
     return "";
   }

@@ -15,6 +15,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Host, Vm } from "../../coordinator/api-schemas.ts";
+import { askApi } from "../../coordinator/local-api.fixture.ts";
 import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { binary, type Finished, run } from "./support.ts";
 import { asm, increment, say, writeGuest } from "./tiny-guest.ts";
@@ -222,14 +223,7 @@ export class Cluster implements AsyncDisposable {
 
   /** What the API answers on its local socket; a process for each question would be slow. */
   async call<T>(method: string, path: string, body?: unknown): Promise<T> {
-    const response = await fetch(`http://x${path}`, {
-      method,
-      unix: join(this.folder, "run", "coordinator.api"),
-      ...(body !== undefined && {
-        body: JSON.stringify(body),
-        headers: { "content-type": "application/json" },
-      }),
-    });
+    const response = await askApi(join(this.folder, "run", "coordinator.api"), method, path, body);
     const text = await response.text();
     if (!response.ok) throw new Error(`${method} ${path}: ${text}`);
     return (text === "" ? undefined : JSON.parse(text)) as T;

@@ -1,17 +1,15 @@
-// What a store promises, of both that there are: changes together or not at all, revisions that
-// notice others, reads that see the last change. And what an etcd's store promises besides: one
-// that does not lead writes nothing, and each change is carried out once, whatever became of its
-// answer.
+// What an etcd's store promises, beside what every store does: one that does not lead writes
+// nothing, and each change is carried out once, whatever became of its answer.
 
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { EtcdClient } from "../../coordinator/etcd-client.ts";
 import { Leadership } from "../../coordinator/etcd-leader.ts";
 import { EtcdStore } from "../../coordinator/etcd-store.ts";
-import { SqliteStore } from "../../coordinator/sqlite-store.ts";
 import type { Store } from "../../coordinator/store.ts";
+import { promisesOf } from "../../coordinator/store-promises.fixture.ts";
 import { x509 } from "../../src/tls/x509.ts";
 import { Etcd } from "../etcd.ts";
 
@@ -43,92 +41,7 @@ async function etcdStore(endpoints?: readonly string[]): Promise<Store> {
   return new EtcdStore(client(endpoints), prefix, fence, silent);
 }
 
-const STORES: Record<string, () => Promise<Store>> = {
-  sqlite: async () => new SqliteStore(join(base, `${count++}`, "state.sqlite")),
-  etcd: () => etcdStore(),
-};
-
-for (const [name, open] of Object.entries(STORES)) {
-  describe(name, () => {
-    test("records keep their value, and their revision grows", async () => {
-      const store = await open();
-      expect(await store.get("vm", "a")).toBeUndefined();
-      const value = { text: 'ü "quoted" \u0000 / %', n: 1.5, none: null, list: [[], {}] };
-      expect(await store.apply([{ kind: "vm", id: "a", value }])).toBe(true);
-      const first = await store.get("vm", "a");
-      expect(first).toEqual({ id: "a", revision: first?.revision ?? 0, value });
-      expect(first?.revision).toBeGreaterThan(0);
-      const ifRevision = first?.revision ?? 0;
-      expect(await store.apply([{ kind: "vm", id: "a", value: 2, ifRevision }])).toBe(true);
-      const second = await store.get("vm", "a");
-      expect(second?.value).toBe(2);
-      expect(second?.revision).toBeGreaterThan(ifRevision);
-      // Of another kind with the same name, and with names that begin alike.
-      expect(await store.get("host", "a")).toBeUndefined();
-      for (const id of ["c", "ab", "a-b", "a/b"]) {
-        await store.apply([{ kind: "vm", id, value: id, ifRevision: 0 }]);
-      }
-      expect((await store.list("vm")).map(({ id }) => id)).toEqual(["a", "a-b", "a/b", "ab", "c"]);
-      expect(await store.list("host")).toEqual([]);
-      await store.apply([
-        { kind: "vm", id: "a", value: undefined },
-        { kind: "vm", id: "none", value: undefined },
-      ]);
-      expect(await store.get("vm", "a")).toBeUndefined();
-      store.close();
-    });
-
-    test("one change that does not apply leaves all of them out", async () => {
-      const store = await open();
-      await store.apply([{ kind: "token", id: "t", value: 1 }]);
-      const ifRevision = (await store.get("token", "t"))?.revision ?? 0;
-      const taken = [
-        { kind: "token", id: "t", value: undefined, ifRevision },
-        { kind: "host", id: "h", value: 1, ifRevision: 0 },
-      ] as const;
-      expect(await store.apply(taken)).toBe(true);
-      expect(await store.apply(taken)).toBe(false);
-      await store.apply([{ kind: "token", id: "u", value: 1 }]);
-      const late = [{ kind: "token", id: "u", value: undefined }, taken[1]] as const;
-      expect(await store.apply(late)).toBe(false);
-      expect((await store.list("token")).map(({ id }) => id)).toEqual(["u"]);
-      store.close();
-    });
-
-    test("of many that change one record at a time one succeeds, each time", async () => {
-      const store = await open();
-      const wins = await Promise.all(
-        Array.from({ length: 8 }, async (_, id) => {
-          let won = 0;
-          for (let i = 0; i < 5; i++) {
-            const { revision = 0, value = 0 } = (await store.get("vm", "sum")) ?? {};
-            const next = { kind: "vm", id: "sum", value: Number(value) + 1 } as const;
-            const mine = { kind: "vm", id: `mine-${id}`, value: i } as const;
-            if (await store.apply([{ ...next, ifRevision: revision }, mine])) won += 1;
-          }
-          return won;
-        }),
-      );
-      const total = wins.reduce((sum, won) => sum + won, 0);
-      expect((await store.get("vm", "sum"))?.value).toBe(total);
-      expect(total).toBeGreaterThanOrEqual(5);
-      store.close();
-    });
-
-    test("many records are listed whole and in order", async () => {
-      const store = await open();
-      const ids = Array.from({ length: 700 }, (_, i) => `vm-${String(i).padStart(4, "0")}`);
-      for (let i = 0; i < ids.length; i += 100) {
-        const part = ids.slice(i, i + 100);
-        await store.apply(part.map((id) => ({ kind: "vm", id, value: { id } })));
-      }
-      const listed = await store.list("vm");
-      expect(listed.map(({ id }) => id)).toEqual(ids);
-      expect(listed.every(({ id, value }) => (value as { id: string }).id === id)).toBe(true);
-      store.close();
-    });
-  });
-}
+promisesOf("etcd", () => etcdStore());
 
 test("one leads; when it is gone another does, and the first can write nothing", async () => {
   const prefix = `/test-${count++}`;

@@ -47,7 +47,7 @@ const newest = @backingInt(Call.set_mempolicy_home_node);
 /// struct seccomp_data: nr, arch, instruction pointer, six arguments.
 const nr_offset = 0;
 const arch_offset = 4;
-fn argOffset(comptime index: u32) u32 {
+fn argOffset(index: u32) u32 {
     return 16 + 8 * index;
 }
 
@@ -139,28 +139,18 @@ const Assembler = struct {
         self.ret(action);
     }
 
-    /// Allows the call where the low half of its argument is one of `values`, else refuses it.
-    fn onValue(self: *Assembler, call: Call, arg_offset: u32, values: []const u32) void {
-        const rest: u8 = @intCast(2 + 2 * values.len);
-        self.add(JEQ_K, @intCast(@backingInt(call)), 0, rest);
-        self.add(LD_W_ABS, arg_offset, 0, 0);
-        for (values) |value| {
-            self.add(JEQ_K, value, 0, 1);
-            self.ret(RET_ALLOW);
-        }
-        self.ret(refusal(.PERM));
-    }
+    const Verdicts = struct { listed: u32, other: u32 };
 
-    /// Allows the call unless the low half of its argument is one of `values`.
-    fn unlessValue(self: *Assembler, call: Call, arg_offset: u32, values: []const u32) void {
-        const rest: u8 = @intCast(2 + 2 * values.len);
-        self.add(JEQ_K, @intCast(@backingInt(call)), 0, rest);
-        self.add(LD_W_ABS, arg_offset, 0, 0);
-        for (values) |value| {
+    /// One verdict where the low half of the argument is one of `values`, another where not.
+    fn onValue(self: *Assembler, c: Checked, verdicts: Verdicts) void {
+        const rest: u8 = @intCast(2 + 2 * c.values.len);
+        self.add(JEQ_K, @intCast(@backingInt(c.call)), 0, rest);
+        self.add(LD_W_ABS, argOffset(c.arg), 0, 0);
+        for (c.values) |value| {
             self.add(JEQ_K, value, 0, 1);
-            self.ret(refusal(.PERM));
+            self.ret(verdicts.listed);
         }
-        self.ret(RET_ALLOW);
+        self.ret(verdicts.other);
     }
 
     /// A Unix socket must be a stream; other families are one of `families`.
@@ -202,9 +192,11 @@ fn assemble(a: *Assembler, pid: u32) void {
     a.on(.clone3, refusal(.NOSYS));
     a.onSocket(.socket, &.{ AF.INET, AF.INET6 });
     a.onSocket(.socketpair, &.{});
-    a.unlessValue(.fcntl, argOffset(1), &refused_fcntls);
-    inline for (checked) |c| a.onValue(c.call, argOffset(c.arg), c.values);
-    for (signals) |call| a.onValue(call, argOffset(0), &.{pid});
+    const only: Assembler.Verdicts = .{ .listed = RET_ALLOW, .other = refusal(.PERM) };
+    const all_but: Assembler.Verdicts = .{ .listed = refusal(.PERM), .other = RET_ALLOW };
+    a.onValue(.{ .call = .fcntl, .arg = 1, .values = &refused_fcntls }, all_but);
+    for (checked) |c| a.onValue(c, only);
+    for (signals) |call| a.onValue(.{ .call = call, .arg = 0, .values = &.{pid} }, only);
     // A thread, never a process; the flag of one excludes namespaces of its own but for these.
     const namespaces = linux.CLONE.NEWNS | linux.CLONE.NEWUTS | linux.CLONE.NEWIPC |
         linux.CLONE.NEWUSER | linux.CLONE.NEWPID | linux.CLONE.NEWNET | linux.CLONE.NEWCGROUP;
