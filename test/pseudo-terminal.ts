@@ -3,7 +3,7 @@
 
 import { expect } from "bun:test";
 
-export class PseudoTerminal {
+export class PseudoTerminal implements AsyncDisposable {
   text = "";
   readonly child: Bun.Subprocess;
   private readonly waiting: { text: string; done: () => void }[] = [];
@@ -39,6 +39,12 @@ export class PseudoTerminal {
 
   type(text: string): void {
     this.child.terminal?.write(text);
+  }
+
+  /** Hangs up, as closing the window does, so that a failed test leaves no program behind. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.child.terminal?.close();
+    await this.child.exited;
   }
 }
 

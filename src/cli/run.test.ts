@@ -157,7 +157,7 @@ test("a console that nobody reads ends the VM", async () => {
 });
 
 test("terminal: raw while the guest runs, Ctrl-C is the guest's, put back at the end", async () => {
-  const terminal = inShell(runArgs("say=ready echo stop=powered_off"));
+  await using terminal = inShell(runArgs("say=ready echo stop=powered_off"));
   await terminal.until("ready");
   terminal.type("\x03");
   await terminal.until("all-done");
@@ -167,7 +167,7 @@ test("terminal: raw while the guest runs, Ctrl-C is the guest's, put back at the
 });
 
 test("terminal: Ctrl-A H helps, Ctrl-A Ctrl-A is literal, Ctrl-A X quits", async () => {
-  const terminal = inShell(runArgs("say=ready echo say=|done"));
+  await using terminal = inShell(runArgs("say=ready echo say=|done"));
   await terminal.until("ready");
   terminal.type("\x01h");
   await terminal.until("Ctrl-A X");
@@ -182,12 +182,12 @@ test("terminal: Ctrl-A H helps, Ctrl-A Ctrl-A is literal, Ctrl-A X quits", async
 });
 
 test("terminal: put back after an engine's crash and after a signal", async () => {
-  const crash = inShell(runArgs("segv"));
+  await using crash = inShell(runArgs("segv"));
   await crash.until("all-done");
   expect(crash.text).toContain("status=10");
   expectCooked(crash.text);
 
-  const killed = inShell(runArgs("say=ready"));
+  await using killed = inShell(runArgs("say=ready"));
   await killed.until("ready");
   const pids = await Bun.$`pgrep -P ${killed.child.pid}`.text();
   process.kill(Number(pids.trim()), "SIGTERM");

@@ -151,7 +151,7 @@ function eachOf(pages: number): number[] {
 describe.skipIf(!able)("nothing is left (needs root and /dev/kvm)", () => {
   test("after Ctrl-A X, with the terminal as before", async () => {
     const guest = kernel("typed", increment(REMOTE), say("hello"), asm.waitFor(0x3fd, 0x80));
-    const terminal = inShell(words(guest, "a,b"));
+    await using terminal = inShell(words(guest, "a,b"));
     await terminal.until("hello");
     terminal.type("\x01x");
     await terminal.until("all-done");

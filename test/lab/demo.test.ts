@@ -22,14 +22,15 @@ describe.skipIf(reason !== undefined)("the demo", () => {
     "on a terminal: the guest's shell in an emulated host is the user's, Ctrl-A X ends it",
     async () => {
       const began = performance.now();
-      const terminal = inShell([...demo, "--rung", "2", "--nodes", "1"]);
+      await using terminal = inShell([...demo, "--rung", "2", "--nodes", "1"]);
       await terminal.until("guest# ", waitMs / 1000 + 90);
       expect(terminal.text).toContain("demo: rung 2: one engine in an emulated host, because");
       // The answer only: neither the echo nor a terminal in the wrong mode can make it.
       terminal.type("echo six-times-seven-$((6*7))\r");
       await terminal.until("six-times-seven-42");
-      // A control key is the guest's: it ends the guest's sleep, not the demo.
-      terminal.type("echo sleeps; sleep 1000\r");
+      // A control key is the guest's: it ends the guest's sleep, not the demo. The sleeper itself
+      // says that it is there: before, Ctrl-C would be its shell's, which starts it all the same.
+      terminal.type("sh -c 'echo sleeps; exec sleep 1000'\r");
       await terminal.until("\nsleeps");
       terminal.type("\x03");
       terminal.type("echo status-of-sleep=$?\r");
