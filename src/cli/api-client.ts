@@ -4,12 +4,13 @@
 
 import { dirname, join } from "node:path";
 
-import type { ApiError, Host, Place, Status, Token, Vm } from "../../coordinator/api-schemas.ts";
-import { type ErrorCode, isErrorCode, SsihvError } from "../base/errors.ts";
+import type { Host, Place, Status, Token, Vm } from "../../coordinator/api-schemas.ts";
+import { SsihvError } from "../base/errors.ts";
 import type { BalloonAnswer, HeatAnswer, StatsAnswer } from "../control/vm-answers.ts";
 import type { VmSpec } from "../control/vm-spec.ts";
-import { formatAddress } from "../node/join-address.ts";
+import { formatAddress, type HostPort } from "../node/join-address.ts";
 import type { PagesShown, VmShown } from "../node/vm-view.ts";
+import { ApiEndpoints } from "./api-endpoints.ts";
 import { defaultCertsFolder } from "./certs-folder.ts";
 import { type CoordinatorAddress, findCoordinator } from "./coordinator-address.ts";
 
@@ -20,8 +21,6 @@ export interface ApiFlags {
   readonly cert?: string;
 }
 
-/** Who of several leads is asked of all at once, and one of them may be switched off. */
-const PROBE_MS = 5000;
 /** Starting a VM may take as long as its hosts take to accept. */
 const ANSWER_MS = 60_000;
 
@@ -32,15 +31,10 @@ export interface ConsoleStream {
 }
 
 export class ApiClient {
-  /** For messages. */
-  readonly where: string;
-  private readonly base: string;
-  private readonly options: BunFetchRequestInit;
+  private readonly endpoints: ApiEndpoints;
 
-  private constructor(where: string, base: string, options: BunFetchRequestInit) {
-    this.where = where;
-    this.base = base;
-    this.options = options;
+  private constructor(endpoints: ApiEndpoints) {
+    this.endpoints = endpoints;
   }
 
   /** Undefined: none is named, and none is here. */
@@ -60,7 +54,9 @@ export class ApiClient {
 
   static async at(address: CoordinatorAddress, cert?: string): Promise<ApiClient> {
     if (address.kind === "unix") {
-      return new ApiClient(address.path, "http://coordinator", { unix: address.path });
+      const options = { unix: address.path };
+      const local = { where: address.path, base: "http://coordinator", options };
+      return new ApiClient(new ApiEndpoints(local));
     }
     const { loadCredentials } = await import("../tls/credentials.ts");
     const { clientTls } = await import("../tls/mtls.ts");
@@ -68,21 +64,18 @@ export class ApiClient {
     const file = cert ?? (own === "" ? join(defaultCertsFolder(), "admin.pem") : own);
     const credentials = loadCredentials(file, join(dirname(file), "ca.pem"));
     const { target, others = [] } = address;
-    const clients = [target, ...others].map(({ host, port }) => {
+    const endpointOf = ({ host, port }: HostPort) => {
       const where = formatAddress(host, port);
-      return new ApiClient(where, `https://${where}`, { tls: clientTls(credentials) });
-    });
-    return await leading(clients);
+      return { where, base: `https://${where}`, options: { tls: clientTls(credentials) } };
+    };
+    const endpoints = new ApiEndpoints(endpointOf(target), ...others.map(endpointOf));
+    // Where none of several leads, that is told before anything is made of the request.
+    await endpoints.find();
+    return new ApiClient(endpoints);
   }
 
   status(): Promise<Status> {
     return this.json("GET", "/v1/status");
-  }
-
-  /** Resolves where it answers for the cluster. */
-  async probe(signal: AbortSignal): Promise<ApiClient> {
-    await this.call("GET", "/v1/status", undefined, signal);
-    return this;
   }
 
   hosts(): Promise<Host[]> {
@@ -161,91 +154,38 @@ export class ApiClient {
   }
 
   /** An answer as it comes, an error's too; whoever asks ends it. */
-  async read(
+  read(
     path: string,
     options: { readonly lastEventId?: string; readonly signal: AbortSignal },
   ): Promise<Response> {
     const { lastEventId, signal } = options;
-    try {
-      return await fetch(`${this.base}${path}`, {
-        ...this.options,
-        ...(lastEventId !== undefined && { headers: { "last-event-id": lastEventId } }),
-        ...{ signal, timeout: false },
-      });
-    } catch (cause) {
-      throw unreachable(this.where, cause);
-    }
+    return this.endpoints.ask(path, {
+      ...{ method: "GET", signal, timeout: false },
+      ...(lastEventId !== undefined && { headers: { "last-event-id": lastEventId } }),
+    });
   }
 
   private async json<T>(method: string, path: string, body?: unknown): Promise<T> {
     return (await (await this.call(method, path, body)).json()) as T;
   }
 
-  private async call(
+  private call(
     method: string,
     path: string,
     body?: unknown,
     limit: AbortSignal | null = AbortSignal.timeout(ANSWER_MS),
   ): Promise<Response> {
-    let response: Response;
-    try {
-      response = await fetch(`${this.base}${path}`, {
-        ...this.options,
-        method,
-        ...(body !== undefined && {
-          body: JSON.stringify(body),
-          headers: { "content-type": "application/json" },
-        }),
-        ...(limit === null ? { timeout: false } : { signal: limit }),
-      });
-    } catch (cause) {
-      throw unreachable(this.where, cause);
-    }
-    if (response.ok) return response;
-    throw await errorIn(response, this.where);
-  }
-}
-
-/** Why one of several does not answer for the cluster: other reasons say more. */
-const SAYS_LITTLE: readonly ErrorCode[] = ["leader_elsewhere", "coordinator_unreachable"];
-
-/** The one that answers for the cluster; throws what says most where none does. */
-async function leading(clients: readonly ApiClient[]): Promise<ApiClient> {
-  const [only] = clients;
-  if (clients.length === 1 && only !== undefined) return only;
-  const enough = new AbortController();
-  const limit = AbortSignal.any([enough.signal, AbortSignal.timeout(PROBE_MS)]);
-  try {
-    return await Promise.any(clients.map((client) => client.probe(limit)));
-  } catch (error) {
-    const { errors } = error as AggregateError;
-    // The one that leads knows most; those that stand by may not know yet that it does not.
-    const rank = (each: unknown) =>
-      each instanceof SsihvError ? SAYS_LITTLE.indexOf(each.code) : SAYS_LITTLE.length;
-    throw errors.toSorted((a, b) => rank(a) - rank(b))[0];
-  } finally {
-    enough.abort();
+    return this.endpoints.call(path, {
+      method,
+      ...(body !== undefined && {
+        body: JSON.stringify(body),
+        headers: { "content-type": "application/json" },
+      }),
+      ...(limit === null ? { timeout: false } : { signal: limit }),
+    });
   }
 }
 
 function vmPath(name: string): string {
   return `/v1/vms/${encodeURIComponent(name)}`;
-}
-
-function unreachable(where: string, cause: unknown): SsihvError {
-  return new SsihvError("coordinator_unreachable", `the coordinator at ${where} does not answer`, {
-    hint:
-      "is it running, is the address right, and the certificate of its CA? " +
-      "VMs of this host are seen without it: ssihv vm list --local",
-    cause,
-  });
-}
-
-async function errorIn(response: Response, where: string): Promise<SsihvError> {
-  const body = (await response.json().catch(() => ({}))) as Partial<ApiError>;
-  const { code = "", message, hint } = body.error ?? {};
-  const words = message ?? `the coordinator at ${where} answered with status ${response.status}`;
-  return new SsihvError(isErrorCode(code) ? code : "coordinator_unreachable", words, {
-    ...(hint !== undefined && { hint }),
-  });
 }

@@ -3,7 +3,7 @@
 
 import { buildCommand } from "@stricli/core";
 
-import { SsihvError } from "../base/errors.ts";
+import { type ErrorCode, SsihvError } from "../base/errors.ts";
 
 import { askHeat, askStats, findVm, type RunningVm, runningVms } from "../node/admin-client.ts";
 import { ADMIN_FOLDER_HELP } from "../node/admin-folder.ts";
@@ -83,12 +83,15 @@ function ofCluster(api: ApiClient): Source {
   };
 }
 
-/** A coordinator that goes away meanwhile is not the end of what one sees: it may come back. */
+/** No coordinator answers for the cluster. */
+const AWAY: readonly ErrorCode[] = ["coordinator_unreachable", "leader_elsewhere"];
+
+/** That is not the end of what one sees: it may come back, or another may lead. */
 async function lookAgain(source: Source, name: string | undefined, before: readonly Look[]) {
   try {
     return await source(name);
   } catch (error) {
-    if (!(error instanceof SsihvError) || error.code !== "coordinator_unreachable") throw error;
+    if (!(error instanceof SsihvError) || !AWAY.includes(error.code)) throw error;
     return before.map(({ label }) => ({ label, at: performance.now(), sample: null }));
   }
 }

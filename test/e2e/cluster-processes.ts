@@ -62,7 +62,6 @@ export function isAlive(pid: number): boolean {
   }
 }
 
-/** What a process holds, in numbers that must not grow. */
 /** Which namespaces a process is in, as the kernel numbers them. */
 export function namespacesOf(pid: number): string {
   const folder = `/proc/${pid}/ns`;
@@ -71,6 +70,7 @@ export function namespacesOf(pid: number): string {
     .join(" ");
 }
 
+/** What a process holds, in numbers that must not grow. */
 export function holdings(pid: number) {
   const status = readFileSync(`/proc/${pid}/status`, "utf8");
   const maps = readFileSync(`/proc/${pid}/maps`, "utf8").split("\n");

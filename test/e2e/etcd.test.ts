@@ -24,6 +24,41 @@ const HOSTS = ["host-a", "host-b"] as const;
 const KILLS = 3;
 const KILL_STEP_MS = 6;
 
+/** `ssihv top`, which looks all the time. */
+class Top {
+  private readonly child: Bun.Subprocess<"ignore", "pipe", "pipe">;
+  private text = "";
+
+  constructor(command: readonly string[], env: Record<string, string | undefined>) {
+    this.child = Bun.spawn([...command], {
+      ...{ stdin: "ignore", stdout: "pipe", stderr: "pipe" },
+      env: { ...process.env, ...env },
+    });
+    void this.listen();
+  }
+
+  private async listen(): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const chunk of this.child.stdout) this.text += decoder.decode(chunk);
+  }
+
+  /** From now on it tells numbers of the VM's nodes. */
+  async shows(): Promise<void> {
+    const from = this.text.length;
+    await until(
+      () => `top shows the VM: ${this.text.slice(from)}`,
+      () => /"nodes":\[\{/.test(this.text.slice(from)),
+    );
+  }
+
+  /** It has said nothing else. */
+  async end(): Promise<void> {
+    this.child.kill("SIGINT");
+    await this.child.exited;
+    expect(await new Response(this.child.stderr).text()).toBe("");
+  }
+}
+
 class Three implements AsyncDisposable {
   readonly folder = mkdtempSync(join(tmpdir(), "ssihv-e2e-etcd-"));
   readonly etcd: Etcd;
@@ -148,6 +183,10 @@ class Three implements AsyncDisposable {
     return found;
   }
 
+  top(name: string): Top {
+    return new Top([binary, "top", name, "--json", "--interval", "200ms"], this.env);
+  }
+
   engines(): number[] {
     return [...this.agents.values()].flatMap(({ pid }) => childrenOf(pid));
   }
@@ -197,6 +236,8 @@ describe.skipIf(!hasKvm())("three coordinators over an etcd (needs /dev/kvm)", (
       expect([since, places, three.engines()]).toEqual([before.since, before.places, engines]);
     };
     const token = (await three.ok("cluster", "token", "late")).trim();
+    const top = three.top("tiny");
+    await top.shows();
     await first.kill();
     // Whoever names all of them is answered by the one that leads.
     expect(JSON.parse(await three.okSoon("vm", "list", "--json"))).toMatchObject([
@@ -204,6 +245,9 @@ describe.skipIf(!hasKvm())("three coordinators over an etcd (needs /dev/kvm)", (
     ]);
     const second = await three.leader();
     expect(second).not.toBe(first);
+    // What looks all the time goes on with the one that leads now.
+    await top.shows();
+    await top.end();
     await unharmed();
     first.start();
     await first.says("stands by", first.text.length);
