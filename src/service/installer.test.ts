@@ -1,5 +1,14 @@
 import { afterAll, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -9,6 +18,9 @@ const folders: string[] = [];
 afterAll(() => {
   for (const folder of folders) rmSync(folder, { recursive: true });
 });
+
+/** Of each service that runs. */
+const PID = 42;
 
 /** A host whose systemctl only remembers what it was told. */
 function fakeHost(more: Partial<InstallHost> = {}) {
@@ -26,6 +38,7 @@ function fakeHost(more: Partial<InstallHost> = {}) {
       if (args[0] === "is-active") {
         return { status: 0, out: active.has(unit) ? "active" : "inactive", err: "" };
       }
+      if (args[0] === "show") return { status: 0, out: String(PID), err: "" };
       told.push(args.join(" "));
       if (args[0] === "start") active.add(unit);
       return { status: 0, out: "", err: "" };
@@ -61,6 +74,27 @@ test("a second time nothing is written, started or restarted", () => {
   expect(told).toEqual(["daemon-reload", "enable ssihv-node.service"]);
   expect(said.filter((line) => line.endsWith("written"))).toEqual([]);
   expect(said.at(-1)).toBe("ssihv-node.service runs already, and nothing has changed");
+});
+
+test("a coordinator that runs an older file is restarted, an agent is told of", () => {
+  const { host, base, told, said } = fakeHost();
+  const running = join(base, "proc", String(PID));
+  mkdirSync(running, { recursive: true });
+  for (const daemon of ["node", "coordinator"] as const) {
+    install({ daemon, words: [], start: true }, host);
+    symlinkSync(join(base, "usr/local/bin/ssihv"), join(running, "exe"));
+    install({ daemon, words: [], start: true }, host);
+    rmSync(join(running, "exe"));
+    // As a package does: the new one by rename, so the old one runs on without a name.
+    symlinkSync(join(base, "ssihv"), join(running, "exe"));
+    said.length = 0;
+    install({ daemon, words: [], start: true }, host);
+    rmSync(join(running, "exe"));
+    if (daemon === "node") expect(said.at(-1)).toStartWith("ssihv-node.service goes on as it was");
+  }
+  expect(told.filter((line) => line.startsWith("restart"))).toEqual([
+    "restart ssihv-coordinator.service",
+  ]);
 });
 
 test("options stay where none are given, as they were written, and unit folders with them", () => {

@@ -11,6 +11,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
@@ -83,15 +84,18 @@ function liesWell(executable: string): boolean {
   return SYSTEM_FOLDERS.includes(dirname(executable));
 }
 
+/** What the service runs. */
+function binaryOf({ executable }: InstallHost): string {
+  return executable !== undefined && liesWell(executable) ? executable : BINARY_PATH;
+}
+
 /** The unit and the options as they are to be; the executable is not among them. */
 export function serviceFiles(request: InstallRequest, host: InstallHost): Content[] {
   const { daemon } = request;
   const at = (path: string) => join(request.root ?? host.base, path);
-  const own = host.executable ?? BINARY_PATH;
-  const binary = liesWell(own) ? own : BINARY_PATH;
   const kept = keptOptions(at(optionsPath(daemon)), request.words);
   const words = kept ?? request.words;
-  const unit = unitText({ daemon, binary, writable: foldersOf(words) });
+  const unit = unitText({ daemon, binary: binaryOf(host), writable: foldersOf(words) });
   const options = optionsText(daemon, words);
   return [
     { path: at(unitPath(daemon)), bytes: unit, mode: 0o644 },
@@ -137,9 +141,23 @@ export function install(request: InstallRequest, host: InstallHost): void {
   const ran = host.systemctl("is-active", unit).out === "active";
   systemctl(host, "enable", unit);
   if (!ran) start(host, "start", unit);
-  else if (changed.length === 0) host.say(`${unit} runs already, and nothing has changed`);
-  else if (daemon === "coordinator") start(host, "restart", unit);
+  else if (changed.length === 0 && !runsOldFile(unit, binaryOf(host), host)) {
+    host.say(`${unit} runs already, and nothing has changed`);
+  } else if (daemon === "coordinator") start(host, "restart", unit);
   else host.say(`${unit} goes on as it was; systemctl restart ${unit} ends its VMs and renews it`);
+}
+
+/** Whether it was started from another file than the one that is in its place by now. */
+function runsOldFile(unit: string, binary: string, host: InstallHost): boolean {
+  const pid = host.systemctl("show", "--property=MainPID", "--value", unit).out;
+  try {
+    const running = statSync(join(host.base, "proc", pid, "exe"));
+    const placed = statSync(join(host.base, binary));
+    return running.dev !== placed.dev || running.ino !== placed.ino;
+  } catch {
+    // It has ended meanwhile: systemd starts the new one, or has given it up.
+    return false;
+  }
 }
 
 function start(host: InstallHost, verb: "start" | "restart", unit: string): void {

@@ -95,6 +95,14 @@ test.skipIf(!isRoot || !hasKvm())(
     expect(readFileSync(host.path("/etc/default/ssihv-node"), "utf8")).toContain(
       'SSIHV_OPTIONS="--memory 512M"\n',
     );
+    // As a package puts a new file in place: what runs goes on from the old one.
+    const same = await host.ok(INSTALLED, "install", "coordinator");
+    expect(same.err).toContain("nothing has changed");
+    await host.ok("cp", INSTALLED, `${INSTALLED}.new`);
+    await host.ok("mv", `${INSTALLED}.new`, INSTALLED);
+    const renewed = await host.ok(INSTALLED, "install", "coordinator");
+    expect(renewed.err).toContain("ssihv-coordinator.service runs, and starts with this host");
+    expect((await host.ok(INSTALLED, "install", "coordinator")).err).toContain("nothing has changed");
     for (const daemon of ["node", "coordinator"]) {
       await host.ok(INSTALLED, "uninstall", daemon);
       const { code } = await host.run("systemctl", "cat", `ssihv-${daemon}`);
