@@ -2,6 +2,8 @@
 // what happened and to what, `hint` says what to do. Places that print or map errors:
 // src/cli/report.ts.
 
+import { constants } from "node:os";
+
 export const ERROR_CODES = [
   "abi_mismatched",
   "acpi_invalid",
@@ -56,6 +58,12 @@ export type ErrorCode = (typeof ERROR_CODES)[number];
 
 export function isErrorCode(code: string): code is ErrorCode {
   return (ERROR_CODES as readonly string[]).includes(code);
+}
+
+/** As EACCES of 13; a number that this system does not know stays one. */
+export function errnoName(errno: number): string {
+  const [name] = Object.entries(constants.errno).find(([, value]) => value === errno) ?? [];
+  return name ?? `errno ${errno}`;
 }
 
 /** Of whatever was thrown. */

@@ -4,9 +4,10 @@
 
 import { ptr } from "bun:ffi";
 import { closeSync, openSync } from "node:fs";
+import { constants as system } from "node:os";
 import { SsihvError } from "../base/errors.ts";
 import { constants, records } from "./abi.gen.ts";
-import { checked, library } from "./library.ts";
+import { checked, library, type Reasons } from "./library.ts";
 import { concatRecords, decode, encode, type RecordOf } from "./record.ts";
 
 export type EngineConfig = RecordOf<typeof records.EngineConfig>;
@@ -27,6 +28,13 @@ export type Load =
       readonly offset: number;
       readonly length: number;
     };
+
+const { EACCES, EADDRINUSE, EADDRNOTAVAIL } = system.errno;
+const LISTEN_REASONS: Reasons = {
+  [EACCES]: "engines give up the privileges that ports below 1024 take; choose a higher one",
+  [EADDRINUSE]: "something listens there already; choose another port",
+  [EADDRNOTAVAIL]: "this host does not have that address",
+};
 
 /** Where the lanes of a VM's engines listen: "host:port" or "unix:/path". */
 export interface LaneAddresses {
@@ -142,7 +150,8 @@ export class EngineHandle {
   link(lane: LaneAddresses): void {
     const port = new Uint32Array(1);
     const own = Buffer.from(lane.listen);
-    checked(library().ssihv_engine_listen(this.handle, ptr(own), own.length, ptr(port)));
+    const listening = library().ssihv_engine_listen(this.handle, ptr(own), own.length, ptr(port));
+    checked(listening, "engine_failed", LISTEN_REASONS);
     for (const { node, address } of lane.peers) {
       const text = Buffer.from(address);
       checked(library().ssihv_engine_peer(this.handle, node, ptr(text), text.length));

@@ -6,7 +6,7 @@
 import { dlopen, FFIType, ptr } from "bun:ffi";
 import { readFileSync } from "node:fs";
 import embedded from "../../build/libssihv.so" with { type: "file" };
-import { SsihvError } from "../base/errors.ts";
+import { errnoName, SsihvError } from "../base/errors.ts";
 import { ABI_HASH, ABI_VERSION, functions, records } from "./abi.gen.ts";
 import { decode } from "./record.ts";
 
@@ -71,13 +71,27 @@ export function library(): Library {
   return symbols;
 }
 
-/** Throws what the library says about its newest failure unless `status` is ok. */
-export function checked(status: number, code: SsihvError["code"] = "engine_failed"): void {
+/** What a failed call means to whoever asked for it, by errno. */
+export type Reasons = Readonly<Record<number, string>>;
+
+/**
+ * Throws what the library says about its newest failure unless `status` is ok: with a reason for
+ * the errno of a failed system call, else with its name.
+ */
+export function checked(
+  status: number,
+  code: SsihvError["code"] = "engine_failed",
+  reasons: Reasons = {},
+): void {
   if (status === 0) return;
   const bytes = new Uint8Array(records.ErrorRecord.size);
   library().ssihv_error_last(ptr(bytes));
   const { errno, text, text_len } = decode(records.ErrorRecord, bytes);
   const words = new TextDecoder().decode(text.subarray(0, text_len));
-  const suffix = errno === 0 ? "" : ` (errno ${errno})`;
-  throw new SsihvError(code, `${words}${suffix}`);
+  if (errno === 0) throw new SsihvError(code, words);
+  const reason = reasons[errno];
+  throw new SsihvError(
+    code,
+    `${words}${reason === undefined ? "" : `: ${reason}`} (${errnoName(errno)})`,
+  );
 }

@@ -2,6 +2,9 @@
 // line per subject out, each with what to do when it is not good. `ssihv check` prints them;
 // nothing here touches the host. How each probe measures is told in zig/kvm/probe.zig.
 
+import { constants } from "node:os";
+
+import { errnoName } from "../base/errors.ts";
 import type { HostProbe } from "../native/engine-handle.ts";
 import type { HostFacts } from "./host-facts.ts";
 
@@ -29,12 +32,7 @@ type ProbeResult = HostProbe[ProbeField];
 
 /** abi.zig ProbeState, by value. */
 const STATES: readonly CheckState[] = ["not_run", "good", "degraded", "missing"];
-const ENOENT = 2;
-const EPERM = 1;
-const EACCES = 13;
-const EBUSY = 16;
-const ENODEV = 19;
-const ENXIO = 6;
+const { EACCES, EBUSY, ENODEV, ENOENT, ENXIO, EPERM } = constants.errno;
 
 const MIB = 1 << 20;
 
@@ -260,7 +258,7 @@ function probeLine(subject: Subject, probe: HostProbe, facts: HostFacts): CheckL
     const fix = "it is tested once the missing things above are there";
     return { id, title, required, state, detail: "not tested", fix };
   }
-  const errno = result.errno === 0 ? "" : ` (errno ${result.errno})`;
+  const errno = result.errno === 0 ? "" : ` (${errnoName(result.errno)})`;
   const detail = `${subject.bad(result, facts)}${errno}`;
   return { id, title, required, state, detail, fix: subject.fix(result, facts) };
 }

@@ -3,12 +3,13 @@
 // instructions long, so shadow paging is enough; a Linux boot is the lab's to show.
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import {
   binary,
   type Finished,
   hasKvm,
+  isRoot,
   removeRuntimeFolder,
   run,
   temporaryFolder,
@@ -25,13 +26,13 @@ interface Both {
 async function boot(
   code: readonly number[][],
   meanwhile: (address: string) => Promise<void> = async () => undefined,
+  address = `127.0.0.1:${freePorts(4)}`,
 ): Promise<Both> {
   using folder = temporaryFolder();
   const kernel = `${folder.path}/bzImage`;
   const key = `${folder.path}/vm.key`;
   writeGuest(kernel, ...code);
   writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
-  const address = `127.0.0.1:${freePorts(4)}`;
   const shape = ["--kernel", kernel, "--memory", "256M", "--nodes", "2", "--name", "tiny"];
   shape.push("--report");
   const [lead, host] = await Promise.all([
@@ -105,6 +106,22 @@ describe.skipIf(!hasKvm())("two commands, one VM (needs /dev/kvm)", () => {
   test("the guest's debug exit value is the status of both", async () => {
     const { lead, host } = await boot([asm.outb(0xf4, 0x10)]);
     expect([lead.code, host.code]).toEqual([33, 33]);
+  });
+
+  test("a port that lanes cannot have is named, with what to do", async () => {
+    const refused = async (port: number, why: string) => {
+      const { lead, host } = await boot([powerOff], undefined, `127.0.0.1:${port}`);
+      expect([lead.code, host.code]).toEqual([10, 10]);
+      const message = `node 0: cannot listen on 127.0.0.1:${port + 1}: ${why}`;
+      for (const { err } of [lead, host]) expect(err).toContain(message);
+    };
+    const first = freePorts(4);
+    const taken = { hostname: "127.0.0.1", port: first + 1, socket: { data: () => undefined } };
+    using _ = Bun.listen(taken);
+    await refused(first, "something listens there already; choose another port (EADDRINUSE)");
+    // Nobody but root can have the port before it, either. Containers often guard none.
+    const free = Number(readFileSync("/proc/sys/net/ipv4/ip_unprivileged_port_start", "utf8"));
+    if (isRoot && free > 2) await refused(1, "engines give up the privileges that ports below");
   });
 
   // Time decides how many cuts meet a transfer: for `make soak`, not for a machine under load.

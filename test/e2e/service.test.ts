@@ -102,7 +102,9 @@ test.skipIf(!isRoot || !hasKvm())(
     await host.ok("mv", `${INSTALLED}.new`, INSTALLED);
     const renewed = await host.ok(INSTALLED, "install", "coordinator");
     expect(renewed.err).toContain("ssihv-coordinator.service runs, and starts with this host");
-    expect((await host.ok(INSTALLED, "install", "coordinator")).err).toContain("nothing has changed");
+    expect((await host.ok(INSTALLED, "install", "coordinator")).err).toContain(
+      "nothing has changed",
+    );
     for (const daemon of ["node", "coordinator"]) {
       await host.ok(INSTALLED, "uninstall", daemon);
       const { code } = await host.run("systemctl", "cat", `ssihv-${daemon}`);
