@@ -25,7 +25,7 @@ const KILLS = 3;
 const KILL_STEP_MS = 6;
 
 /** `ssihv top`, which looks all the time. */
-class Top {
+class Top implements AsyncDisposable {
   private readonly child: Bun.Subprocess<"ignore", "pipe", "pipe">;
   private text = "";
 
@@ -53,9 +53,13 @@ class Top {
 
   /** It has said nothing else. */
   async end(): Promise<void> {
+    await this[Symbol.asyncDispose]();
+    expect(await new Response(this.child.stderr).text()).toBe("");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
     this.child.kill("SIGINT");
     await this.child.exited;
-    expect(await new Response(this.child.stderr).text()).toBe("");
   }
 }
 
@@ -236,7 +240,7 @@ describe.skipIf(!hasKvm())("three coordinators over an etcd (needs /dev/kvm)", (
       expect([since, places, three.engines()]).toEqual([before.since, before.places, engines]);
     };
     const token = (await three.ok("cluster", "token", "late")).trim();
-    const top = three.top("tiny");
+    await using top = three.top("tiny");
     await top.shows();
     await first.kill();
     // Whoever names all of them is answered by the one that leads.
