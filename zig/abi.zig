@@ -324,6 +324,12 @@ pub const EngineStats = extern struct {
     balloon_inflated: u64,
     balloon_reported: u64,
     balloon_faults: u64,
+    /// Comparisons of this node's guest TSC with node 0's on another host, and what the newest one
+    /// that found no difference can be off by; steps forward, after hosts with faster crystals.
+    clock_checks: u64,
+    clock_error_ns: u64,
+    clock_steps: u64,
+    clock_stepped_ns: u64,
     reserved: [2]u64,
 };
 
@@ -477,7 +483,6 @@ pub const EngineConfig = extern struct {
     lane_fds: [nodes_max]i32,
     /// 32-byte lane key (per VM).
     lane_key: [32]u8,
-    tsc_offset: u64,
     vm_generation: u64,
     /// Nodes with vCPUs and guest RAM (bit n = node n); the others are memory nodes.
     compute_nodes: u64,

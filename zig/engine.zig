@@ -114,7 +114,7 @@ pub const Engine = struct {
         self.span = null;
         self.link = .{ .engine = self, .boot_id = link_file.bootId() };
         try self.addSlots();
-        self.clock = Clock.init(config.clock_dilation);
+        self.clock = Clock.init(config.clock_dilation, config.tsc_khz);
         self.events = .{ .shared = shared, .doorbell_fd = config.doorbell_fd };
         self.router = .{ .node = config.node, .node_count = self.computeCount() };
         const console_eventfd = try sys.eventfd();
@@ -400,11 +400,6 @@ pub const Engine = struct {
             // Release: whoever reads the state sees what led to it.
             old = @cmpxchgWeak(u32, word, old, new, .release, .monotonic) orelse return;
         }
-    }
-
-    /// Guest TSC = host TSC + this. Changes while the VM is frozen only.
-    pub fn tscOffset(self: *const Engine) u64 {
-        return self.config.tsc_offset -% self.clock.off_ticks.load(.seq_cst);
     }
 
     pub fn pause(self: *Engine) void {

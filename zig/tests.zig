@@ -27,6 +27,8 @@ test {
     _ = @import("dsm/livelock_test.zig");
     _ = @import("engine/bus.zig");
     _ = @import("engine/clock.zig");
+    _ = @import("engine/steer.zig");
+    _ = @import("engine/steering.zig");
     _ = @import("engine/dumper.zig");
     _ = @import("engine/events.zig");
     _ = @import("engine/exits.zig");

@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x1cfc8bde70e49f05n;
+export const ABI_HASH = 0x0cf2f90ed5739666n;
 
 export const constants = {
   abi_version: 1,
@@ -296,7 +296,7 @@ export const records = {
   },
   EngineStats: {
     name: "EngineStats",
-    size: 800,
+    size: 832,
     fields: {
       start_ns: { offset: 0, type: "u64" },
       faults_read: { offset: 8, type: "u64" },
@@ -354,12 +354,16 @@ export const records = {
       balloon_inflated: { offset: 760, type: "u64" },
       balloon_reported: { offset: 768, type: "u64" },
       balloon_faults: { offset: 776, type: "u64" },
-      reserved: { offset: 784, type: "u64", count: 2 },
+      clock_checks: { offset: 784, type: "u64" },
+      clock_error_ns: { offset: 792, type: "u64" },
+      clock_steps: { offset: 800, type: "u64" },
+      clock_stepped_ns: { offset: 808, type: "u64" },
+      reserved: { offset: 816, type: "u64", count: 2 },
     },
   },
   Shared: {
     name: "Shared",
-    size: 70216,
+    size: 70248,
     fields: {
       magic: { offset: 0, type: "u32" },
       version: { offset: 4, type: "u32" },
@@ -370,11 +374,11 @@ export const records = {
       last_words: { offset: 32, type: "LastWords" },
       cpu_dump: { offset: 2104, type: "CpuDump" },
       stats: { offset: 2312, type: "EngineStats" },
-      ring: { offset: 3112, type: "EventRing" },
-      io_slots: { offset: 35896, type: "IoSlot", count: 128 },
-      vcpus: { offset: 43064, type: "VcpuStats", count: 64 },
-      pages: { offset: 51256, type: "PageAnswer" },
-      heat: { offset: 53824, type: "Heat" },
+      ring: { offset: 3144, type: "EventRing" },
+      io_slots: { offset: 35928, type: "IoSlot", count: 128 },
+      vcpus: { offset: 43096, type: "VcpuStats", count: 64 },
+      pages: { offset: 51288, type: "PageAnswer" },
+      heat: { offset: 53856, type: "Heat" },
     },
   },
   RamRange: {
@@ -397,7 +401,7 @@ export const records = {
   },
   EngineConfig: {
     name: "EngineConfig",
-    size: 1160,
+    size: 1152,
     fields: {
       shared_fd: { offset: 0, type: "i32" },
       console_in_fd: { offset: 4, type: "i32" },
@@ -421,15 +425,14 @@ export const records = {
       stall_freeze_ms: { offset: 868, type: "u32" },
       lane_fds: { offset: 872, type: "i32", count: 8 },
       lane_key: { offset: 904, type: "u8", count: 32 },
-      tsc_offset: { offset: 936, type: "u64" },
-      vm_generation: { offset: 944, type: "u64" },
-      compute_nodes: { offset: 952, type: "u64" },
-      cache_pages_max: { offset: 960, type: "u32" },
-      resident_pages_max: { offset: 964, type: "u32" },
-      frame_copies: { offset: 968, type: "u32" },
-      frames_lent: { offset: 972, type: "u32" },
-      frames: { offset: 976, type: "FrameRange", count: 8 },
-      reserved: { offset: 1040, type: "u64", count: 15 },
+      vm_generation: { offset: 936, type: "u64" },
+      compute_nodes: { offset: 944, type: "u64" },
+      cache_pages_max: { offset: 952, type: "u32" },
+      resident_pages_max: { offset: 956, type: "u32" },
+      frame_copies: { offset: 960, type: "u32" },
+      frames_lent: { offset: 964, type: "u32" },
+      frames: { offset: 968, type: "FrameRange", count: 8 },
+      reserved: { offset: 1032, type: "u64", count: 15 },
     },
   },
   BusRegion: {

@@ -136,6 +136,14 @@ export const ENGINE_METRICS: readonly Told[] = [
   counter("ssihv_balloon_faults_total", "Times its driver broke the rules.", "balloon_faults"),
   counter("ssihv_freezes_total", "Times the VM stood still for another node.", "freezes"),
   counter("ssihv_frozen_seconds_total", "Time the VM stood still.", "frozen_ns", NS),
+  counter(
+    "ssihv_clock_checks_total",
+    "Comparisons of the guest's TSC here with another host's.",
+    "clock_checks",
+  ),
+  gauge("ssihv_clock_error_seconds", "What the newest can be off by.", "clock_error_ns", NS),
+  counter("ssihv_clock_steps_total", "Steps of it to a faster host's.", "clock_steps"),
+  counter("ssihv_clock_stepped_seconds_total", "How far in all.", "clock_stepped_ns", NS),
 ];
 
 export const VCPU_METRICS: readonly Told[] = [

@@ -54,7 +54,6 @@ export interface EngineConfigPlan {
   stall_freeze_ms: number;
   lane_fds: number[];
   lane_key: Uint8Array;
-  tsc_offset: bigint;
   vm_generation: bigint;
   compute_nodes: bigint;
   cache_pages_max: number;
@@ -162,7 +161,6 @@ export function engineConfig(plan: {
     stall_freeze_ms: nodes.length > 1 ? settings.stallFreezeMs : 0,
     lane_fds: Array.from({ length: NODES_MAX }, () => -1),
     lane_key: decodeKey(plan.laneKey),
-    tsc_offset: 0n,
     vm_generation: 0n,
     ...memoryFields(plan.node, nodes, plan.frameCopies ?? 1),
   };

@@ -1,6 +1,7 @@
 //! Runs inside a guest of two NUMA nodes: threads pinned to a CPU of each do what shared memory
-//! must get right. `span_check [counters|mutex|pingpong|churn|fill|all|clock|device] [--rounds N]
-//! [--mib N | --share P] [--plant] [--node-dir DIR]`; device is for guests only, no part of all.
+//! must get right. `span_check [counters|mutex|pingpong|churn|fill|all|clock|device|timer]
+//! [--rounds N] [--mib N | --share P] [--plant] [--node-dir DIR]`; device and timer are for guests
+//! only, no part of all.
 //! One line a check (one a node and side for fill), exit status 1 when anything was lost, 2 when a
 //! check cannot run. Fill takes N MiB in all, or as much of every node as brings P percent of its
 //! memory into use. Clock lasts as many milliseconds as rounds, no part of all. --plant counts
@@ -14,6 +15,7 @@ const device = @import("span_check/device.zig");
 const fill = @import("span_check/fill.zig");
 const shared_words = @import("span_check/shared_words.zig");
 const sides = @import("span_check/sides.zig");
+const timer = @import("span_check/timer.zig");
 
 const checks = .{
     .counters = shared_words.counters,
@@ -70,6 +72,10 @@ pub fn main(init: std.process.Init.Minimal) void {
     if (std.mem.eql(u8, which, "clock")) {
         known = true;
         clock.clock();
+    }
+    if (std.mem.eql(u8, which, "timer")) {
+        known = true;
+        timer.timer();
     }
     if (!known) sides.say("no check is called {s}", .{which});
     if (known and !sides.failed) sides.say("all ok", .{});

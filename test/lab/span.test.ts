@@ -28,6 +28,9 @@ const nodes =
   "for n in 0 1; do d=/sys/devices/system/node/node$n; " +
   'echo "node$n cpus=$(cat $d/cpulist) distance=$(cat $d/distance)"; a=$d/access0/initiators; ' +
   'echo "node$n latency=$(cat $a/read_latency) bandwidth=$(cat $a/read_bandwidth)"; done; ';
+/** The PM timer of both nodes: each round moves to the other CPU. */
+const timer = "span_check timer --rounds 20";
+const others = `span_check mutex && ${timer}`;
 
 async function initrd(): Promise<string> {
   const program = await Bun.file(await spanCheck()).bytes();
@@ -77,7 +80,7 @@ describe.skipIf(reason !== undefined)("several engines on one host", () => {
 
   for (let turn = 1; turn <= boots; turn++) {
     const fills = turn === 1;
-    const checks = fills ? "span_check all --share 91" : "span_check counters && span_check mutex";
+    const checks = fills ? "span_check all --share 91" : `span_check counters && ${others}`;
     // Small, because each page that is filled is moved at least once.
     const memory = fills ? "192M" : "256M";
     test(
@@ -95,7 +98,7 @@ describe.skipIf(reason !== undefined)("several engines on one host", () => {
     "Debian's generic kernel over two nodes",
     async () => {
       failed = true;
-      const script = `${nodes}span_check counters`;
+      const script = `${nodes}span_check counters && ${timer}`;
       expectTwoNodes(await boot("generic kernel", { kernel: "generic", memory: "320M", script }));
       failed = false;
     },
@@ -182,7 +185,8 @@ describe.skipIf(reason !== undefined)("one VM over two hosts", () => {
       const flags = `--clock-dilation 200 ${patience}`;
       const mixed = ["counters", "mutex", "device", "churn"];
       const checks = soaking ? Array.from({ length: 5 }, () => mixed).flat() : ["counters"];
-      const script = checks.map((check) => `span_check ${check}`).join(" && ");
+      const programs = checks.map((check) => `span_check ${check}`);
+      const script = [...programs, timer].join(" && ");
       const both = await scripts(`${nodes}${script}`, flags);
       const seed = Number(process.env["SSIHV_SEED"] ?? Date.now() % 1_000_000);
       if (soaking) console.log(`span, two hosts: SSIHV_SEED=${seed}`);

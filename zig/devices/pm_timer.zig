@@ -1,6 +1,6 @@
 //! The ACPI power-management timer (ACPI 6.5, 4.8.3.3): a free-running 32-bit counter of guest
 //! time, the clock a guest checks its TSC against. Pure: a function of guest nanoseconds since
-//! start, so every node answers it from its own synchronised clock.
+//! start, so every node answers it from its own clock, which is the same on all.
 
 const std = @import("std");
 

@@ -173,7 +173,7 @@ pub const Board = struct {
 
     pub fn pmTimerAccess(self: *Board, offset: u64, size: u32) u64 {
         if (offset > 3) return ones(size);
-        const value: u64 = pm_timer.read(self.clock.now());
+        const value: u64 = pm_timer.read(self.clock.machineTime());
         return (value >> @intCast(offset * 8)) & ones(size);
     }
 

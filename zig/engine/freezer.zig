@@ -148,7 +148,7 @@ pub const Freezer = struct {
     }
 
     fn guestTsc(self: *const Freezer) u64 {
-        return readTsc() +% self.engine.tscOffset();
+        return readTsc() +% self.engine.clock.tscOffset();
     }
 
     /// What keeps this node waiting for another one, if it does for too long.
@@ -186,7 +186,7 @@ pub const Freezer = struct {
     fn perform(self: *Freezer, out: *const freeze.Actions, now: u64, from: u8) void {
         for (out.slice()) |action| switch (action) {
             .freeze => self.begin(now),
-            .subtract => |ticks| self.engine.clock.subtract(ticks, self.engine.config.tsc_khz),
+            .subtract => |ticks| self.engine.clock.subtract(ticks),
             .thaw => |thaw| self.end(thaw, now),
             .send => |s| self.send(s.to, s.message),
             .violated => |why| self.engine.span.?.hostile(from, why),
@@ -221,7 +221,7 @@ pub const Freezer = struct {
     }
 
     fn end(self: *Freezer, thaw: freeze.Action.Thaw, now: u64) void {
-        self.engine.clock.subtract(thaw.ticks, self.engine.config.tsc_khz);
+        self.engine.clock.subtract(thaw.ticks);
         self.awaitSeen(thaw.seen, now);
         self.engine.clock.release();
         // Last: a vCPU that finds it open finds the new clock too.

@@ -6,7 +6,7 @@
 //! Clock: guest TSC = host TSC + offset on every host. Node 0 chooses its offset so that the
 //! guest's TSC starts near zero; every other node asks node 0 for its TSC many times and takes the
 //! quickest answer as the truth (error at most half that round trip). Two engines on one host (same
-//! boot id) share one TSC and get exactly the same offset.
+//! boot id) share one TSC and get exactly the same offset. How it stays so: steer.zig.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -67,6 +67,8 @@ pub const Link = struct {
     costs: costs_file.Costs = costs_file.unknown,
     /// Read while files can be opened: the sandbox comes before the lanes.
     boot_id: [36]u8,
+    /// With node 0, which is on this host, or is this node.
+    shares_tsc: bool = false,
     words: [240]u8 = undefined,
     words_len: usize = 0,
 
@@ -129,17 +131,19 @@ pub const Link = struct {
     }
 
     fn agreeOnClock(self: *Link, lanes: *const Lanes) !void {
-        const config = &self.engine.config;
-        if (config.node != 0) {
+        const clock = &self.engine.clock;
+        if (self.engine.config.node != 0) {
             const lane = lanes[0].?;
-            config.tsc_offset = askClock(lane, &self.boot_id) catch |e|
+            const agreed = askClock(lane, &self.boot_id) catch |e|
                 return self.talkFailed(clock_words, lane, e);
+            clock.offset.store(agreed.offset, .seq_cst);
+            self.shares_tsc = agreed.shares_tsc;
             return;
         }
-        config.tsc_offset = 0 -% readTsc();
+        self.shares_tsc = true;
         for (lanes) |maybe| {
             const lane = maybe orelse continue;
-            answerClock(lane, config.tsc_offset, &self.boot_id) catch |e|
+            answerClock(lane, clock.offset.load(.seq_cst), &self.boot_id) catch |e|
                 return self.talkFailed(clock_words, lane, e);
         }
     }
@@ -177,10 +181,12 @@ fn answerClock(lane: *Lane, offset: u64, own_boot: *const [36]u8) talk.Error!voi
     }
 }
 
+const Agreed = struct { offset: u64 = 0, shares_tsc: bool = false };
+
 /// Another node: the offset that makes its guest TSC equal node 0's.
-fn askClock(lane: *Lane, own_boot: *const [36]u8) talk.Error!u64 {
+fn askClock(lane: *Lane, own_boot: *const [36]u8) talk.Error!Agreed {
     var best: u64 = std.math.maxInt(u64);
-    var offset: u64 = 0;
+    var agreed: Agreed = .{};
     for (0..clock_rounds) |_| {
         const before = readTsc();
         try talk.give(lane, .clock, "?");
@@ -188,15 +194,15 @@ fn askClock(lane: *Lane, own_boot: *const [36]u8) talk.Error!u64 {
         const answer = std.mem.bytesToValue(Answer, payload[0..@sizeOf(Answer)]);
         const after = readTsc();
         if (std.mem.eql(u8, own_boot, &answer.boot_id)) {
-            offset = answer.offset;
+            agreed = .{ .offset = answer.offset, .shares_tsc = true };
             continue;
         }
         if (after -% before >= best) continue;
         best = after -% before;
         // Half-way between question and answer this host's clock stood at before + best / 2.
-        offset = answer.offset +% answer.tsc -% (before +% best / 2);
+        agreed.offset = answer.offset +% answer.tsc -% (before +% best / 2);
     }
-    return offset;
+    return agreed;
 }
 
 /// Names this boot of this host; all zero where /proc is missing, which equals no real one.
@@ -230,5 +236,6 @@ test "two engines of one host get the same offset" {
     };
     const thread = try std.Thread.spawn(.{}, Server.run, .{ &lanes[0], offset });
     defer thread.join();
-    try std.testing.expectEqual(offset, try askClock(&lanes[1], &bootId()));
+    const same: Agreed = .{ .offset = offset, .shares_tsc = true };
+    try std.testing.expectEqual(same, try askClock(&lanes[1], &bootId()));
 }

@@ -13,6 +13,8 @@ const Access = bus_file.Access;
 const Inbox = @import("inbox.zig").Inbox;
 const freezer_file = @import("freezer.zig");
 const Freezer = freezer_file.Freezer;
+const steering_file = @import("steering.zig");
+const Steering = steering_file.Steering;
 const Engine = @import("../engine.zig").Engine;
 
 const Op = enum(u8) {
@@ -24,6 +26,7 @@ const Op = enum(u8) {
     /// The only one that may be longer: words follow.
     stop = 6,
     freeze = 7,
+    time = 8,
     _,
 };
 
@@ -51,6 +54,7 @@ pub const Span = struct {
     shard: Shard,
     /// Of a compute node.
     freezer: ?Freezer,
+    steering: ?Steering,
     foreign: [abi.io_slots_max - abi.vcpus_max]Foreign = @splat(.{}),
     foreign_lock: sys.Mutex = .{},
 
@@ -59,7 +63,14 @@ pub const Span = struct {
             .pager => |pager| .init(engine, &pager.shell, @backingInt(Op.freeze)),
             .lender => null,
         };
-        return .{ .engine = engine, .shard = shard, .freezer = freezer };
+        const steering: ?Steering = switch (shard) {
+            .pager => |pager| .{
+                .env = .{ .engine = engine, .shell = &pager.shell },
+                .op = @backingInt(Op.time),
+            },
+            .lender => null,
+        };
+        return .{ .engine = engine, .shard = shard, .freezer = freezer, .steering = steering };
     }
 
     fn others(self: *const Span) u32 {
@@ -135,8 +146,17 @@ pub const Span = struct {
                 if (self.freezer) |*freezer| return freezer.receive(from, message);
                 self.hostile(from, "a memory node has no guest to freeze");
             },
+            .time => self.heardTime(from, std.mem.bytesToValue(steering_file.Wire, head)),
             _ => self.hostile(from, "unknown operation"),
         }
+    }
+
+    fn heardTime(self: *Span, from: u8, message: steering_file.Wire) void {
+        const broken: ?[]const u8 = if (self.steering) |*steering|
+            steering.receive(from, message, self.freezer.?.machine.is_frozen)
+        else
+            "a memory node has no clock";
+        if (broken) |why| self.hostile(from, why);
     }
 
     fn stopped(self: *Span, from: u8, wire: Wire, words: []const u8) void {
@@ -279,7 +299,9 @@ pub const Span = struct {
     /// Pager.Handler.on_time.
     pub fn onTime(context: *anyopaque, now: u64) void {
         const self: *Span = @ptrCast(@alignCast(context));
-        if (self.freezer) |*freezer| freezer.onTime(now);
+        const freezer = if (self.freezer) |*f| f else return;
+        freezer.onTime(now);
+        self.steering.?.onTime(now, freezer.machine.is_frozen);
     }
 
     /// Pager.Handler.noticed.

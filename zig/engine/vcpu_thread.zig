@@ -118,7 +118,7 @@ pub const VcpuThread = struct {
             self.engine.clock.changes.load(.seq_cst) == self.clock_changes;
     }
 
-    /// After a freeze: the guest's clock has moved against the host's.
+    /// After a freeze or a step: the guest's clock has moved against the host's.
     fn followClock(self: *VcpuThread) !void {
         if (self.engine.clock.changes.load(.seq_cst) == self.clock_changes) return;
         try self.setClock();
@@ -130,7 +130,7 @@ pub const VcpuThread = struct {
         // Before the offset: a change in between is followed on the next turn.
         self.clock_changes = self.engine.clock.changes.load(.seq_cst);
         if (self.engine.config.node_count == 1) return;
-        try self.vcpu.setTscOffset(self.engine.tscOffset());
+        try self.vcpu.setTscOffset(self.engine.clock.tscOffset());
     }
 
     fn kvmFailed(self: *VcpuThread) bool {

@@ -6,7 +6,6 @@
 //! would touch the real serial port, hence it is no part of `all`.
 
 const std = @import("std");
-const linux = std.os.linux;
 const sides = @import("sides.zig");
 const page_size = sides.page_size;
 
@@ -64,7 +63,7 @@ fn write() void {
 }
 
 fn read() void {
-    allowPorts();
+    sides.allowPorts(scratch_port, 1);
     for (0..burstCount()) |round| {
         const value: u8 = @truncate(sides.pattern(round, reader) | 1);
         out(value);
@@ -77,13 +76,6 @@ fn read() void {
         }
     }
     reading.store(false, .release);
-}
-
-/// Of this thread only.
-fn allowPorts() void {
-    const allowed = linux.syscall3(.ioperm, scratch_port, 1, 1);
-    if (linux.errno(allowed) != .SUCCESS)
-        sides.fatal("ioperm for port 0x{x}: {t}", .{ scratch_port, linux.errno(allowed) });
 }
 
 fn out(value: u8) void {

@@ -45,6 +45,13 @@ pub fn moveTo(cpu: usize) bool {
     return true;
 }
 
+/// Of this thread only.
+pub fn allowPorts(first: u16, count: u16) void {
+    const allowed = linux.syscall3(.ioperm, first, count, 1);
+    if (linux.errno(allowed) != .SUCCESS)
+        fatal("ioperm for port 0x{x}: {t}", .{ first, linux.errno(allowed) });
+}
+
 fn pin(cpu: usize) void {
     if (!moveTo(cpu)) fatal("cannot run on CPU {d}", .{cpu});
 }
