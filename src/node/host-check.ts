@@ -227,7 +227,7 @@ const SUBJECTS: readonly Subject[] = [
     id: "tsc_scaling",
     title: "TSC scaling",
     required: false,
-    good: works("guests can run at another TSC rate than this host's"),
+    good: works("there, and not used: all hosts of a VM must have this host's TSC rate"),
     bad: works("all hosts of a VM must have this host's TSC rate"),
     fix: works("nothing to do while the hosts are alike"),
   },

@@ -25,8 +25,6 @@ export interface HostCpu {
   /** Values as "0x..." (64 bits do not fit a JSON number). */
   msrs: { index: number; value: string }[];
   tscKhz: number;
-  /** KVM_CAP_TSC_CONTROL: this host can run a guest at another TSC rate. */
-  tscScaling?: boolean;
 }
 
 export interface Signature {
@@ -268,11 +266,11 @@ function checkAlike(hosts: readonly HostCpu[], reference: HostCpu): void {
 
 function checkTsc(host: HostCpu, tscKhz: number, tolerancePpm: number): void {
   const ppm = (Math.abs(host.tscKhz - tscKhz) / tscKhz) * 1e6;
-  if (ppm > tolerancePpm && !host.tscScaling) {
+  if (ppm > tolerancePpm) {
     refuse(
       `host "${host.name}" has a TSC of ${host.tscKhz} kHz, the VM's runs at ${tscKhz} kHz ` +
-        `(${Math.round(ppm)} ppm apart, ${tolerancePpm} are tolerated), and it cannot scale it`,
-      "use hosts with the same TSC rate or with TSC scaling",
+        `(${Math.round(ppm)} ppm apart, ${tolerancePpm} are tolerated)`,
+      "use hosts with the same TSC rate: no guest's is scaled",
     );
   }
 }

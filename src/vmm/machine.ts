@@ -62,7 +62,6 @@ export interface MachineHost {
   tscKhz: number;
   /** CPUs the engine may use. */
   cpus: number;
-  tscScaling?: boolean;
 }
 
 export interface MachinePlan {
@@ -99,7 +98,6 @@ export function hostCpu(name: string, host: Omit<MachineHost, "cpus">): HostCpu 
     }),
     msrs: host.msrs.map(({ index, value }) => ({ index, value: `0x${value.toString(16)}` })),
     tscKhz: host.tscKhz,
-    ...(host.tscScaling === undefined ? {} : { tscScaling: host.tscScaling }),
   };
 }
 

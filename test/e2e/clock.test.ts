@@ -13,7 +13,7 @@ import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
 
-/** Three bursts: two periods and a half. */
+/** Bursts: the third one begins after two periods. */
 const CHECKS = 3;
 
 async function clockFigures(target: string): Promise<Record<string, number>> {

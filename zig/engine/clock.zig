@@ -133,7 +133,8 @@ pub const Clock = struct {
         _ = self.changes.fetchAdd(1, .seq_cst);
     }
 
-    /// Moves the guest's TSC forward: another host's crystal is faster. Kick the vCPUs after this.
+    /// Moves the guest's TSC forward: another host's crystal is faster. While no vCPU executes, so
+    /// that none is ahead of another.
     pub fn advance(self: *Clock, ticks: u64) void {
         _ = self.offset.fetchAdd(ticks, .seq_cst);
         _ = self.changes.fetchAdd(1, .seq_cst);

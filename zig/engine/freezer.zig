@@ -19,7 +19,7 @@ const pace_ns = 2 * std.time.ns_per_ms;
 /// not one that KVM itself took on the guest's behalf.
 const leave_ns_max = 100 * std.time.ns_per_ms;
 /// Longest wait for this host's clock to pass what its guest has seen: more than two hosts' clocks
-/// can disagree.
+/// can disagree, but for a while after one of them has leapt (steering.zig).
 const catch_up_ns_max = 10 * std.time.ns_per_ms;
 
 const Why = enum(u8) {
@@ -170,15 +170,18 @@ pub const Freezer = struct {
         return .{ .why = .page, .waited_ns = waited_ns, .by = by };
     }
 
-    /// Whether no vCPU executes guest code. One outside the guest cannot enter it while the freeze
-    /// lasts (parking.zig).
     fn isStill(self: *const Freezer, now: u64) bool {
-        const is_patient = now -| self.since_ns <= leave_ns_max;
+        return now -| self.since_ns > leave_ns_max or self.isOut();
+    }
+
+    /// Whether no vCPU executes guest code. One outside the guest cannot enter it while the parking
+    /// is closed.
+    pub fn isOut(self: *const Freezer) bool {
         for (self.engine.vcpus) |*v| {
             if (v.inbox.mode.load(.seq_cst) != Inbox.guest_mode) continue;
             const tid: u32 = @bitCast(v.inbox.tid.load(.acquire));
             if (self.shell.faults_hold and self.shell.faults.isWaiting(tid)) continue;
-            if (is_patient) return false;
+            return false;
         }
         return true;
     }
@@ -209,7 +212,7 @@ pub const Freezer = struct {
 
     fn begin(self: *Freezer, now: u64) void {
         self.engine.clock.hold();
-        self.engine.parking.freeze();
+        self.engine.parking.hold(.freeze);
         self.engine.kickAll();
         self.since_ns = now;
         self.shell.lanes.watch.pace_ns = pace_ns;
@@ -225,7 +228,7 @@ pub const Freezer = struct {
         self.awaitSeen(thaw.seen, now);
         self.engine.clock.release();
         // Last: a vCPU that finds it open finds the new clock too.
-        self.engine.parking.thaw();
+        self.engine.parking.release(.freeze);
         self.count(now);
         self.before_ns = self.engine.shared.stats.frozen_ns;
         self.shell.lanes.watch.pace_ns = 0;

@@ -193,7 +193,7 @@ fn askClock(lane: *Lane, own_boot: *const [36]u8) talk.Error!Agreed {
         const payload = try talk.take(lane, .clock, @sizeOf(Answer));
         const answer = std.mem.bytesToValue(Answer, payload[0..@sizeOf(Answer)]);
         const after = readTsc();
-        if (std.mem.eql(u8, own_boot, &answer.boot_id)) {
+        if (std.mem.eql(u8, own_boot, &answer.boot_id) and own_boot[0] != 0) {
             agreed = .{ .offset = answer.offset, .shares_tsc = true };
             continue;
         }
@@ -205,7 +205,7 @@ fn askClock(lane: *Lane, own_boot: *const [36]u8) talk.Error!Agreed {
     return agreed;
 }
 
-/// Names this boot of this host; all zero where /proc is missing, which equals no real one.
+/// Names this boot of this host; all zero where /proc is missing, which no other is taken to equal.
 pub fn bootId() [36]u8 {
     var id: [36]u8 = @splat(0);
     const flags: linux.O = .{ .CLOEXEC = true };

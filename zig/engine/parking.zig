@@ -1,7 +1,7 @@
 //! Where vCPU threads wait when the VM is paused, frozen or ends: each passes here before every
-//! entry into the guest. Two masters: commands (run, pause, stop) come from TypeScript, freezes
-//! from the shard, and neither ends the other. A pause counts who has arrived; a freeze does not,
-//! since a vCPU in a fault cannot come before its page does (Linux before 6.2).
+//! entry into the guest. Several masters: commands (run, pause, stop) come from TypeScript, freezes
+//! and steps of the clock from the shard, and none ends another. A pause counts who has arrived;
+//! the shard does not, since a vCPU in a fault cannot come before its page does (Linux before 6.2).
 //! Lost-wakeup rule: masters change a word, then `turn`, then kick; a thread reads `turn`, then the
 //! words, then sleeps on `turn`. And it looks once more at isOpen() after it has announced guest
 //! mode in its inbox: a kick that came before would have been taken for something else.
@@ -23,20 +23,24 @@ pub const Passed = enum {
     all_parked,
 };
 
+/// Why the shard lets nobody run.
+pub const Hold = enum(u32) { freeze = 1, step = 2 };
+
 /// Who has arrived, for which pause: counts of an older one must not reach a newer one.
 const Arrivals = packed struct(u64) { pause: u32, count: u32 };
 
 pub const Parking = struct {
     threads: u32,
     command: std.atomic.Value(u32) = .init(Command.pause),
-    frozen: std.atomic.Value(u32) = .init(0),
+    /// Bits of Hold.
+    holds: std.atomic.Value(u32) = .init(0),
     /// Changes with each of the two.
     turn: std.atomic.Value(u32) = .init(0),
     arrivals: std.atomic.Value(Arrivals) = .init(.{ .pause = 0, .count = 0 }),
 
     /// Whether a vCPU may be in the guest.
     pub fn isOpen(self: *const Parking) bool {
-        return self.frozen.load(.seq_cst) == 0 and self.command.load(.seq_cst) == Command.run;
+        return self.holds.load(.seq_cst) == 0 and self.command.load(.seq_cst) == Command.run;
     }
 
     pub fn isStopping(self: *const Parking) bool {
@@ -69,13 +73,13 @@ pub const Parking = struct {
     }
 
     /// Kick the vCPUs after this.
-    pub fn freeze(self: *Parking) void {
-        self.frozen.store(1, .seq_cst);
+    pub fn hold(self: *Parking, why: Hold) void {
+        _ = self.holds.fetchOr(@backingInt(why), .seq_cst);
         self.wake();
     }
 
-    pub fn thaw(self: *Parking) void {
-        self.frozen.store(0, .seq_cst);
+    pub fn release(self: *Parking, why: Hold) void {
+        _ = self.holds.fetchAnd(~@as(u32, @backingInt(why)), .seq_cst);
         self.wake();
     }
 
@@ -93,7 +97,7 @@ pub const Parking = struct {
             if (command == Command.stop) return .stop;
             if (command == Command.pause) {
                 if (self.arrive(counted)) return .all_parked;
-            } else if (self.frozen.load(.seq_cst) == 0) return .go;
+            } else if (self.holds.load(.seq_cst) == 0) return .go;
             sys.futexWait(&self.turn, turn, null);
         }
     }
@@ -156,21 +160,25 @@ test "every pause is counted once, also during a freeze, and both must end" {
     for (&threads, &passers) |*t, *p| t.* = try std.Thread.spawn(.{}, Passer.run, .{p});
     for (0..200) |i| {
         const round: u32 = @intCast(i);
-        if (round % 3 == 1) parking.freeze();
+        if (round % 3 == 1) parking.hold(.freeze);
         try testing.expect(parking.pause());
         try testing.expect(!parking.isOpen());
         waitFor(&all_parked, round + 1);
-        if (round % 3 == 2) parking.freeze();
+        if (round % 3 == 2) parking.hold(.freeze);
+        parking.hold(.step);
         parking.proceed();
+        try testing.expect(!parking.isOpen());
+        parking.release(.step);
         if (round % 3 != 0) {
+            // Neither has ended the other.
             try testing.expect(!parking.isOpen());
-            parking.thaw();
+            parking.release(.freeze);
         }
         try testing.expect(parking.isOpen());
         expectAllPass(&passers);
     }
     try testing.expectEqual(@as(u32, 200), all_parked.load(.seq_cst));
-    parking.freeze();
+    parking.hold(.freeze);
     parking.stop();
     for (threads) |t| t.join();
     // A resume that comes too late changes nothing.
