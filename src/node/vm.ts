@@ -504,7 +504,10 @@ export class Vm implements VmObserved {
 
   private agreedCpu(): unknown {
     const compute = this.members.filter(({ memoryOnly }) => !memoryOnly);
-    this.cpuModel ??= agreeOnCpu(compute.flatMap(({ capabilities }) => capabilities ?? []));
+    this.cpuModel ??= agreeOnCpu(
+      compute.flatMap(({ capabilities }) => capabilities ?? []),
+      this.plan.options.clockDilation,
+    );
     return this.cpuModel;
   }
 

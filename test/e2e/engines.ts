@@ -128,6 +128,7 @@ export class Engines implements AsyncDisposable {
       all.flatMap(({ messages }) =>
         messages.flatMap((each) => (each.type === "ready" ? [each.capabilities] : [])),
       ),
+      1,
     );
     for (const engine of all) {
       const peers = all

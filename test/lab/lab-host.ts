@@ -19,6 +19,8 @@ export interface HostOptions {
   cpus: number;
   parallelCpus: boolean;
   memoryMiB: number;
+  /** This machine's, and so the host's. */
+  tscKhz: number;
   directory: string;
   image: HostImage;
   qemu: Tool;
@@ -246,6 +248,7 @@ function hostCommand(options: HostOptions, consolePath: string): string[] {
   ];
   const kernelLine = [
     "console=ttyS0 loglevel=5 panic=-1 mitigations=off tsc=reliable no_timer_check",
+    `tsc_early_khz=${options.tscKhz}`,
     "random.trust_cpu=on",
     `lab.node=${index} lab.hosts=${options.hosts} lab.checkout=${checkout}`,
     `lab.modules=${image.modules}`,

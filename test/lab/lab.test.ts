@@ -199,6 +199,18 @@ describe.skipIf(reason !== undefined)("two hosts", () => {
   );
 
   test(
+    "have this machine's TSC, and are told its rate",
+    async () => {
+      // An emulated timer to measure it by goes wrong when the host gets no CPU.
+      const results = await lab.run("dmesg | grep -o 'tsc: Detected .* MHz'");
+      const [first, second] = results.map(({ log }) => log);
+      expect(first).toMatch(/^tsc: Detected \d+\.\d{3} MHz\n$/);
+      expect(second).toBe(first ?? "");
+    },
+    testLimitMs,
+  );
+
+  test(
     "exchange small messages without delayed acknowledgements",
     async () => {
       const program = `${process.execPath} ${import.meta.dir}/round-trips.ts`;

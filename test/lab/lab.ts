@@ -17,6 +17,7 @@ import {
 import { hubArguments } from "./segment.ts";
 import { labError } from "./subprocess.ts";
 import { findTool, type Tool } from "./tools.ts";
+import { tscKhz } from "./tsc-rate.ts";
 
 export interface LabOptions {
   hosts?: number;
@@ -104,6 +105,7 @@ export async function startLab(options: LabOptions = {}): Promise<Lab> {
   }
   const image = await hostImage();
   const qemu = await findTool("qemu-system-x86_64");
+  const tsc = await tscKhz();
   const unlock = options.parallel ? async () => undefined : await lockLab();
   reap();
   const directory = createRunDirectory();
@@ -123,8 +125,8 @@ export async function startLab(options: LabOptions = {}): Promise<Lab> {
       const memoryMiB = options.memoryMiB ?? 2048;
       const index = position + 1;
       const parallelCpus = options.parallelCpus ?? false;
-      const parts = { index, hosts: count, cpus, parallelCpus, memoryMiB, directory, image, qemu };
-      return children.add(new LabHost(parts));
+      const shape = { index, hosts: count, cpus, parallelCpus, memoryMiB };
+      return children.add(new LabHost({ ...shape, tscKhz: tsc, directory, image, qemu }));
     });
     const ready = Promise.all(hosts.map((host) => host.ready));
     await within(options.bootLimitSeconds ?? 120, ready, hosts);
