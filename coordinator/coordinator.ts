@@ -3,7 +3,7 @@
 // Running guests do not need it: it may be killed and started again at any time.
 
 import { rmSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 
 import type { CoordinatorPlace } from "../src/control/messages.ts";
 import { MetricsServer } from "../src/telemetry/metrics-server.ts";
@@ -19,7 +19,7 @@ import { JoinDoor } from "./join-door.ts";
 import { Numbers } from "./numbers.ts";
 import { ownCredentials, watchCertificate } from "./own-certificate.ts";
 import { TypedStore } from "./records.ts";
-import { SqliteStore } from "./sqlite-store.ts";
+import { SqliteStore, stateFile } from "./sqlite-store.ts";
 import type { Store } from "./store.ts";
 import { Tokens } from "./tokens.ts";
 import { Vms } from "./vms.ts";
@@ -107,7 +107,7 @@ interface Running {
 
 function ownStore(stateFolder: string): Store {
   secretFolder(stateFolder);
-  return new SqliteStore(join(stateFolder, "state.sqlite"));
+  return new SqliteStore(stateFile(stateFolder));
 }
 
 async function startAll(options: CoordinatorOptions, shared?: Shared): Promise<Running> {

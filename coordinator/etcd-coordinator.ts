@@ -11,7 +11,8 @@ import { CoordinatorPlace } from "../src/control/messages.ts";
 import { Coordinator, type CoordinatorOptions } from "./coordinator.ts";
 import { EtcdClient, type EtcdOptions, EtcdSilent } from "./etcd-client.ts";
 import { Leadership } from "./etcd-leader.ts";
-import { EtcdStore } from "./etcd-store.ts";
+import { EtcdStore, recordKey } from "./etcd-store.ts";
+import { cutImport, IMPORT_ID, IMPORTER } from "./import.ts";
 import { Standby } from "./standby.ts";
 
 export interface EtcdCoordinatorOptions extends CoordinatorOptions {
@@ -36,7 +37,7 @@ export class EtcdCoordinator {
   private registered = false;
   /** Who leads, as far as it is known; or why it is not. */
   private leader: string | undefined;
-  private trouble: EtcdSilent | undefined;
+  private trouble: SsihvError | undefined;
   /** The same in words. */
   private standing = "";
   private told = "";
@@ -96,11 +97,13 @@ export class EtcdCoordinator {
       const found = await Leadership.campaign({
         ...{ client: this.client, prefix: etcd.prefix, leaseSeconds, say },
         member: { api: this.api, id: randomBytes(8).toString("hex") },
+        // Whoever led with half of a state would tell the parts of all other VMs to stop.
+        unless: recordKey(etcd.prefix, "import", IMPORT_ID),
       });
-      this.trouble = undefined;
+      this.trouble = found === "barred" ? cutImport() : undefined;
       if (found instanceof Leadership) return found;
-      this.leader = found?.api;
-      this.standing = `${this.leader ?? "nobody"} leads`;
+      this.leader = found === "barred" ? undefined : found?.api;
+      this.standing = this.trouble?.message ?? `${this.leader ?? "nobody"} leads`;
     } catch (error) {
       if (!(error instanceof EtcdSilent)) throw error;
       this.trouble = error;
@@ -161,6 +164,11 @@ export class EtcdCoordinator {
 
   private elsewhere(): SsihvError {
     if (this.trouble !== undefined) return this.trouble;
+    if (this.leader === IMPORTER) {
+      return new SsihvError("leader_elsewhere", "this coordinator stands by: an import leads", {
+        hint: "try again in some seconds",
+      });
+    }
     if (this.leader === undefined || this.leader === this.api) {
       return new SsihvError("leader_elsewhere", "this coordinator stands by, and none leads yet", {
         hint: "try again in some seconds",

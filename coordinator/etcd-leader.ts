@@ -22,6 +22,8 @@ export interface LeaderOptions {
   readonly prefix: string;
   readonly member: Member;
   readonly leaseSeconds: number;
+  /** A key: while it is there, nobody who names it leads. */
+  readonly unless?: string;
   say(text: string): void;
 }
 
@@ -53,17 +55,21 @@ export class Leadership {
     this.timer = setInterval(() => void this.look(), this.everyMs);
   }
 
-  /** Tries once; else who leads, where it is known. Throws `store_failed`. */
-  static async campaign(options: LeaderOptions): Promise<Leadership | Member | undefined> {
-    const { client, prefix, member, leaseSeconds } = options;
+  /** Tries once; else who leads, where it is known; barred by `unless`. Throws `store_failed`. */
+  static async campaign(
+    options: LeaderOptions,
+  ): Promise<Leadership | Member | "barred" | undefined> {
+    const { client, prefix, member, leaseSeconds, unless } = options;
     const key = leaderKey(prefix);
     const there = await client.get(key);
     if (there !== undefined) return memberIn(there.value);
+    if (unless !== undefined && (await client.get(unless)) !== undefined) return "barred";
     const heardAt = performance.now();
     const lease = await client.grantLease(leaseSeconds);
     const value = JSON.stringify(member);
+    const absent = unless === undefined ? [key] : [key, unless];
     const { succeeded, read, revision } = await client.transact(
-      [{ key, target: "CREATE", revision: 0 }],
+      absent.map((each) => ({ key: each, target: "CREATE", revision: 0 })),
       [{ put: key, value, lease }],
       [{ get: key }],
     );

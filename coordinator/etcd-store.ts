@@ -65,7 +65,7 @@ export class EtcdStore implements Store {
 
   private async write(changes: readonly Change[]): Promise<boolean> {
     const mark = randomBytes(16).toString("hex");
-    const lastKey = `${this.prefix}/last-change`;
+    const lastKey = lastChangeKey(this.prefix);
     const ours: Operation[] = [{ put: lastKey, value: mark }];
     const operations = ours.concat(changes.map((change) => this.operation(change)));
     for (let tries = 1; ; tries++) {
@@ -119,13 +119,22 @@ export class EtcdStore implements Store {
   }
 
   private keyOf(kind: Kind, id: string): string {
-    return `${this.prefix}/record/${kind}/${id}`;
+    return recordKey(this.prefix, kind, id);
   }
 
   private stored(kind: Kind, { key, value, modRevision }: KeyValue): Stored {
     const id = key.slice(this.keyOf(kind, "").length);
     return { id, revision: modRevision, value: JSON.parse(value) };
   }
+}
+
+export function recordKey(prefix: string, kind: Kind, id: string): string {
+  return `${prefix}/record/${kind}/${id}`;
+}
+
+/** Absent: nothing was ever written there. */
+export function lastChangeKey(prefix: string): string {
+  return `${prefix}/last-change`;
 }
 
 function meddled(lastKey: string): SsihvError {

@@ -50,7 +50,13 @@ export interface VmRecord {
   readonly last?: Ended & { readonly at: string };
 }
 
+/** All of its etcd's records are of a state that was not brought there whole yet. */
+export interface ImportRecord {
+  readonly begunAt: string;
+}
+
 interface Records {
+  readonly import: ImportRecord;
   readonly host: HostRecord;
   readonly token: TokenRecord;
   readonly vm: VmRecord;

@@ -2,13 +2,17 @@
 // The file is locked for as long as it is open: two coordinators cannot share a state.
 
 import { Database } from "bun:sqlite";
-import { chmodSync, mkdirSync } from "node:fs";
-import { dirname } from "node:path";
+import { chmodSync, existsSync, mkdirSync } from "node:fs";
+import { dirname, join } from "node:path";
 
 import { SsihvError } from "../src/base/errors.ts";
 import type { Change, Kind, Store, Stored } from "./store.ts";
 
 const SCHEMA_VERSION = 1;
+
+export function stateFile(stateFolder: string): string {
+  return join(stateFolder, "state.sqlite");
+}
 
 interface Row {
   readonly id: string;
@@ -22,8 +26,12 @@ class Conflict extends Error {}
 export class SqliteStore implements Store {
   private readonly database: Database;
 
-  /** Throws `store_failed`. */
-  constructor(path: string) {
+  /** `look`: one that is there, to be read only. Throws `store_failed`. */
+  constructor(path: string, use: "own" | "look" = "own") {
+    if (use === "look") {
+      this.database = looked(path);
+      return;
+    }
     try {
       mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
       this.database = new Database(path, { create: true, strict: true });
@@ -71,12 +79,8 @@ export class SqliteStore implements Store {
     this.database.run("PRAGMA locking_mode = EXCLUSIVE");
     this.database.run("PRAGMA journal_mode = WAL");
     this.database.run("PRAGMA synchronous = FULL");
-    const version = this.database
-      .query<{ user_version: number }, []>("PRAGMA user_version")
-      .get()?.user_version;
-    if (version !== 0 && version !== SCHEMA_VERSION) {
-      throw new Error(`it has version ${version}, this ssihv knows ${SCHEMA_VERSION}`);
-    }
+    const version = versionOf(this.database);
+    if (version !== 0 && version !== SCHEMA_VERSION) throw unknownVersion(version);
     this.database.transaction(() => {
       this.database.run(`CREATE TABLE IF NOT EXISTS record (
         kind TEXT NOT NULL, id TEXT NOT NULL, revision INTEGER NOT NULL, value TEXT NOT NULL,
@@ -106,6 +110,40 @@ export class SqliteStore implements Store {
   }
 }
 
+/**
+ * Locked as by its coordinator, and not changed. Not opened as read-only: SQLite would leave files
+ * beside it, and take no lock. One whose coordinator was killed gets what its log holds, as when
+ * that coordinator starts again.
+ */
+function looked(path: string): Database {
+  if (!existsSync(path)) {
+    throw new SsihvError("store_failed", `there is no ${path}`, {
+      hint: "--state names the folder of a coordinator that ran without --store",
+    });
+  }
+  let database: Database | undefined;
+  try {
+    database = new Database(path, { readwrite: true, create: false, strict: true });
+    database.run("PRAGMA locking_mode = EXCLUSIVE");
+    database.run("PRAGMA query_only = ON");
+    const version = versionOf(database);
+    if (version !== SCHEMA_VERSION) throw unknownVersion(version);
+    return database;
+  } catch (cause) {
+    database?.close();
+    throw failure(path, cause);
+  }
+}
+
+function versionOf(database: Database): number {
+  const [row] = database.query<{ user_version: number }, []>("PRAGMA user_version").all();
+  return row?.user_version ?? 0;
+}
+
+function unknownVersion(version: number): Error {
+  return new Error(`it has version ${version}, this ssihv knows ${SCHEMA_VERSION}`);
+}
+
 function stored({ id, revision, value }: Row): Stored {
   return { id, revision, value: JSON.parse(value) };
 }
@@ -115,7 +153,7 @@ function failure(path: string, cause: unknown): SsihvError {
   const message = busy ? `${path} is in use` : `${path} cannot be used as the state`;
   return new SsihvError("store_failed", message, {
     hint: busy
-      ? "another coordinator runs with this --state folder"
+      ? "end the coordinator that runs with this --state folder first; VMs go on"
       : "is the disk full, and the folder this user's?",
     cause,
   });

@@ -2,7 +2,8 @@
 // changes that apply together or not at all. So little, that an etcd can stand behind it as well.
 // What a read returns is what the last finished `apply` wrote, also after a crash.
 
-export const KINDS = ["host", "token", "vm"] as const;
+/** `import`: one record while a state is being brought there (import.ts). */
+export const KINDS = ["host", "token", "vm", "import"] as const;
 export type Kind = (typeof KINDS)[number];
 
 export interface Stored<T = unknown> {

@@ -1,4 +1,4 @@
-// `ssihv cluster status|token|remove`: the cluster as a whole, through its coordinator.
+// `ssihv cluster status|token|remove|..`: the cluster as a whole, through its coordinator.
 
 import { buildCommand, buildRouteMap } from "@stricli/core";
 
@@ -6,6 +6,7 @@ import { SsihvError } from "../base/errors.ts";
 import { ApiClient, type ApiFlags } from "./api-client.ts";
 import { API_FLAGS, API_HELP, API_STATUSES, jsonFlag } from "./api-flags.ts";
 import { applyCommand } from "./cluster-apply.ts";
+import { importCommand } from "./cluster-import.ts";
 import { hostTable, statusText, vmTable } from "./cluster-tables.ts";
 import type { CliContext } from "./context.ts";
 import { text } from "./flags.ts";
@@ -147,7 +148,7 @@ ${API_STATUSES}`,
   },
 });
 
-type Command = "status" | "apply" | "token" | "remove";
+type Command = "status" | "apply" | "token" | "remove" | "import";
 
 export const clusterCommands = buildRouteMap<Command, CliContext>({
   routes: {
@@ -155,6 +156,7 @@ export const clusterCommands = buildRouteMap<Command, CliContext>({
     apply: applyCommand,
     token: tokenCommand,
     remove: removeCommand,
+    import: importCommand,
   },
   docs: { brief: "the cluster: its hosts and VMs, letting hosts in and out" },
 });

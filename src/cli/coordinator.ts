@@ -199,7 +199,7 @@ With --store etcd=.. several may run, each on a host of its own: one leads, the 
 and say who does, and when it dies another leads within --lease. Each needs the whole folder of
 ssihv certs, brought there by a safe way, also after ssihv certs rotate; a leader without ca.key
 lets no host join and renews none. Without etcd's quorum nothing can be asked or changed; VMs go
-on. The etcd begins empty: what a file of --state holds is not brought there.
+on. The etcd begins empty: ssihv cluster import brings what a file of --state holds there.
 
 Examples:
   ssihv certs init

@@ -9,13 +9,16 @@ import type { CliContext } from "./context.ts";
 import { path } from "./flags.ts";
 import { wholeNumber } from "./run-options.ts";
 
-export interface StoreFlags {
-  /** Absent: a file. */
-  readonly store?: readonly string[];
+export interface EtcdFlags {
+  readonly store: readonly string[];
   readonly storePrefix?: string;
   readonly storeCert?: string;
   readonly storeKey?: string;
   readonly storeCacert?: string;
+}
+
+/** `store` absent: a file. */
+export interface StoreFlags extends Partial<EtcdFlags> {
   readonly lease?: number;
 }
 
@@ -23,7 +26,7 @@ function invalid(message: string, hint: string): SsihvError {
   return new SsihvError("flag_invalid", message, { hint });
 }
 
-const STORE_HINT = "--store etcd=https://10.0.0.1:2379,https://10.0.0.2:2379, or leave it out";
+const STORE_HINT = "--store etcd=https://10.0.0.1:2379,https://10.0.0.2:2379";
 
 /** Endpoints of an etcd. */
 export function parseStore(value: string): string[] {
@@ -51,12 +54,14 @@ function parsePrefix(value: string): string {
 }
 
 /** Undefined: the state is a file. */
+export function etcdOf(flags: EtcdFlags): EtcdOptions;
+export function etcdOf(flags: StoreFlags): EtcdOptions | undefined;
 export function etcdOf(flags: StoreFlags): EtcdOptions | undefined {
   const { store: endpoints, storePrefix, storeCert: cert, storeKey: key } = flags;
   const { storeCacert: cacert, lease } = flags;
   if (endpoints === undefined) {
     if ((storePrefix ?? cert ?? key ?? cacert ?? lease) === undefined) return undefined;
-    throw invalid("--store-.. and --lease are about an etcd", STORE_HINT);
+    throw invalid("--store-.. and --lease are about an etcd", `${STORE_HINT}, or leave them out`);
   }
   const secure = endpoints.some((endpoint) => endpoint.startsWith("https:"));
   if (!secure && (cert ?? key ?? cacert) !== undefined) {
@@ -75,14 +80,8 @@ export function etcdOf(flags: StoreFlags): EtcdOptions | undefined {
 
 export const LEASE_SECONDS = 5;
 
-export const STORE_FLAGS: FlagParametersForType<StoreFlags, CliContext> = {
-  store: {
-    kind: "parsed",
-    parse: parseStore,
-    optional: true,
-    brief: "etcd=URL,URL: the state in an etcd, which several coordinators share [a file]",
-    placeholder: "WHERE",
-  },
+/** Of an etcd, once it is named. */
+const ACCESS_FLAGS: FlagParametersForType<Omit<EtcdFlags, "store">, CliContext> = {
   storePrefix: {
     kind: "parsed",
     parse: parsePrefix,
@@ -111,6 +110,17 @@ export const STORE_FLAGS: FlagParametersForType<StoreFlags, CliContext> = {
     brief: "CA that etcd's certificate is of [those of this system]",
     placeholder: "FILE",
   },
+};
+
+export const STORE_FLAGS: FlagParametersForType<StoreFlags, CliContext> = {
+  store: {
+    kind: "parsed",
+    parse: parseStore,
+    optional: true,
+    brief: "etcd=URL,URL: the state in an etcd, which several coordinators share [a file]",
+    placeholder: "WHERE",
+  },
+  ...ACCESS_FLAGS,
   lease: {
     kind: "parsed",
     parse: wholeNumber("--lease", 2, 300),
@@ -118,4 +128,15 @@ export const STORE_FLAGS: FlagParametersForType<StoreFlags, CliContext> = {
     brief: `seconds after which another takes over from a leader that died [${LEASE_SECONDS}]`,
     placeholder: "SECONDS",
   },
+};
+
+/** Of commands that are about an etcd. */
+export const ETCD_FLAGS: FlagParametersForType<EtcdFlags, CliContext> = {
+  store: {
+    kind: "parsed",
+    parse: parseStore,
+    brief: "etcd=URL,URL: which one",
+    placeholder: "WHERE",
+  },
+  ...ACCESS_FLAGS,
 };

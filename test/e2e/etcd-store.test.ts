@@ -6,8 +6,11 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { EtcdClient } from "../../coordinator/etcd-client.ts";
-import { Leadership } from "../../coordinator/etcd-leader.ts";
-import { EtcdStore } from "../../coordinator/etcd-store.ts";
+import { importIntoEtcd } from "../../coordinator/etcd-import.ts";
+import { Leadership, leaderKey } from "../../coordinator/etcd-leader.ts";
+import { EtcdStore, recordKey } from "../../coordinator/etcd-store.ts";
+import { IMPORT_ID } from "../../coordinator/import.ts";
+import { SqliteStore, stateFile } from "../../coordinator/sqlite-store.ts";
 import type { Store } from "../../coordinator/store.ts";
 import { promisesOf } from "../../coordinator/store-promises.fixture.ts";
 import { x509 } from "../../src/tls/x509.ts";
@@ -32,7 +35,7 @@ async function leader(prefix: string, id: string, leaseSeconds = 30): Promise<Le
   const options = { client: client(), prefix, member: memberOf(id), leaseSeconds, say: silent };
   const led = await Leadership.campaign(options);
   if (led instanceof Leadership) return led;
-  throw new Error(`${led?.id} leads`);
+  throw new Error(`${JSON.stringify(led)} leads`);
 }
 
 async function etcdStore(endpoints?: readonly string[]): Promise<Store> {
@@ -74,8 +77,51 @@ test("one leads; when it is gone another does, and the first can write nothing",
   if (third instanceof Leadership) await third.resign();
 });
 
+test("a state is brought there whole, while nobody leads; half of it bars leaders", async () => {
+  const stateFolder = join(base, "state");
+  const from = new SqliteStore(stateFile(stateFolder));
+  const ids = Array.from({ length: 250 }, (_, i) => `h${String(i).padStart(3, "0")}`);
+  await from.apply(ids.map((id) => ({ kind: "host", id, value: { joinedAt: id } })));
+  // Too much for one request of etcd's.
+  const args = "x".repeat(200_000);
+  const vms = Array.from({ length: 12 }, (_, i) => ({ id: `v${i}`, value: { slot: i, args } }));
+  await from.apply(vms.map((vm) => ({ kind: "vm", ...vm })));
+  from.close();
+  const prefix = `/test-${count++}`;
+  const bring = (endpoint = etcd.endpoint) =>
+    importIntoEtcd({ etcd: { endpoints: [endpoint], prefix }, stateFolder, say: silent });
+
+  const first = await leader(prefix, "one");
+  await expect(bring()).rejects.toThrow("one:7780 leads over this etcd");
+  await first.resign();
+  // The key is lost behind the first batch.
+  await using deposing = lossy(async (nth) => {
+    if (nth === 1) await client().transact([], [{ remove: leaderKey(prefix) }]);
+    return false;
+  });
+  const cut = bring(`http://127.0.0.1:${deposing.port}`);
+  await expect(cut).rejects.toThrow("the import was cut: another one leads");
+  // The next one does not hear that its first batch is written.
+  await using proxy = lossy((nth) => nth >= 1);
+  await expect(bring(`http://127.0.0.1:${proxy.port}`)).rejects.toThrow("etcd does not answer");
+  const unless = recordKey(prefix, "import", IMPORT_ID);
+  const options = { client: client(), prefix, member: memberOf("two"), leaseSeconds: 30, unless };
+  expect(await Leadership.campaign({ ...options, say: silent })).toBe("barred");
+
+  expect(await bring()).toEqual({ hosts: 250, vms: 12, tokens: 0, written: 62 });
+  const second = await Leadership.campaign({ ...options, say: silent });
+  if (!(second instanceof Leadership)) throw new Error("nobody leads");
+  const store = new EtcdStore(client(), prefix, second.fence, silent);
+  expect((await store.list("host")).map(({ id }) => id)).toEqual(ids);
+  expect((await store.list("vm")).length).toBe(12);
+  // Removed for good.
+  await store.apply([{ kind: "host", id: "h000", value: undefined }]);
+  await second.resign();
+  await expect(bring()).rejects.toThrow("state of its own: host h000 is not there any more");
+});
+
 /** Forwards to the etcd, and loses what it answers to writes, as the test says. */
-function lossy(lose: (nth: number) => boolean) {
+function lossy(lose: (nth: number) => boolean | Promise<boolean>) {
   let writes = 0;
   return Bun.serve({
     ...{ hostname: "127.0.0.1", port: 0 },
@@ -85,7 +131,7 @@ function lossy(lose: (nth: number) => boolean) {
         ...{ method: "POST", body: await request.text() },
       });
       const text = await answer.text();
-      if (pathname !== "/v3/kv/txn" || !lose(writes++)) {
+      if (pathname !== "/v3/kv/txn" || !(await lose(writes++))) {
         return new Response(text, { status: answer.status });
       }
       return Response.json({ error: "etcdserver: request timed out" }, { status: 503 });
