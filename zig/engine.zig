@@ -449,6 +449,15 @@ pub const Engine = struct {
         self.span.?.shard.command(pager_file.Command.leave, 0);
     }
 
+    /// The process of a memory node has ended, by the word of whoever has reaped it. Of others it
+    /// is not taken: their end is the VM's, which is told otherwise.
+    pub fn peerEnded(self: *Engine, node: u32) error{StateWrong}!void {
+        const span = self.span orelse return error.StateWrong;
+        const is_peer = node < self.config.node_count and node != self.config.node;
+        if (!is_peer or !self.isMemoryNode(node)) return error.StateWrong;
+        span.shard.peerEnded(@intCast(node));
+    }
+
     pub fn isLeaving(self: *const Engine) bool {
         return self.leaving.load(.seq_cst);
     }

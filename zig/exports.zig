@@ -339,6 +339,16 @@ pub fn engineLeave(handle: u32) callconv(.c) i32 {
     return ok;
 }
 
+/// The process of that memory node has ended and was reaped: it is lost at once, as after
+/// peer_timeout.
+pub fn enginePeerEnded(handle: u32, node: u32) callconv(.c) i32 {
+    const engine = engineOf(handle) orelse return stale(handle);
+    engine.peerEnded(node) catch |e| {
+        return failure.fail(.state_wrong, "end of node {d}: {t}", .{ node, e });
+    };
+    return ok;
+}
+
 /// After event `stopped`: why, in words, at most `capacity` bytes of UTF-8; none for most reasons.
 pub fn engineStopWords(handle: u32, out: [*]u8, capacity: u32, len: *u32) callconv(.c) i32 {
     const engine = engineOf(handle) orelse return stale(handle);

@@ -112,6 +112,8 @@ export class EngineProcess {
         return this.handle === undefined ? this.finish("requested") : this.handle.stop();
       case "leave":
         return this.handle?.leave();
+      case "peer_ended":
+        return this.handle?.peerEnded(message.node);
       case "nmi":
         return this.handle?.sendNmi();
       case "report":

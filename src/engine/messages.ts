@@ -186,6 +186,8 @@ export type ToEngine =
   | { readonly type: "stop" }
   /** To a memory node of a running VM: say goodbye to its homes, then end. */
   | { readonly type: "leave" }
+  /** The process of a memory node's engine has ended for certain: nobody is to wait for it. */
+  | { readonly type: "peer_ended"; readonly node: number }
   | { readonly type: "nmi" }
   | { readonly type: "report" }
   | { readonly type: "ask"; readonly id: string; readonly question: Question };
@@ -312,7 +314,9 @@ export type FromEngine =
 const FROM_TYPES = new Set([
   ...["ready", "sandboxed", "started", "stopped", "notice", "summary", "answer", "failed"],
 ]);
-const TO_TYPES = new Set(["start", "pause", "resume", "stop", "leave", "nmi", "report", "ask"]);
+const TO_TYPES = new Set([
+  ...["start", "pause", "resume", "stop", "leave", "peer_ended", "nmi", "report", "ask"],
+]);
 
 function typeOf(value: unknown): string | undefined {
   if (typeof value !== "object" || value === null || !("type" in value)) return undefined;

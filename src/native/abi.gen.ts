@@ -2,7 +2,7 @@
 // Layout of every record, every enum and constant, and the functions of the data plane.
 
 export const ABI_VERSION = 1;
-export const ABI_HASH = 0x0cf2f90ed5739666n;
+export const ABI_HASH = 0xe627635b819a6420n;
 
 export const constants = {
   abi_version: 1,
@@ -689,6 +689,7 @@ export const functions = {
   ssihv_engine_apply_boot: { args: ["u32"], returns: "i32" },
   ssihv_engine_stop: { args: ["u32"], returns: "i32" },
   ssihv_engine_leave: { args: ["u32"], returns: "i32" },
+  ssihv_engine_peer_ended: { args: ["u32", "u32"], returns: "i32" },
   ssihv_engine_stop_words: { args: ["u32", "ptr", "u32", "ptr"], returns: "i32" },
   ssihv_io_complete: { args: ["u32", "u32", "u64"], returns: "i32" },
   ssihv_irq_line: { args: ["u32", "u32", "u32"], returns: "i32" },

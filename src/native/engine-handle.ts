@@ -146,6 +146,11 @@ export class EngineHandle {
     checked(library().ssihv_engine_leave(this.handle));
   }
 
+  /** A memory node's process has ended, and was reaped: it is lost at once. */
+  peerEnded(node: number): void {
+    checked(library().ssihv_engine_peer_ended(this.handle, node));
+  }
+
   /** Connects to the engines of the other nodes, in the background; event `linked` follows. */
   link(lane: LaneAddresses): void {
     const port = new Uint32Array(1);

@@ -24,6 +24,8 @@ export interface ParentPage extends PostMortemPage {
 }
 
 export interface EngineExit {
+  /** Its parent has waited for the process and got its status: nothing of it runs any more. */
+  readonly reaped: boolean;
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
   /** What the runtime's own crash report said, if it wrote one. */
@@ -229,9 +231,11 @@ export class EngineProcess implements Engine {
     await Promise.all([consoleDone, stderrDone]);
     for (const line of this.noise.end()) hooks.onStderr(line);
     await this.groups?.remove(this.child.pid);
+    const { exitCode: code, signalCode } = this.child;
     return {
-      code: this.child.exitCode,
-      signal: this.child.signalCode as NodeJS.Signals | null,
+      reaped: code !== null || signalCode !== null,
+      code,
+      signal: signalCode as NodeJS.Signals | null,
       panic: this.noise.panic,
       stderrTail: this.noise.tail(),
     };

@@ -3,8 +3,8 @@
 // product.
 // Words: echo (console in to out, once), repeat (the same for ever), say=TEXT (_ is a space),
 // summary, stop=REASON[:CODE], fail=CODE, segv, exit=N, hang, deaf (ignores stop), mute (answers no
-// question), dies=MESSAGE (exits with 9 when it comes), unstarted (never says that it started),
-// only=NODE (the rest of the line is for that node alone).
+// question), dies=MESSAGE (exits with 9 when it comes), on=MESSAGE:WORD (does it when it comes),
+// unstarted (never says that it started), only=NODE (the rest of the line is for that node alone).
 
 import { readSync, writeSync } from "node:fs";
 
@@ -51,6 +51,8 @@ const SUMMARY = {
 let deaf = false;
 let mute = false;
 let deadly = "";
+let awaited = "";
+let then = "";
 let own = 0;
 
 /** Every page is home at node 0, which says so; node 1 has it and asks for more. */
@@ -158,6 +160,9 @@ function act(word: string): void {
     case "dies":
       deadly = value;
       return;
+    case "on":
+      [awaited = "", then = ""] = value.split(/:(.*)/s);
+      return;
     default:
       return;
   }
@@ -166,11 +171,14 @@ function act(word: string): void {
 process.on("message", (message: unknown) => {
   if (!isToEngine(message)) return;
   if (message.type === deadly) process.exit(9);
+  if (message.type === awaited) act(then);
   if (message.type === "stop") {
     if (!deaf) process.exit(0);
   } else if (message.type === "leave") {
     tell({ type: "stopped", reason: "requested" });
     setTimeout(() => process.exit(0), 20);
+  } else if (message.type === "peer_ended") {
+    tell({ type: "notice", text: `node ${message.node} has ended` });
   } else if (message.type === "ask") {
     answer(message.id, message.question);
   } else if (message.type === "start") {

@@ -165,6 +165,32 @@ function fakeHost(
   });
 }
 
+/** A host that lends memory, until its engine is paused: then it says `last`, or is gone. */
+function fakeLender(port: number, last: object | undefined) {
+  const capabilities = { pid: 9, abiHash: "0", tscKhz: 1, pageTables: "strict" };
+  const words = [{ type: "ready", capabilities }, { type: "started" }];
+  const hello = { type: "hello", build: buildInfo(), host: "elder", memoryOnly: true };
+  return Bun.connect<SealedChannel>({
+    hostname: HOST,
+    port,
+    socket: {
+      open: (socket) => {
+        socket.data = new SealedChannel("join", KEY, {
+          write: (bytes) => void socket.write(bytes),
+          onMessage: (heard) => {
+            if ((heard as { message?: { type: string } }).message?.type !== "pause") return;
+            if (last === undefined) socket.end();
+            else socket.data.send(last as { type: string });
+          },
+        });
+        socket.data.send(hello);
+        for (const message of words) socket.data.send({ type: "engine", message } as never);
+      },
+      data: (socket, bytes) => socket.data.feed(bytes),
+    },
+  });
+}
+
 function failure(outcome: VmOutcome) {
   if (outcome.kind !== "failed") throw new Error(`expected a failure, got ${outcome.reason}`);
   return outcome.error;
@@ -218,6 +244,36 @@ test("a host that lends memory leaves, and the VM goes on without it", async () 
   expect(await lead.outcome).toMatchObject({ kind: "stopped", reason: "requested", node: 0 });
   const lost = lead.events.filter(({ event }) => event === "memory_lost");
   expect(lost).toMatchObject([{ node: 1, text: expect.stringContaining(why) }]);
+});
+
+const LENT = [{ id: 1, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 }];
+
+test("a joined host's word that its engine was reaped is told to the others", async () => {
+  const onEvent = (event: VmEvent, self: Lead) => {
+    if (event.event === "started") self.vm.togglePause();
+    if (event.event === "notice" && event.text.endsWith("has ended")) self.vm.stop();
+  };
+  const lead = new Lead("only=1 dies=pause", 1, onEvent, LENT);
+  const lender = joiner(lead.port, { memoryOnly: true });
+  expect(await lead.outcome).toMatchObject({ reason: "requested" });
+  await lender.outcome;
+  expect(lead.notices()).toEqual(["got pause", "node 1 has ended"]);
+});
+
+test("no other word about a joined host's engine is told: it may be running still", async () => {
+  const exit = { reaped: false, code: 0, signal: null, stderrTail: "" };
+  const left = { type: "leave", why: "its user ended it there (SIGTERM)" };
+  for (const last of [left, { type: "exit", exit }, undefined]) {
+    const onEvent = (event: VmEvent, self: Lead) => {
+      if (event.event === "started" || event.event === "memory_lost") self.vm.togglePause();
+      if (event.event === "notice" && event.text === "got resume") self.vm.stop();
+    };
+    const lead = new Lead("", 1, onEvent, LENT);
+    await fakeLender(lead.port, last);
+    expect(await lead.outcome).toMatchObject({ reason: "requested" });
+    // Node 0 hears what it is sent in order.
+    expect(lead.notices()).toEqual(["got pause", "got resume"]);
+  }
 });
 
 test("a host that runs vCPUs does not become a memory node unasked", async () => {

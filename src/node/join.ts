@@ -403,7 +403,14 @@ export class JoinSession implements VmObserved {
   }
 }
 
-const NO_ENGINE: EngineExit = { code: 0, signal: null, panic: undefined, stderrTail: "" };
+/** There was none to reap. */
+const NO_ENGINE: EngineExit = {
+  reaped: false,
+  code: 0,
+  signal: null,
+  panic: undefined,
+  stderrTail: "",
+};
 
 const ERRNO_WORDS: Record<string, string> = {
   ECONNREFUSED: "nobody listens there",

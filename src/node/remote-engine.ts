@@ -18,7 +18,14 @@ export interface JoinedHost {
   readonly channel: Pick<JoinChannel, "send">;
 }
 
-const NO_EXIT: EngineExit = { code: null, signal: null, panic: undefined, stderrTail: "" };
+/** Whatever became of it, nobody who would know has told. */
+const NO_EXIT: EngineExit = {
+  reaped: false,
+  code: null,
+  signal: null,
+  panic: undefined,
+  stderrTail: "",
+};
 
 export class RemoteEngine implements Engine {
   readonly node: number;

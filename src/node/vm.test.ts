@@ -49,15 +49,18 @@ function planOf(cmdline: string, nodes = 1): VmPlan {
   };
 }
 
-/** One compute node and one memory node. */
-function lendingPlan(cmdline: string): VmPlan {
+/** One compute node, and memory nodes. */
+function lendingPlan(cmdline: string, lenders = 1): VmPlan {
   const [compute] = planOf(cmdline).nodes;
   if (compute === undefined) throw new Error("a plan without nodes");
   const nodes = [
     { ...compute, residentBytes: 2 ** 26 },
-    { id: 1, vcpus: 0, memoryBytes: 0, lentBytes: 2 ** 26 },
+    ...Array.from({ length: lenders }, (_, i) => ({
+      ...{ id: i + 1, vcpus: 0, memoryBytes: 0 },
+      lentBytes: 2 ** 26,
+    })),
   ];
-  return { ...planOf(cmdline, 2), nodes, frameCopies: 1 };
+  return { ...planOf(cmdline, 1 + lenders), nodes, frameCopies: 1 };
 }
 
 interface Ran {
@@ -230,6 +233,61 @@ describe("a memory node", () => {
     expect(lost[0]).toMatchObject({ node: 1 });
     expect(JSON.stringify(lost)).toContain("the engine of node 1");
     expect(JSON.stringify(lost)).toContain("exited with status 9");
+  });
+
+  /** What the engines say they were sent, by node. */
+  function heard(events: readonly VmEvent[]): Record<number, string[]> {
+    const by: Record<number, string[]> = {};
+    for (const each of events) {
+      if (each.event !== "notice") continue;
+      by[each.node] ??= [];
+      by[each.node]?.push(each.text);
+    }
+    return by;
+  }
+
+  test("whose process has ended is told to all others, once", async () => {
+    let told = 0;
+    const { outcome, events } = await run(lendingPlan("only=1 dies=pause", 3), {
+      onEvent: (vm, each) => {
+        if (each.event === "started") vm.togglePause();
+        if (each.event === "notice" && each.text.endsWith("has ended")) told += 1;
+        if (told === 3) vm.stop();
+      },
+    });
+    expect(outcome).toMatchObject({ reason: "requested" });
+    const text = ["got pause", "node 1 has ended"];
+    expect(heard(events)).toEqual({ 0: text, 2: text, 3: text });
+  });
+
+  test("that gives up is told to have ended when it has, not before", async () => {
+    const { events } = await run(lendingPlan("only=1 on=pause:fail=page_lost dies=resume"), {
+      onEvent: (vm, each) => {
+        if (each.event === "started") vm.togglePause();
+        if (each.event === "memory_lost") vm.togglePause();
+        if (each.event === "notice" && each.text.endsWith("has ended")) vm.stop();
+      },
+    });
+    const lost = events.filter(({ event }) => event === "memory_lost");
+    expect(lost).toMatchObject([{ node: 1, text: "scripted failure" }]);
+    expect(heard(events)[0]).toEqual(["got pause", "got resume", "node 1 has ended"]);
+  });
+
+  test("that says goodbye, and any node's end that ends the VM, is not told", async () => {
+    const plans = [
+      lendingPlan("only=1 on=pause:stop=vcpu_lost", 2),
+      { ...lendingPlan("only=1 dies=pause"), nodes: planOf("", 2).nodes },
+    ];
+    for (const plan of plans) {
+      const { events } = await run(plan, {
+        onEvent: (vm, each) => {
+          if (each.event === "started") vm.togglePause();
+          // The exit follows its word by a moment.
+          if (each.event === "memory_lost") setTimeout(() => vm.stop(), 100);
+        },
+      });
+      for (const texts of Object.values(heard(events))) expect(texts).toEqual(["got pause"]);
+    }
   });
 
   test("that never came up ends the VM", async () => {

@@ -442,10 +442,25 @@ export class Vm implements VmObserved {
   private onExit(member: Member, exit: EngineExit): void {
     member.gone = true;
     // An engine that was told to stop may go without a word.
-    if (member.spoke || this.stopping) return;
+    if (this.stopping) return;
+    const goesOn = this.goesOnWithout(member);
+    // Who said `stopped` has said goodbye to its homes, or ends because the VM does.
+    const isSudden = member.failed || !member.spoke;
+    if (goesOn && isSudden && exit.reaped) this.tellEnded(member.engine.node);
+    if (member.spoke) return;
     const error = describeDeath(member.engine, exit);
-    if (this.goesOnWithout(member)) this.memoryLost(member.engine.node, error.message);
+    if (goesOn) this.memoryLost(member.engine.node, error.message);
     else this.end({ kind: "failed", error });
+  }
+
+  /**
+   * The other engines need not wait for its silence. Only the reaped process is proof: one that has
+   * said its last word, or whose host is not heard, may still answer them.
+   */
+  private tellEnded(node: number): void {
+    for (const { engine, gone } of this.members) {
+      if (!gone) engine.send({ type: "peer_ended", node });
+    }
   }
 
   /** A memory node of a running VM: whether pages went with it, their homes find out. */

@@ -19,6 +19,9 @@ function sweep(from: number, to: number, value: number): number[][] {
   return [eachPage(from, pages, asm.incrementAt), eachPage(from, pages, asm.expectAt(value))];
 }
 
+/** Longer than a test may take: nobody finds out by silence. */
+const patient = ["--peer-timeout", "1000s"];
+
 const waitForKey = asm.waitFor(LINE_STATUS, DATA_READY);
 
 interface Memory {
@@ -162,11 +165,24 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
   }
 
   test("a memory node killed takes nothing with it where there are two copies", async () => {
-    const flags = [...one, "--memory-nodes", "2", "--copies", "2"];
+    const flags = [...one, "--memory-nodes", "2", "--copies", "2", ...patient];
     const ran = await boot(inTwoHalves, flags, killBetween(1));
     expect([ran.out, ran.code]).toEqual(["12", 0]);
     expect(ran.err).toContain('"event":"memory_lost"');
     expect(ran.err).toContain("the engine of node 1");
+    // Node 0 and the other memory node.
+    expect(ran.err.match(/node 1 lost: its engine has ended/g)?.length).toBe(2);
+  });
+
+  test("a memory node that stands still is lost by its silence alone", async () => {
+    const flags = [...one, "--memory-nodes", "2", "--copies", "2", "--peer-timeout", "1s"];
+    const ran = await boot(inTwoHalves, flags, (console, engines) => {
+      process.kill(engines.pid(1), console === "1" ? "SIGSTOP" : "SIGCONT");
+      if (console === "1") engines.type("x");
+    });
+    expect([ran.out, ran.code]).toEqual(["12", 0]);
+    expect(ran.err).toContain("node 1 lost: silent for longer than peer_timeout");
+    expect(ran.err).not.toContain("has ended");
   });
 
   test("a memory node killed in the midst of it, under load, takes nothing with it", async () => {
@@ -174,7 +190,7 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     const rounds = [1, 2, 3];
     const load = rounds.flatMap((round) => sweep(FREE, END, round));
     const code = [...sweep(8 * MIB, 15 * MIB, 1), say("1"), ...load, say("2"), powerOff];
-    const flags = [...one, "--memory-nodes", "3", "--copies", "2", "--peer-timeout", "1s"];
+    const flags = [...one, "--memory-nodes", "3", "--copies", "2", ...patient];
     const ran = await boot(code, flags, (console, engines) => {
       if (console === "1") process.kill(engines.pid(3), "SIGKILL");
     });
@@ -192,7 +208,7 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     const again = [...waitForKey, ...index, ...mark, ...asm.outb(0xcf9, 6), ...asm.spin];
     const read = [0x66, 0xba, 0x71, 0x00, 0xec, 0x84, 0xc0, 0x75, again.length];
     const code = [...sweep(FREE, END, 1), say("b"), index, read, again, powerOff];
-    const flags = [...one, "--memory-nodes", "2", "--copies", "2", "--peer-timeout", "1s"];
+    const flags = [...one, "--memory-nodes", "2", "--copies", "2", ...patient];
     const ran = await boot(code, flags, (console, engines) => {
       if (console !== "b") return;
       process.kill(engines.pid(1), "SIGKILL");
@@ -204,7 +220,7 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
 
   test("pages of node 1 alone are lost: the VM ends for that, node 0 with it", async () => {
     const flags = ["--memory", "192M", "--nodes", "2", "--memory-nodes", "1"];
-    const budget = ["--node-memory", "64M", "--cache", "16M", "--peer-timeout", "1s"];
+    const budget = ["--node-memory", "64M", "--cache", "16M", ...patient];
     // Node 1 is home from 96 MiB on: it alone has pages on the memory node.
     const code = [...sweep(96 * MIB, 160 * MIB, 1), say("1")];
     const ran = await boot(code, [...flags, ...budget], (_, engines) => {
@@ -248,7 +264,8 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
   });
 
   test("a memory node killed with the only copies ends the VM, which says so", async () => {
-    const ran = await boot(inTwoHalves, [...one, "--memory-nodes", "2"], killBetween(2));
+    const flags = [...one, "--memory-nodes", "2", ...patient];
+    const ran = await boot(inTwoHalves, flags, killBetween(2));
     expect([ran.out, ran.code]).toEqual(["1", 10]);
     expect(ran.err).toContain("page_lost");
   });
@@ -289,6 +306,18 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     expect(ran.err).toMatch(/node \d lost: it has given this node up: the user of its host took/);
     expect(ran.err).toContain("its user ended it there (SIGTERM)");
     expect(await Promise.all(hosts.map((host) => host.exited))).toEqual([143, 0]);
+  });
+
+  test("an engine killed on a host that joined: its word there is enough", async () => {
+    using folder = temporaryFolder();
+    const { door, join } = openDoor(folder.path);
+    const hosts = [0, 1].map(() => Bun.spawn(join, { stdout: "ignore", stderr: "ignore" }));
+    const flags = [...one, "--memory-nodes", "2", "--copies", "2", ...patient, ...door];
+    const ran = await boot(inTwoHalves, flags, killBetween(2));
+    expect([ran.out, ran.code]).toEqual(["12", 0]);
+    expect(ran.err).toMatch(/"memory_lost","node":2,"text":"[^"]*on host [^"]*killed by SIGKILL/);
+    expect(ran.err.match(/node 2 lost: its engine has ended/g)?.length).toBe(2);
+    expect(await Promise.all(hosts.map((host) => host.exited))).toEqual([0, 0]);
   });
 
   test("a reset empties the memory nodes", async () => {

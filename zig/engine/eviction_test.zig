@@ -274,8 +274,20 @@ const Killing = struct {
     victims: []const usize,
     /// Pages that each victim gives first.
     gets: u64,
+    how: How,
     working: std.atomic.Value(usize),
     killed: usize = 0,
+
+    /// Homes learn of it by the end of their lanes, or wait for another connection longer than any
+    /// test may take, but for the word that comes with the end of the lanes or without.
+    const How = enum { seen, told, told_alone };
+
+    fn kill(self: *Killing, victim: usize) void {
+        const cluster = self.traffic.cluster;
+        if (self.how == .told_alone) cluster.silenceLender(victim) else cluster.killLender(victim);
+        if (self.how != .seen) cluster.tellEnded(victim);
+        self.killed += 1;
+    }
 
     fn work(self: *Killing, thread: usize) void {
         if (thread < self.traffic.threads) {
@@ -290,8 +302,7 @@ const Killing = struct {
                 if (self.working.load(.acquire) == 0) return;
                 _ = linux.sched_yield();
             }
-            self.traffic.cluster.killLender(victim);
-            self.killed += 1;
+            self.kill(victim);
         }
     }
 
@@ -310,6 +321,15 @@ const Killing = struct {
 };
 
 test "memory nodes die under load, one after the other's pages are repaired: nothing is lost" {
+    try expectSurvived(.seen);
+}
+
+test "the end of a memory node's process, when it is told, is its loss: nobody waits for silence" {
+    try expectSurvived(.told);
+    try expectSurvived(.told_alone);
+}
+
+fn expectSurvived(how: Killing.How) !void {
     const limits: room.Limits = .{ .own_pages = 8, .cache_pages = 8 };
     const cluster = try Cluster.start(testing.allocator, .{
         .nodes = 2,
@@ -318,6 +338,8 @@ test "memory nodes die under load, one after the other's pages are repaired: not
         .frames = 64,
         .frame_copies = 2,
         .limits = limits,
+        .resumable = how != .seen,
+        .peer_timeout_ns = std.time.ns_per_hour,
     });
     defer cluster.free();
     const threads = 4;
@@ -330,6 +352,7 @@ test "memory nodes die under load, one after the other's pages are repaired: not
         },
         .victims = &.{ 1, 0 },
         .gets = rounds() / 8,
+        .how = how,
         .working = .init(threads),
     };
     const traffic = &killing.traffic;
@@ -344,9 +367,12 @@ test "memory nodes die under load, one after the other's pages are repaired: not
         repaired += node.pager.shell.core.stats.repaired;
         again += node.pager.shell.core.stats.loads_again;
     }
-    std.debug.print("{d} memory nodes killed: {d} pages repaired, {d} asked for again\n", .{
-        killing.killed, repaired, again,
+    std.debug.print("{d} memory nodes killed ({t}): {d} pages repaired, {d} asked for again\n", .{
+        killing.killed, how, repaired, again,
     });
+    // The one that is left has lost them too.
+    const lanes = &cluster.lenders[2].lender.lanes;
+    for (0..2) |which| try testing.expect(lanes.isLost(@intCast(cluster.nodes.len + which)));
     try testing.expectEqual(@as(usize, 2), killing.killed);
     try testing.expect(repaired > 0);
     try testing.expectEqual(@as(u64, 0), traffic.wrong.load(.monotonic));

@@ -1,8 +1,9 @@
 //! A shard's lanes to all its peers: what to poll, who is silent, which connection was cut and
 //! which has come in its place. A cut lane keeps what it has not got acknowledged and goes on by
 //! itself; a peer is lost when nothing that opens has come from it for peer_timeout, when it breaks
-//! the protocol, or when it says that it cannot go on. Time in which this shard itself did not look
-//! is no peer's silence. Shard thread only, once that runs.
+//! the protocol, when it says that it cannot go on, or when its process is known to have ended.
+//! Time in which this shard itself did not look is no peer's silence. Shard thread only, once that
+//! runs, but for noteEnded().
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -56,6 +57,8 @@ pub fn LanesOf(comptime Env: type) type {
         /// The last onTime(); and the standstill before it that was longer than peer_timeout.
         turned_ns: u64 = 0,
         fence_ns: u64 = 0,
+        /// Peers whose processes have ended, bit n = node n.
+        ended: std.atomic.Value(u64) = .init(0),
         /// Which of them keep this node waiting.
         watch: WatchOf(Env.Lane, Env.nodes_max) = .{},
 
@@ -72,6 +75,12 @@ pub fn LanesOf(comptime Env: type) type {
 
         pub fn isLost(self: *const Self, node: u8) bool {
             return self.all[node] == null;
+        }
+
+        /// Any thread, which then wakes the shard: who started the peer's process has reaped it.
+        /// Not by the mailbox: that stands still while a lane is full, as a dead peer's may be.
+        pub fn noteEnded(self: *Self, node: u8) void {
+            _ = self.ended.fetchOr(@as(u64, 1) << @intCast(node), .monotonic);
         }
 
         /// Appends what to wait for; poll(2) skips the descriptor -1 of a lane that is cut.
@@ -171,8 +180,8 @@ pub fn LanesOf(comptime Env: type) type {
             for (self.all, 0..) |maybe, i| {
                 const lane = maybe orelse continue;
                 const node: u8 = @intCast(i);
-                if (now -| self.heard[node] > self.peer_timeout_ns) {
-                    self.lose(node, "silent for longer than peer_timeout");
+                if (self.whyOver(node, now)) |why| {
+                    self.lose(node, why);
                     continue;
                 }
                 self.renewIfSilent(node, lane, now);
@@ -185,6 +194,16 @@ pub fn LanesOf(comptime Env: type) type {
                 lane.onTime(now);
             }
             if (now -| self.counted_ns >= stats_ns) self.count(now);
+        }
+
+        /// A process that has ended says nothing more: that is known here earlier than by silence,
+        /// and means the same. What it said last has been read, or is not.
+        fn whyOver(self: *const Self, node: u8, now: u64) ?[]const u8 {
+            // Relaxed: nothing is read because of it.
+            const ended = self.ended.load(.monotonic) >> @intCast(node) & 1 != 0;
+            if (ended) return "its engine has ended";
+            const is_silent = now -| self.heard[node] > self.peer_timeout_ns;
+            return if (is_silent) "silent for longer than peer_timeout" else null;
         }
 
         fn pingPeriod(self: *const Self) u64 {
@@ -547,6 +566,57 @@ test "a peer that is given up is told so, and gives up in turn" {
     try testing.expectEqual(@as(u32, 2), bed.told.lost);
     const words = "it has given this node up: silent for longer than peer_timeout";
     try testing.expectEqualStrings(words, bed.told.words[0..bed.told.length]);
+}
+
+test "a peer whose process has ended is lost at the next turn, whatever its lane is like" {
+    const State = enum { up, unread, down, full, given_up };
+    for (std.enums.values(State)) |state| {
+        var bed: TestBed = undefined;
+        try bed.init();
+        defer bed.deinit();
+        try bed.connect(0);
+        try testing.expect(bed.lanes.next(1, bed.lanes.receive(1).?) == null);
+        const page: [frame.payload_max]u8 = @splat(1);
+        switch (state) {
+            .up => {},
+            .unread => {
+                try bed.far.queue(@backingInt(frame.Kind.span), &.{"last words"});
+                _ = try bed.far.flush();
+            },
+            .down => {
+                bed.far.cut();
+                try testing.expect(bed.lanes.receive(1) == null);
+                try testing.expect(bed.near.phase == .down);
+            },
+            // Nothing is taken from mailboxes now, nor from threads that fault.
+            .full => while (bed.lanes.mayRequest()) {
+                try testing.expect(bed.lanes.queue(1, .protocol, &.{&page}));
+            },
+            .given_up => bed.lanes.lose(1, "silent for longer than peer_timeout"),
+        }
+        const now = sys.monotonicNs();
+        bed.lanes.onTime(now);
+        const before: u32 = if (state == .given_up) 1 else 0;
+        try testing.expectEqual(before, bed.told.lost);
+        bed.lanes.noteEnded(1);
+        // Told twice, and looked at often: it is lost once.
+        bed.lanes.noteEnded(1);
+        for (0..3) |_| bed.lanes.onTime(now);
+        try testing.expectEqual(@as(u32, 1), bed.told.lost);
+        if (before == 0) {
+            const words = bed.told.words[0..bed.told.length];
+            try testing.expectEqualStrings("its engine has ended", words);
+        }
+        try testing.expect(bed.lanes.isLost(1));
+        try testing.expect(bed.lanes.receive(1) == null);
+        try testing.expect(bed.lanes.mayRequest());
+        try testing.expect(!bed.lanes.queue(1, .span, &.{"late"}));
+        // A connection that it had begun is nobody's.
+        bed.keeper.arrived(1, .{ .fd = try sys.eventfd(), .keys = undefined });
+        bed.lanes.onTime(now);
+        try testing.expectEqual(@as(u32, 1), bed.told.lost);
+        try testing.expect(bed.near.phase == .down);
+    }
 }
 
 test "after a standstill longer than peer_timeout a lane closed meanwhile is a verdict" {

@@ -1,6 +1,7 @@
 //! The shard of an engine, whichever kind of node it is: the pager of a compute node, or the lender
 //! of a memory node. What the rest of the engine needs of either.
 
+const sys = @import("../base/sys.zig");
 const Lanes = @import("lanes.zig").Lanes;
 const Lender = @import("lender.zig").Lender;
 const pager_file = @import("pager.zig");
@@ -40,13 +41,19 @@ pub const Shard = union(enum) {
         }
     }
 
+    /// Any thread: the process of a peer's engine has ended.
+    pub fn peerEnded(self: Shard, node: u8) void {
+        self.lanes().noteEnded(node);
+        sys.eventfdSignal(self.eventfd());
+    }
+
     pub fn start(self: Shard) pager_file.Error!void {
         return switch (self) {
             inline else => |s| s.start(),
         };
     }
 
-    /// Before start(), or on the shard's thread.
+    /// Before start(), or on the shard's thread; but for noteEnded().
     pub fn lanes(self: Shard) *Lanes {
         return switch (self) {
             .pager => |pager| &pager.shell.lanes,

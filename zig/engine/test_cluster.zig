@@ -21,6 +21,7 @@ const Lanes = @import("lanes.zig").Lanes;
 const Lender = @import("lender.zig").Lender;
 const pager_file = @import("pager.zig");
 const Pager = pager_file.Pager;
+const Shard = @import("shard.zig").Shard;
 
 pub const page_size = 4096;
 pub const nodes_max = 5;
@@ -60,6 +61,7 @@ pub const Options = struct {
     limits: pager_file.Limits = .{},
     /// A lane that is cut waits for another connection, instead of being lost.
     resumable: bool = false,
+    peer_timeout_ns: u64 = 30 * std.time.ns_per_s,
 };
 
 pub const Cluster = struct {
@@ -113,7 +115,7 @@ pub const Cluster = struct {
             .frames_lent = options.nodes * options.frames,
             .ranges = frameRanges(options, number),
             .poll_ns_max = options.poll_ns_max,
-            .peer_timeout_ns = 30 * std.time.ns_per_s,
+            .peer_timeout_ns = options.peer_timeout_ns,
             .service_priority = 0,
         }, .{
             .context = node,
@@ -131,10 +133,24 @@ pub const Cluster = struct {
 
     /// As kill -9: from now on it takes and says nothing. Its peers see their lanes end.
     pub fn killLender(self: *Cluster, which: usize) void {
+        self.silenceLender(which);
+        for (&self.lenders[which].lanes) |*lane| if (lane.*) |*l| l.cut();
+    }
+
+    /// Killed behind a network that is gone: nobody sees it.
+    pub fn silenceLender(self: *Cluster, which: usize) void {
         const node = &self.lenders[which];
         node.lender.join();
         node.dead = true;
-        for (&node.lanes) |*lane| if (lane.*) |*l| l.cut();
+    }
+
+    /// The word of whoever has reaped it, to all others.
+    pub fn tellEnded(self: *Cluster, which: usize) void {
+        const number: u8 = @intCast(self.nodes.len + which);
+        for (self.nodes) |*node| (Shard{ .pager = node.pager }).peerEnded(number);
+        for (self.lenders) |*node| {
+            if (!node.dead) (Shard{ .lender = node.lender }).peerEnded(number);
+        }
     }
 
     fn killed(self: *const Cluster) usize {
@@ -158,7 +174,7 @@ pub const Cluster = struct {
             .replicate = false,
             .hold_ns_max = options.hold_ns_max,
             .poll_ns_max = options.poll_ns_max,
-            .peer_timeout_ns = 30 * std.time.ns_per_s,
+            .peer_timeout_ns = options.peer_timeout_ns,
             .service_priority = 0,
             .limits = options.limits,
         }, .{

@@ -97,15 +97,15 @@ pub fn print(result: *const Result, w: *std.Io.Writer) std.Io.Writer.Error!void 
         c.operations, c.reads,
     });
     try w.print("simulator: {d} interrupts, {d} twins of page tables, {d} pages evicted, " ++
-        "{d} stored, {d} loaded, {d} memory nodes lost, {d} long silences, " ++
-        "{d} partings, {d} freezes, " ++
+        "{d} stored, {d} loaded, {d} memory nodes lost, {d} ends told, " ++
+        "{d} long silences, {d} partings, {d} freezes, " ++
         "{d} times a full lane, {d} lanes resumed, {d} frames sent again, " ++
         "{d} refused, {d} VMs that ended early; " ++
         "injected:", .{
-        c.interrupts, c.replicated,  c.evicted,    c.stored,
-        c.loaded,     c.memory_lost, c.silences,   c.parted,
-        c.freezes,    c.held_back,   c.reconnects, c.resent,
-        c.refused,    c.deaths,
+        c.interrupts, c.replicated,  c.evicted,   c.stored,
+        c.loaded,     c.memory_lost, c.ends_told, c.silences,
+        c.parted,     c.freezes,     c.held_back, c.reconnects,
+        c.resent,     c.refused,     c.deaths,
     });
     for (std.enums.values(Fault)) |fault| {
         try w.print(" {t} {d}", .{ fault, c.injected[@backingInt(fault)] });

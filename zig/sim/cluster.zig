@@ -56,6 +56,8 @@ pub const Counters = struct {
     freed: u64 = 0,
     /// Memory nodes that died.
     memory_lost: u64 = 0,
+    /// Times a home was told so before it could have found out.
+    ends_told: u64 = 0,
     /// Nodes that were silent for seconds; times that one was given up though it lived.
     silences: u64 = 0,
     parted: u64 = 0,
@@ -603,9 +605,17 @@ pub const Cluster = struct {
         self.network.kill(node);
         for (0..self.config.nodes) |n| {
             if (n == node) continue;
-            const at = self.now + 50 * ms + self.chaos.random().uintLessThan(u64, 100 * ms);
-            self.events.add(at, .silence, node, @intCast(n));
+            self.events.add(self.now + self.untilNoticed(node), .silence, node, @intCast(n));
         }
+    }
+
+    /// A death is noticed by silence; that of a memory node may be told, perhaps before its last
+    /// frames are there.
+    fn untilNoticed(self: *Cluster, node: u8) u64 {
+        const random_ns = self.chaos.random().uintLessThan(u64, 100 * ms);
+        if (node < self.config.nodes or random_ns >= 50 * ms) return 50 * ms + random_ns;
+        self.counters.ends_told += 1;
+        return random_ns / 100;
     }
 
     pub fn isDying(self: *const Cluster) bool {

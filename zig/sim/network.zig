@@ -301,7 +301,7 @@ pub const Lanes = struct {
     own: u8,
     /// Peers that this node has given up.
     lost: types.Nodes = 0,
-    /// Peers whose silence has lasted too long.
+    /// Peers whose silence has lasted too long, or whose end was told.
     silent: types.Nodes = 0,
 
     pub fn mayRequest(self: *Lanes) bool {

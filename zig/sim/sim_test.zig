@@ -131,6 +131,7 @@ test "schedules of the code as it is find nothing" {
     const c = &result.counters;
     try testing.expect(c.held_back > 0 and c.replicated > 0);
     try testing.expect(c.evicted > 0 and c.stored > 0 and c.loaded > 0 and c.memory_lost > 0);
+    try testing.expect(c.ends_told > 0);
     try testing.expect(c.emptied > 0 and c.refusals > 0 and c.freed > 0);
     // Some silences part nodes, others are sat out.
     try testing.expect(c.parted > 0 and c.silences > c.parted and c.freezes > 0);
