@@ -5,6 +5,7 @@
 
 import { describe, expect, test } from "bun:test";
 import { readdirSync, renameSync, writeFileSync } from "node:fs";
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { binary, hasKvm, isRoot, run, temporaryFolder } from "./support.ts";
 import { asm, eachPage, say, writeGuest } from "./tiny-guest.ts";
 
@@ -108,9 +109,8 @@ async function boot(
 function openDoor(folder: string): { door: string[]; join: string[] } {
   const key = `${folder}/vm.key`;
   writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
-  const probe = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
-  const address = `127.0.0.1:${Math.min(probe.port, 65_000)}`;
-  probe.stop(true);
+  // The lead's, and those behind it for lanes.
+  const address = `127.0.0.1:${freePorts(4)}`;
   return {
     door: ["--listen", address, "--key-file", key],
     join: [binary, "join", address, "--key-file", key, "--memory-only"],
@@ -289,15 +289,30 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     expect(lead.err).toMatch(/ [1-9]\d* pages evicted/);
   });
 
+  const small = [
+    "--memory",
+    "128M",
+    "--node-memory",
+    "16M",
+    "--memory-nodes",
+    "2",
+    "--copies",
+    "2",
+  ];
+  const inSmallHalves = [
+    ...sweep(FREE, FREE + 24 * MIB, 1),
+    say("1"),
+    waitForKey,
+    ...sweep(FREE, FREE + 24 * MIB, 2),
+    say("2"),
+    powerOff,
+  ];
+
   test("a host that lends memory leaves in order, and the VM goes on at once", async () => {
     using folder = temporaryFolder();
     const { door, join } = openDoor(folder.path);
     const hosts = [0, 1].map(() => Bun.spawn(join, { stdout: "ignore", stderr: "pipe" }));
-    const shape = ["--memory", "128M", "--node-memory", "16M", "--memory-nodes", "2"];
-    const [first, second] = [1, 2].map((value) => sweep(FREE, FREE + 24 * MIB, value).flat());
-    const code = [first ?? [], say("1"), waitForKey, second ?? [], say("2"), powerOff];
-    const flags = [...shape, "--copies", "2", ...door];
-    const ran = await boot(code, flags, (console, engines) => {
+    const ran = await boot(inSmallHalves, [...small, ...door], (console, engines) => {
       if (console !== "1") return;
       hosts[0]?.kill("SIGTERM");
       engines.type("x");
@@ -312,8 +327,7 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     using folder = temporaryFolder();
     const { door, join } = openDoor(folder.path);
     const hosts = [0, 1].map(() => Bun.spawn(join, { stdout: "ignore", stderr: "ignore" }));
-    const flags = [...one, "--memory-nodes", "2", "--copies", "2", ...patient, ...door];
-    const ran = await boot(inTwoHalves, flags, killBetween(2));
+    const ran = await boot(inSmallHalves, [...small, ...patient, ...door], killBetween(2));
     expect([ran.out, ran.code]).toEqual(["12", 0]);
     expect(ran.err).toMatch(/"memory_lost","node":2,"text":"[^"]*on host [^"]*killed by SIGKILL/);
     expect(ran.err.match(/node 2 lost: its engine has ended/g)?.length).toBe(2);
