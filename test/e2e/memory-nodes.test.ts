@@ -3,11 +3,13 @@
 // nothing, may die where each page has two copies, and are emptied by a reset. The guests are a few
 // instructions long, so shadow paging is enough.
 
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { readdirSync, renameSync, writeFileSync } from "node:fs";
 import { freePorts } from "../../src/base/free-ports.fixture.ts";
-import { binary, hasKvm, isRoot, run, temporaryFolder } from "./support.ts";
+import { binary, hasKvm, isRoot, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
 import { asm, eachPage, say, writeGuest } from "./tiny-guest.ts";
+
+afterAll(removeRuntimeFolder);
 
 const LINE_STATUS = 0x3fd;
 const DATA_READY = 1;
