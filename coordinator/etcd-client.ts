@@ -3,7 +3,7 @@
 // have been carried out.
 // Names and bodies: etcd's rpc.proto; bytes are base64 and 64-bit numbers are text in its JSON.
 
-import { SsihvError } from "../src/base/errors.ts";
+import { messageOf, SsihvError } from "../src/base/errors.ts";
 import { readPem } from "../src/tls/credentials.ts";
 
 export interface EtcdOptions {
@@ -103,7 +103,7 @@ export class EtcdClient {
     try {
       return Object.fromEntries(this.files.map(([what, file]) => [what, readPem(file, false)]));
     } catch (cause) {
-      const message = cause instanceof Error ? cause.message : String(cause);
+      const message = messageOf(cause);
       throw new SsihvError("certificate_invalid", message, {
         hint: "--store-cert, --store-key and --store-cacert name files for clients of that etcd",
         cause,

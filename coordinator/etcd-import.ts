@@ -15,12 +15,11 @@ export interface EtcdImportOptions {
   readonly etcd: EtcdOptions;
   /** Of a coordinator that had its state there; stays as it is. */
   readonly stateFolder: string;
+  /** As coordinators have it: an import that is cut bars the next one for so long. */
+  readonly leaseSeconds: number;
   /** Lines for the log. */
   say(text: string): void;
 }
-
-/** As coordinators have it: one that is cut bars the next one for so long. */
-const LEASE_SECONDS = 5;
 
 /** Throws `store_failed`. */
 export async function importIntoEtcd(options: EtcdImportOptions): Promise<Brought> {
@@ -33,15 +32,15 @@ export async function importIntoEtcd(options: EtcdImportOptions): Promise<Brough
 }
 
 async function leading<T>(
-  { etcd, say }: EtcdImportOptions,
+  { etcd, leaseSeconds, say }: EtcdImportOptions,
   act: (store: EtcdStore, used: boolean) => Promise<T>,
 ): Promise<T> {
   const client = new EtcdClient(etcd);
   const led = await Leadership.campaign({
-    ...{ client, prefix: etcd.prefix, leaseSeconds: LEASE_SECONDS, say },
+    ...{ client, prefix: etcd.prefix, leaseSeconds, say },
     member: { api: IMPORTER, id: randomBytes(8).toString("hex") },
   });
-  if (!(led instanceof Leadership)) throw ledBy(led);
+  if (!(led instanceof Leadership)) throw ledBy(led, leaseSeconds);
   let lost: string | undefined;
   void led.lost.then((why) => {
     lost = why;
@@ -61,11 +60,11 @@ async function leading<T>(
   }
 }
 
-function ledBy(member: Member | "barred" | undefined): SsihvError {
+function ledBy(member: Member | "barred" | undefined, leaseSeconds: number): SsihvError {
   const api = typeof member === "object" ? member.api : "somebody";
   const hint =
     api === IMPORTER
-      ? `one that was cut ends within ${LEASE_SECONDS} s: then again`
+      ? `one that was cut ends within ${leaseSeconds} s: then again`
       : "end all coordinators of that etcd first; an import is for one that has no state yet";
   return new SsihvError("store_failed", `${api} leads over this etcd`, { hint });
 }

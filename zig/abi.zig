@@ -325,7 +325,7 @@ pub const EngineStats = extern struct {
     balloon_reported: u64,
     balloon_faults: u64,
     /// Comparisons of this node's guest TSC with node 0's on another host, and what the newest one
-    /// that found no difference can be off by; steps forward, after hosts with faster crystals.
+    /// can be off by; steps forward, after hosts with faster crystals.
     clock_checks: u64,
     clock_error_ns: u64,
     clock_steps: u64,

@@ -7,7 +7,7 @@ import type { CliContext } from "./context.ts";
 import { stateFolder } from "./coordinator.ts";
 import { path } from "./flags.ts";
 import { printable } from "./report.ts";
-import { ETCD_FLAGS, type EtcdFlags, etcdOf } from "./store-flag.ts";
+import { ETCD_FLAGS, type EtcdFlags, etcdOf, LEASE_SECONDS } from "./store-flag.ts";
 
 interface ImportFlags extends EtcdFlags {
   readonly state?: string;
@@ -21,7 +21,7 @@ async function importState(this: CliContext, flags: ImportFlags): Promise<void> 
   const { importIntoEtcd } = await import("../../coordinator/etcd-import.ts");
   const folder = resolve(flags.state ?? stateFolder("coordinator"));
   const { hosts, vms, tokens, written } = await importIntoEtcd({
-    ...{ etcd: etcdOf(flags), stateFolder: folder },
+    ...{ etcd: etcdOf(flags), stateFolder: folder, leaseSeconds: LEASE_SECONDS },
     say: (line) => this.process.stderr.write(`ssihv: ${printable(line)}\n`),
   });
   const records = [count(hosts, "host"), count(vms, "VM")];

@@ -8,7 +8,7 @@ import { randomBytes, timingSafeEqual } from "node:crypto";
 import { BROWSER_HEADERS, dashboardFile } from "../../coordinator/dashboard/files.ts";
 import { otherOrigin } from "../../coordinator/dashboard/same-origin.ts";
 import { bodyOf, statusOf } from "../../coordinator/http-errors.ts";
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import type { ApiClient } from "./api-client.ts";
 
 /** What the page asks for. Not consoles: they show what a guest's user types. */
@@ -64,7 +64,7 @@ export class DashboardProxy {
     try {
       return new DashboardProxy(upstream, port);
     } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause);
+      const why = messageOf(cause);
       throw new SsihvError("address_invalid", `cannot listen on ${ADDRESS}:${port} (${why})`, {
         hint: "leave --port out: any free one is taken",
         cause,

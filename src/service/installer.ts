@@ -174,7 +174,7 @@ function binaryContent({ root }: InstallRequest, host: InstallHost): Content[] {
     });
   }
   if (root === undefined && liesWell(executable)) return [];
-  const path = join(root ?? host.base, liesWell(executable) ? executable : BINARY_PATH);
+  const path = join(root ?? host.base, binaryOf(host));
   return [{ path, bytes: readFileSync(executable), mode: 0o755 }];
 }
 

@@ -1,7 +1,7 @@
 // The HTTP endpoint that a Prometheus scrapes: /metrics, without TLS and for whoever reaches it, so
 // it is opened only where the user says.
 
-import { SsihvError } from "../base/errors.ts";
+import { messageOf, SsihvError } from "../base/errors.ts";
 import { CONTENT_TYPE } from "./exposition.ts";
 
 export class MetricsServer {
@@ -26,7 +26,7 @@ export class MetricsServer {
       });
       return new MetricsServer(server);
     } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause);
+      const why = messageOf(cause);
       throw new SsihvError("flag_invalid", `--metrics ${host}:${port} cannot be used: ${why}`, {
         hint: "name an address of this host and a port that is free",
         cause,

@@ -7,8 +7,8 @@ import { afterAll, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { until } from "./cluster-processes.ts";
-import { key, Listener, powerOff, REMOTE, start } from "./running-vm.ts";
-import { binary, hasKvm, isRoot, removeRuntimeFolder, temporaryFolder } from "./support.ts";
+import { key, Listener, openDoor, powerOff, REMOTE, start } from "./running-vm.ts";
+import { hasKvm, isRoot, removeRuntimeFolder, temporaryFolder } from "./support.ts";
 import { increment, say, writeGuest } from "./tiny-guest.ts";
 
 afterAll(removeRuntimeFolder);
@@ -37,15 +37,12 @@ async function figuresOf(
 ): Promise<Record<string, number>[]> {
   using folder = temporaryFolder();
   const kernel = `${folder.path}/bzImage`;
-  const keyFile = `${folder.path}/vm.key`;
   writeGuest(kernel, increment(REMOTE), say("hello"), key, powerOff);
-  writeFileSync(keyFile, "5a".repeat(32), { mode: 0o600 });
-  const address = `127.0.0.1:${freePorts(4)}`;
+  const { door, join } = openDoor(folder.path);
   const [first, second] = [`127.0.0.1:${freePorts()}`, `127.0.0.1:${freePorts()}`];
-  const shape = ["--memory", "256M", "--nodes", "2", "--listen", address, "--key-file", keyFile];
+  const shape = ["--memory", "256M", "--nodes", "2", ...door];
   await using lead = start(kernel, ...shape, "--metrics", first);
-  const join = [binary, "join", address, "--key-file", keyFile, "--metrics", second];
-  const child = Bun.spawn([...wrap(folder.path, join)], {
+  const child = Bun.spawn([...wrap(folder.path, [...join, "--metrics", second])], {
     ...{ stdin: "ignore", stdout: "ignore", stderr: "pipe" },
     env: process.env,
   });

@@ -89,7 +89,10 @@ test("a state is brought there whole, while nobody leads; half of it bars leader
   from.close();
   const prefix = `/test-${count++}`;
   const bring = (endpoint = etcd.endpoint) =>
-    importIntoEtcd({ etcd: { endpoints: [endpoint], prefix }, stateFolder, say: silent });
+    importIntoEtcd({
+      ...{ etcd: { endpoints: [endpoint], prefix }, leaseSeconds: 5 },
+      ...{ stateFolder, say: silent },
+    });
 
   const first = await leader(prefix, "one");
   await expect(bring()).rejects.toThrow("one:7780 leads over this etcd");

@@ -3,8 +3,9 @@
 // instructions long, so shadow paging is enough; a Linux boot is the lab's to show.
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { freePorts } from "../../src/base/free-ports.fixture.ts";
+import { openDoor } from "./running-vm.ts";
 import {
   binary,
   type Finished,
@@ -30,14 +31,13 @@ async function boot(
 ): Promise<Both> {
   using folder = temporaryFolder();
   const kernel = `${folder.path}/bzImage`;
-  const key = `${folder.path}/vm.key`;
+  const { door, join } = openDoor(folder.path, address);
   writeGuest(kernel, ...code);
-  writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
   const shape = ["--kernel", kernel, "--memory", "256M", "--nodes", "2", "--name", "tiny"];
   shape.push("--report");
   const [lead, host] = await Promise.all([
-    run([binary, "run", ...shape, "--listen", address, "--key-file", key]),
-    run([binary, "join", address, "--key-file", key]),
+    run([binary, "run", ...shape, ...door]),
+    run(join),
     meanwhile(address),
   ]);
   return { lead, host };
@@ -163,10 +163,8 @@ describe.skipIf(!hasKvm())("two commands, one VM (needs /dev/kvm)", () => {
 
   test("no lead: said with what to type there", async () => {
     using folder = temporaryFolder();
-    const key = `${folder.path}/vm.key`;
-    writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
-    const nobody = ["join", "127.0.0.1:1", "--key-file", key, "--wait", "1ms"];
-    const { code, err } = await run([binary, ...nobody]);
+    const { join } = openDoor(folder.path, "127.0.0.1:1");
+    const { code, err } = await run([...join, "--wait", "1ms"]);
     expect(code).toBe(10);
     expect(err).toContain("no VM to join at 127.0.0.1:1 within 1 s: nobody listens there");
     expect(err).toContain("ssihv run --listen");

@@ -4,8 +4,8 @@
 // instructions long, so shadow paging is enough.
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { readdirSync, renameSync, writeFileSync } from "node:fs";
-import { freePorts } from "../../src/base/free-ports.fixture.ts";
+import { readdirSync, renameSync } from "node:fs";
+import { openDoor } from "./running-vm.ts";
 import { binary, hasKvm, isRoot, removeRuntimeFolder, run, temporaryFolder } from "./support.ts";
 import { asm, eachPage, say, writeGuest } from "./tiny-guest.ts";
 
@@ -108,15 +108,9 @@ async function boot(
 }
 
 /** Flags of a lead that lets hosts in, and what a host that lends memory types. */
-function openDoor(folder: string): { door: string[]; join: string[] } {
-  const key = `${folder}/vm.key`;
-  writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
-  // The lead's, and those behind it for lanes.
-  const address = `127.0.0.1:${freePorts(4)}`;
-  return {
-    door: ["--listen", address, "--key-file", key],
-    join: [binary, "join", address, "--key-file", key, "--memory-only"],
-  };
+function openLendersDoor(folder: string): { door: string[]; join: string[] } {
+  const { door, join } = openDoor(folder);
+  return { door, join: [...join, "--memory-only"] };
 }
 
 /** Pages under way come on top of every budget: threads of a shard, and slots of its peers. */
@@ -276,7 +270,7 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
     using folder = temporaryFolder();
     const kernel = `${folder.path}/bzImage`;
     writeGuest(kernel, ...sweep(FREE, END, 1), say("whole"), powerOff);
-    const { door, join } = openDoor(folder.path);
+    const { door, join } = openLendersDoor(folder.path);
     // As on a host without the device, where this user may hide it.
     const hide = 'mount --bind /dev/null /dev/kvm && exec "$@"';
     const hidden = isRoot ? ["unshare", "-m", "sh", "-c", hide, "sh"] : [];
@@ -312,7 +306,7 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
 
   test("a host that lends memory leaves in order, and the VM goes on at once", async () => {
     using folder = temporaryFolder();
-    const { door, join } = openDoor(folder.path);
+    const { door, join } = openLendersDoor(folder.path);
     const hosts = [0, 1].map(() => Bun.spawn(join, { stdout: "ignore", stderr: "pipe" }));
     const ran = await boot(inSmallHalves, [...small, ...door], (console, engines) => {
       if (console !== "1") return;
@@ -327,7 +321,7 @@ describe.skipIf(!hasKvm())("less memory than the guest has (needs /dev/kvm)", ()
 
   test("an engine killed on a host that joined: its word there is enough", async () => {
     using folder = temporaryFolder();
-    const { door, join } = openDoor(folder.path);
+    const { door, join } = openLendersDoor(folder.path);
     const hosts = [0, 1].map(() => Bun.spawn(join, { stdout: "ignore", stderr: "ignore" }));
     const ran = await boot(inSmallHalves, [...small, ...patient, ...door], killBetween(2));
     // What it says is what one wants to know where it failed.

@@ -1,6 +1,8 @@
 // A VM that goes on while a test looks at it: `ssihv run` with a guest of a few instructions, its
 // console and its words.
 
+import { writeFileSync } from "node:fs";
+import { freePorts } from "../../src/base/free-ports.fixture.ts";
 import { binary } from "./support.ts";
 import { asm } from "./tiny-guest.ts";
 
@@ -45,6 +47,16 @@ export class Listener {
       this.text += new TextDecoder().decode(value);
     }
   }
+}
+
+/** Where another command joins the VM of one: the flags of both, with a key in `folder`. */
+export function openDoor(folder: string, address = `127.0.0.1:${freePorts(4)}`) {
+  const key = `${folder}/vm.key`;
+  writeFileSync(key, "5a".repeat(32), { mode: 0o600 });
+  return {
+    door: ["--listen", address, "--key-file", key],
+    join: [binary, "join", address, "--key-file", key],
+  };
 }
 
 /** `ssihv run`, ended at the end of the block; what is typed lets its guest go on. */

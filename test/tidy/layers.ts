@@ -56,6 +56,7 @@ export const zigLayers: readonly Layer[] = [
   { at: "zig/simulate.zig", mayImport: ["std", "zig/base", "zig/sim"] },
   { at: "zig/tests_lanes.zig", mayImport: ["zig/transport"] },
   { at: "zig/test_runner.zig", mayImport: ["std", "builtin"] },
+  { at: "zig/tsc_rate.zig", mayImport: ["std", "zig/base", "zig/engine"] },
   { at: "zig/bench_lane.zig", mayImport: ["std", "zig/base", "zig/transport"] },
   { at: "zig/bench_fault.zig", mayImport: ["std", "zig/base", "zig/transport", "zig/engine"] },
 ];

@@ -36,6 +36,12 @@ pub fn monotonicNs() u64 {
     return @as(u64, @intCast(ts.sec)) * std.time.ns_per_s + @as(u64, @intCast(ts.nsec));
 }
 
+/// Less than a second; a signal may end it.
+pub fn pause(ns: u64) void {
+    const ts: linux.timespec = .{ .sec = 0, .nsec = @intCast(ns) };
+    _ = linux.nanosleep(&ts, null);
+}
+
 pub fn realtimeSeconds() i64 {
     var ts: linux.timespec = undefined;
     _ = linux.clock_gettime(.REALTIME, &ts);

@@ -55,8 +55,7 @@ pub const Console = struct {
         _ = linux.poll(&fds, 2, timeout);
         if (fds[0].revents != 0) {
             sys.eventfdDrain(self.eventfd);
-            const delay: linux.timespec = .{ .sec = 0, .nsec = batch_delay_ns };
-            _ = linux.nanosleep(&delay, null);
+            sys.pause(batch_delay_ns);
         }
         if (fds[1].revents != 0 and room) self.fill();
     }

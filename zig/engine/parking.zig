@@ -7,7 +7,6 @@
 //! mode in its inbox: a kick that came before would have been taken for something else.
 
 const std = @import("std");
-const linux = std.os.linux;
 const sys = @import("../base/sys.zig");
 
 const Command = struct {
@@ -135,8 +134,7 @@ const Passer = struct {
 };
 
 fn rest() void {
-    const pause: linux.timespec = .{ .sec = 0, .nsec = 100 * std.time.ns_per_us };
-    _ = linux.nanosleep(&pause, null);
+    sys.pause(100 * std.time.ns_per_us);
 }
 
 fn waitFor(value: *const std.atomic.Value(u32), expected: u32) void {

@@ -5,7 +5,6 @@
 //! pass by whatever waits for page-table entries.
 
 const std = @import("std");
-const linux = std.os.linux;
 const abi = @import("../abi.zig");
 const sys = @import("../base/sys.zig");
 const steer = @import("steer.zig");
@@ -17,6 +16,8 @@ const period_ns = 500 * std.time.ns_per_ms;
 /// Longest wait for vCPUs to leave the guest before a step: one in a fault that the shard does not
 /// know of yet executes nothing either.
 const leave_ns_max = 2 * std.time.ns_per_ms;
+/// Between two looks whether they have.
+const look_ns = 20 * std.time.ns_per_us;
 /// A step is never longer, and one that long is told: no crystal is so wrong. A host's TSC that
 /// leaps is followed in such steps.
 const step_max_ms = 100;
@@ -81,7 +82,7 @@ pub const Production = struct {
         self.engine.parking.hold(.step);
         self.engine.kickAll();
         const began = sys.monotonicNs();
-        while (!freezer.isOut() and sys.monotonicNs() - began < leave_ns_max) rest();
+        while (!freezer.isOut() and sys.monotonicNs() - began < leave_ns_max) sys.pause(look_ns);
         self.engine.clock.advance(ticks);
         self.engine.parking.release(.step);
     }
@@ -94,11 +95,6 @@ pub const Production = struct {
         self.engine.events.notice(words);
     }
 };
-
-fn rest() void {
-    const pause: linux.timespec = .{ .sec = 0, .nsec = 20 * std.time.ns_per_us };
-    _ = linux.nanosleep(&pause, null);
-}
 
 pub const Steering = SteeringOf(Production);
 

@@ -61,8 +61,7 @@ pub const Cuts = struct {
     }
 
     fn pause(self: *Cuts, limit_ns: u64) void {
-        const ns: linux.timespec = .{ .sec = 0, .nsec = @intCast(self.dice.below(limit_ns)) };
-        _ = linux.nanosleep(&ns, null);
+        sys.pause(self.dice.below(limit_ns));
     }
 
     fn cutOne(self: *Cuts) !void {

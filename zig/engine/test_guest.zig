@@ -332,8 +332,7 @@ pub const Guests = struct {
         var seen: u64 = 0;
         var idle_ms: u64 = 0;
         while (self.ended.load(.acquire) < count) {
-            const pause: linux.timespec = .{ .sec = 0, .nsec = std.time.ns_per_ms };
-            _ = linux.nanosleep(&pause, null);
+            sys.pause(std.time.ns_per_ms);
             const now = self.activity();
             idle_ms = if (now == seen) idle_ms + 1 else 0;
             seen = now;

@@ -77,8 +77,7 @@ pub fn holdUp(listener: i32) void {
         var notice = std.mem.zeroes(Notice);
         // None: the thread that waited was ended.
         _ = sys.ioctl(listener, NOTIF_RECV, @intFromPtr(&notice)) catch continue;
-        const pause: linux.timespec = .{ .sec = 0, .nsec = delay_ns };
-        _ = linux.nanosleep(&pause, null);
+        sys.pause(delay_ns);
         const response: Response = .{ .id = notice.id, .flags = USER_NOTIF_FLAG_CONTINUE };
         _ = sys.ioctl(listener, NOTIF_SEND, @intFromPtr(&response)) catch continue;
     }

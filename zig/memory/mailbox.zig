@@ -6,7 +6,6 @@
 //! post itself never waits in practice, since it may come with a device's lock held.
 
 const std = @import("std");
-const linux = std.os.linux;
 const sys = @import("../base/sys.zig");
 
 pub const payload_max = 64;
@@ -39,8 +38,7 @@ pub const Mailbox = struct {
     }
 
     fn rest() void {
-        const pause: linux.timespec = .{ .sec = 0, .nsec = 50 * std.time.ns_per_us };
-        _ = linux.nanosleep(&pause, null);
+        sys.pause(50 * std.time.ns_per_us);
     }
 
     /// A vCPU's thread, without any device's lock: lets a crowded box drain a little.

@@ -390,7 +390,7 @@ pub const Linkup = struct {
 
     /// A call failed that concerns no peer: memory or descriptors are short. A keeper waits.
     fn failHere(self: *Linkup, call: []const u8) void {
-        if (self.keeper != null) return tcp.pause(tcp.retry_ns);
+        if (self.keeper != null) return sys.pause(tcp.retry_ns);
         self.outcome.fail(node_none, "{s} failed, errno {d}", .{ call, sys.last_errno });
     }
 

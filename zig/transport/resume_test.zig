@@ -341,7 +341,7 @@ test "two nodes whose connection is cut a thousand times, handshakes too, lose n
     for (&threads, &nodes) |*t, *node| t.* = try std.Thread.spawn(.{}, Node.run, .{node});
     const deadline = soon(60_000);
     for (&nodes) |*node| while (!node.is_done.load(.acquire) and sys.monotonicNs() < deadline) {
-        tcp.pause(5 * std.time.ns_per_ms);
+        sys.pause(5 * std.time.ns_per_ms);
     };
     all_done.store(true, .release);
     for (threads) |t| t.join();

@@ -278,7 +278,7 @@ pub fn connect(address: Address, deadline_ns: u64) WaitError!i32 {
         };
         sys.last_errno = @backingInt(reason);
         if (sys.monotonicNs() + retry_ns >= deadline_ns) return error.TimedOut;
-        pause(retry_ns);
+        sys.pause(retry_ns);
     }
 }
 
@@ -333,11 +333,6 @@ pub fn pollUntil(fds: []linux.pollfd, deadline_ns: u64) sys.Error!bool {
     const r = linux.poll(fds.ptr, fds.len, @intCast(ms));
     if (linux.errno(r) == .INTR) return false;
     return try sys.check(r) > 0;
-}
-
-pub fn pause(ns: u64) void {
-    const ts: linux.timespec = .{ .sec = 0, .nsec = @intCast(ns) };
-    _ = linux.nanosleep(&ts, null);
 }
 
 const testing = std.testing;
@@ -463,7 +458,7 @@ test "a peer that starts later is found" {
     sys.close(probe.fd);
     const Late = struct {
         fn run(at: Address, out: *sys.Error!Listener) void {
-            pause(120 * std.time.ns_per_ms);
+            sys.pause(120 * std.time.ns_per_ms);
             out.* = listen(at);
         }
     };

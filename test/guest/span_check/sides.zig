@@ -52,7 +52,7 @@ pub fn allowPorts(first: u16, count: u16) void {
         fatal("ioperm for port 0x{x}: {t}", .{ first, linux.errno(allowed) });
 }
 
-fn pin(cpu: usize) void {
+pub fn pin(cpu: usize) void {
     if (!moveTo(cpu)) fatal("cannot run on CPU {d}", .{cpu});
 }
 

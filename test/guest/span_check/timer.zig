@@ -1,7 +1,6 @@
 //! The ACPI PM timer, which each node answers from its own clock: read on one side and then on the
 //! other, again and again, it must not go back. Needs a guest, hence it is no part of `all`.
 
-const std = @import("std");
 const sides = @import("sides.zig");
 
 /// As the FADT of SSI-HV has it.
@@ -13,7 +12,7 @@ pub fn timer() void {
     var back: u64 = 0;
     for (0..sides.options.rounds) |round| {
         for (0..sides.cpus) |side| {
-            if (!sides.moveTo(side)) sides.fatal("cannot run on CPU {d}", .{side});
+            sides.pin(side);
             const planted = sides.options.plant and round == 0 and side == 1;
             const time = if (planted) last -% 1 else read();
             // Of 32 bits, which come round after 20 minutes.
